@@ -1,0 +1,7 @@
+"""EfficientNet made efficient in practice: group convolutions, proxy-normalised activations, half-resolution training.
+
+Importing the package imports no TensorFlow, so that `g16net.models.costs` and `g16net.report` work anywhere and a
+program can choose its Keras generation first (`TF_USE_LEGACY_KERAS=1` selects tf-keras).
+"""
+
+__version__ = "0.1.0"
