@@ -1,0 +1,175 @@
+"""The EfficientNet family as tables: blocks, variants and the rules that scale one by the other. Pure Python.
+
+The builder, the cost tables and the checks of configurations read the same rows from here, so that none of them can
+describe another network than the one that is built. Baseline and scaling: arXiv 1905.11946, section 4; group size and
+expansion: arXiv 2106.03640, section 3.
+"""
+
+import difflib
+import math
+from typing import NamedTuple, Optional
+
+from g16net.groups import num_groups
+
+STEM_CHANNELS = 32
+TOP_CHANNELS = 1280
+SE_RATIO = 0.25
+
+
+class Stage(NamedTuple):
+    """A row of the baseline: `repeats` blocks, the first of which has the stride and takes `in_channels`."""
+
+    kernel: int
+    repeats: int
+    in_channels: int
+    out_channels: int
+    stride: int
+
+
+BLOCKS = (
+    Stage(3, 1, 32, 16, 1),
+    Stage(3, 2, 16, 24, 2),
+    Stage(5, 2, 24, 40, 2),
+    Stage(3, 3, 40, 80, 2),
+    Stage(5, 3, 80, 112, 1),
+    Stage(5, 4, 112, 192, 2),
+    Stage(3, 1, 192, 320, 1),
+)
+
+
+class Variant(NamedTuple):
+    """How a network is scaled from the baseline, and the image sizes (pixels) that it is trained at.
+
+    `native` is the size of the EfficientNet paper, `half` the one with about half the multiply-adds (None where the
+    authors published none).
+    """
+
+    width: float
+    depth: float
+    dropout: float
+    native: int
+    half: Optional[int] = None
+    stem_stride: int = 2
+    stage2_stride: int = 2
+
+    @property
+    def stride(self):
+        """Pixels of the image for one pixel of the last feature map: the period in which 'SAME' padding repeats."""
+        return self.stem_stride * self.stage2_stride * math.prod(stage.stride for stage in BLOCKS[2:])
+
+
+VARIANTS = {
+    "B0": Variant(1.0, 1.0, 0.2, 224, 160),
+    "B1": Variant(1.0, 1.1, 0.2, 240, 176),
+    # Half of B2 is 192 in the paper and 196 in the published configuration file. Only 196 leaves the remainder of 260
+    # modulo 32, which fine-tuning at the native size asks for; from 192 it is 256 or 288.
+    "B2": Variant(1.1, 1.2, 0.3, 260, 192),
+    "B3": Variant(1.2, 1.4, 0.3, 300, 204),
+    "B4": Variant(1.4, 1.8, 0.4, 380, 252),
+    "B5": Variant(1.6, 2.2, 0.4, 456, 328),
+    "B6": Variant(1.8, 2.6, 0.5, 528),
+    "B7": Variant(2.0, 3.1, 0.5, 600),
+    "CIFAR": Variant(0.5, 1.0, 0.0, 32, stem_stride=1, stage2_stride=1),
+    # For tests: all seven stages, eight blocks, a last feature map of 2 x 2. 27 thousand parameters at group size 1 and
+    # expansion 6, 97 thousand at group size 16 and expansion 4.
+    "TINY": Variant(0.0625, 0.3, 0.0, 32, stage2_stride=1),
+}
+
+# bn: batch, gn: group, ln: layer norm (over height, width and channels); _pn: with proxy-normalised activations.
+NORMS = ("bn", "gn", "ln", "ln_pn", "gn_pn")
+
+
+class Block(NamedTuple):
+    """One MBConv block. `groups` are those of its spatial convolution, which has `expanded_channels` channels."""
+
+    name: str
+    kernel: int
+    stride: int
+    in_channels: int
+    expanded_channels: int
+    out_channels: int
+    expand_ratio: int
+    groups: int
+    se_width: int
+    skip: bool
+    survival: float
+
+
+def choose(what, value, choices):
+    """`value` if it is one of `choices`; otherwise a ValueError that names them and the nearest one."""
+    if value in choices:
+        return value
+    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    shown = ", ".join(str(choice) for choice in list(choices)[:12]) + (", ..." if len(choices) > 12 else "")
+    raise ValueError(f"Unknown {what} {value!r}.{hint} Known: {shown}")
+
+
+def get_variant(variant):
+    """The `Variant` of a name such as "B0", in either case; a `Variant` of one's own is returned as it is."""
+    if isinstance(variant, Variant):
+        return variant
+    return VARIANTS[choose("variant", str(variant).upper(), VARIANTS)]
+
+
+def round_width(channels, width, divisor=8):
+    """`channels * width` to the nearest multiple of `divisor`, at least one, never down by more than 10 %."""
+    scaled = channels * width
+    rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * scaled else rounded + divisor
+
+
+def round_depth(repeats, depth):
+    """`repeats * depth`, rounded up."""
+    return math.ceil(repeats * depth)
+
+
+def stem_channels(variant):
+    return round_width(STEM_CHANNELS, get_variant(variant).width)
+
+
+def top_channels(variant):
+    return round_width(TOP_CHANNELS, get_variant(variant).width)
+
+
+def blocks(variant="B0", group_size=16, expand_ratio=4, survival_prob=0.8):
+    """The blocks of a network, in order, as a list of `Block`.
+
+    Args:
+        variant: name of a row of `VARIANTS`, or a `Variant`.
+        group_size: channels in a group of the spatial convolutions; 1 is depthwise.
+        expand_ratio: expanded channels of a block per input channel, outside stage 1, which does not expand.
+        survival_prob: keep probability that a block after the last would have; it falls linearly from 1.
+    """
+    variant = get_variant(variant)
+    if not (isinstance(expand_ratio, int) and expand_ratio >= 1):
+        raise ValueError(f"expand_ratio must be a positive integer, such as 4 (G16) or 6 (G1); got {expand_ratio!r}")
+    if not 0 < survival_prob <= 1:
+        raise ValueError(f"survival_prob must be in (0, 1], 1 for no stochastic depth; got {survival_prob!r}")
+    repeats = [round_depth(stage.repeats, variant.depth) for stage in BLOCKS]
+    total = sum(repeats)
+    rows = []
+    for number, (stage, count) in enumerate(zip(BLOCKS, repeats), start=1):
+        out_channels = round_width(stage.out_channels, variant.width)
+        ratio = 1 if number == 1 else expand_ratio
+        for index in range(count):
+            first = index == 0
+            in_channels = round_width(stage.in_channels, variant.width) if first else out_channels
+            stride = (variant.stage2_stride if number == 2 else stage.stride) if first else 1
+            expanded = in_channels * ratio
+            rows.append(
+                Block(
+                    name=f"{number}{chr(ord('a') + index)}",
+                    kernel=stage.kernel,
+                    stride=stride,
+                    in_channels=in_channels,
+                    expanded_channels=expanded,
+                    out_channels=out_channels,
+                    expand_ratio=ratio,
+                    groups=num_groups(expanded, group_size),
+                    se_width=max(1, int(in_channels * SE_RATIO)),
+                    skip=stride == 1 and in_channels == out_channels,
+                    survival=1 - (1 - survival_prob) * len(rows) / total,
+                )
+            )
+    return rows
