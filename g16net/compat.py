@@ -4,10 +4,18 @@ g16net runs on Keras 2.6 (the IPU SDK), on tf-keras and on Keras 3 with TensorFl
 API common to all three and take the few things that differ from here.
 """
 
+import random
+
+import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-KERAS_VERSION = getattr(keras, "__version__", None) or tf.keras.__version__
+if hasattr(keras, "__version__"):
+    KERAS_VERSION = keras.__version__
+else:  # tf-keras does not pass its version on to `tf.keras`
+    import tf_keras
+
+    KERAS_VERSION = tf_keras.__version__
 KERAS3 = int(KERAS_VERSION.split(".")[0]) >= 3
 TF_VERSION = tuple(int(part) for part in tf.__version__.split(".")[:2])
 
@@ -27,6 +35,50 @@ def add_weight(layer, name, shape, initializer, trainable=True, autocast=True):
     return layer.add_weight(
         name=name, shape=shape, initializer=initializer, trainable=trainable, dtype="float32", **kwargs
     )
+
+
+def add_moving_average(layer, name, shape, initializer):
+    """A float32 variable that is no parameter and that replicas average, for moving statistics."""
+    if KERAS3:
+        return layer.add_weight(
+            name=name,
+            shape=shape,
+            initializer=initializer,
+            trainable=False,
+            dtype="float32",
+            autocast=False,
+            aggregation="mean",
+        )
+    return layer.add_weight(
+        name=name,
+        shape=shape,
+        initializer=initializer,
+        trainable=False,
+        dtype="float32",
+        experimental_autocast=False,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.MEAN,
+    )
+
+
+def output_spec(shape, dtype):
+    """What Keras 3's `compute_output_spec` returns; the older generations never ask for it."""
+    return keras.KerasTensor(shape, dtype=dtype)
+
+
+def compiled_device():
+    """True where the strategy in scope runs on a device whose XLA compiler takes every operation (IPU, TPU)."""
+    kind = type(tf.distribute.get_strategy()).__name__
+    if kind.startswith(("IPU", "PopDist")):
+        return bool(tf.config.list_logical_devices("IPU"))
+    return kind.startswith("TPU")
+
+
+def in_training(training, trained, inferred):
+    """`trained()` where a layer is called with `training` true, `inferred()` otherwise; a tensor makes both."""
+    if tf.is_tensor(training):
+        return tf.cond(tf.cast(training, tf.bool), trained, inferred)
+    return trained() if training else inferred()
 
 
 def compute_dtype(layer):
@@ -62,3 +114,90 @@ class Random:
         if self.state is not None:
             return self.state.uniform(shape, dtype=tf.float32)
         return tf.random.uniform(shape, dtype=tf.float32, seed=self.seed)
+
+
+def set_seed(seed):
+    """Seeds Python, NumPy and TensorFlow."""
+    if hasattr(keras.utils, "set_random_seed"):
+        keras.utils.set_random_seed(seed)
+    else:
+        random.seed(seed)
+        np.random.seed(seed)
+        tf.random.set_seed(seed)
+
+
+def set_policy(name):
+    """Sets the dtype policy of layers made from now on."""
+    keras.mixed_precision.set_global_policy(name)
+
+
+# Keras 2.6 has this class as `keras.optimizers.Optimizer`; tf-keras moved it to `legacy`; Keras 3 has another one.
+_Optimizer = keras.optimizers.Optimizer if KERAS3 else getattr(keras.optimizers, "legacy", keras.optimizers).Optimizer
+
+
+class Optimizer(_Optimizer):
+    """Base optimiser with one interface on every generation.
+
+    A subclass names its per-variable state in `slots` (name to initialiser) and implements
+    `update(variable, gradient, learning_rate, **slots)` on `tf.Variable`s and a dense gradient of the variable's
+    dtype. `minimize`, `apply_gradients` and their reduction over replicas stay the framework's own, as the IPU and
+    the distribution strategies demand. Sparse gradients become dense ones.
+    """
+
+    slots = {}
+
+    def __init__(self, learning_rate, name, **kwargs):
+        if KERAS3:
+            super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        else:
+            super().__init__(name=name, **kwargs)
+            self._set_hyper("learning_rate", learning_rate)
+            self._set_hyper("decay", self._initial_decay)  # the base class reads it; 0 as no one can set it
+
+    def check_variables(self, variables):
+        """Raises for variables that the optimiser cannot train; for subclasses."""
+
+    def update(self, variable, gradient, learning_rate, **slots):
+        raise NotImplementedError
+
+    def get_config(self):
+        config = super().get_config()
+        if not KERAS3:
+            config["learning_rate"] = self._serialize_hyperparameter("learning_rate")
+        return config
+
+    # Keras 3
+
+    def build(self, variables):
+        if self.built:
+            return
+        self.check_variables(variables)
+        super().build(variables)
+        for name, initializer in self.slots.items():
+            slot = [self.add_variable_from_reference(v, name=name, initializer=initializer) for v in variables]
+            setattr(self, "_slot_" + name, slot)
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        slots = {name: getattr(self, "_slot_" + name)[index].value for name in self.slots}
+        variable = variable.value if isinstance(variable, keras.Variable) else variable
+        gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
+        self.update(variable, gradient, tf.cast(learning_rate, variable.dtype), **slots)
+
+    # Keras 2.6 and tf-keras
+
+    def _create_slots(self, var_list):
+        self.check_variables(var_list)
+        for name, initializer in self.slots.items():
+            for variable in var_list:
+                self.add_slot(variable, name, initializer)
+
+    def _resource_apply_dense(self, grad, var, apply_state=None):
+        key = (var.device, var.dtype.base_dtype)
+        coefficients = (apply_state or {}).get(key) or self._fallback_apply_state(*key)
+        slots = {name: self.get_slot(var, name) for name in self.slots}
+        return self.update(var, grad, coefficients["lr_t"], **slots)
+
+    def _resource_apply_sparse(self, grad, var, indices, apply_state=None):
+        dense = tf.convert_to_tensor(tf.IndexedSlices(grad, indices, tf.shape(var)))
+        return self._resource_apply_dense(dense, var, apply_state)

@@ -1,0 +1,30 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+export CUDA_VISIBLE_DEVICES ?= -1
+
+.PHONY: demo test quick lint clean
+
+demo: $(VENV)/.installed  ## trains, evaluates and exports on the embedded digits
+	$(BIN)/python launch.py --experiment=g16_ln_pn --workdir=runs/demo
+
+test: $(VENV)/.installed  ## the whole suite with tf-keras, then what users' scripts meet with Keras 3
+	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -q tests
+	TF_USE_LEGACY_KERAS=0 $(BIN)/python -m pytest -q tests -m "not slow"
+
+quick: $(VENV)/.installed
+	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -q tests -m "not slow"
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/.installed: setup.cfg
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

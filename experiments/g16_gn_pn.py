@@ -1,0 +1,17 @@
+"""G16-EfficientNet with group norm and proxy-normalised activations.
+
+Expect: no published figure for these sizes.
+Run: launch.py --experiment=g16_gn_pn:variant=B0,resolution=native
+     (variant B0 to B7; resolution native or half; `demo` for the embedded digits)
+"""
+
+from g16net import recipe
+
+
+def get_config(arg=""):
+    config = recipe.get_config(arg)
+    config.model.group_size = 16
+    config.model.expand_ratio = 4
+    config.model.norm = "gn_pn"
+    config.model.strided_groups = True  # as the published networks: channel c in group c modulo 4
+    return config

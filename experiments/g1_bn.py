@@ -1,0 +1,16 @@
+"""G1-EfficientNet with batch norm: the original EfficientNet under this recipe.
+
+Expect: no published figure under this recipe.
+Run: launch.py --experiment=g1_bn:variant=B0,resolution=native
+     (variant B0 to B7; resolution native or half; `demo` for the embedded digits)
+"""
+
+from g16net import recipe
+
+
+def get_config(arg=""):
+    config = recipe.get_config(arg)
+    config.model.group_size = 1
+    config.model.expand_ratio = 6
+    config.model.norm = "bn"
+    return config

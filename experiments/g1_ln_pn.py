@@ -1,0 +1,16 @@
+"""G1-EfficientNet with layer norm and proxy-normalised activations: the norm alone, without group convolution.
+
+Expect: no published figure for these sizes.
+Run: launch.py --experiment=g1_ln_pn:variant=B0,resolution=native
+     (variant B0 to B7; resolution native or half; `demo` for the embedded digits)
+"""
+
+from g16net import recipe
+
+
+def get_config(arg=""):
+    config = recipe.get_config(arg)
+    config.model.group_size = 1
+    config.model.expand_ratio = 6
+    config.model.norm = "ln_pn"
+    return config

@@ -1,0 +1,312 @@
+"""Every field of a run: its default, type, check and meaning. Imports nothing of ours and no TensorFlow.
+
+A run is a locked `ml_collections.ConfigDict` made in four steps: `default()`, the experiment file's changes, the
+command line's `--config.key=value` (`override`), and `check_fields`. A mistake in any of them is a `ConfigError` that
+names the key, the value and a valid one, before a dataset or a device is opened.
+"""
+
+import difflib
+import json
+from typing import Any, Callable, NamedTuple, Optional, Tuple
+
+import ml_collections
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: the message names the thing, its value and the remedy."""
+
+
+class ConfigError(UserError):
+    """A wrong key, type, value or combination in a run's configuration."""
+
+
+class Field(NamedTuple):
+    """One declared field. `check` returns whether a value is allowed; `rule` says the same in words."""
+
+    default: Any
+    type: type
+    comment: str
+    rule: str = ""
+    check: Optional[Callable[[Any], bool]] = None
+    optional: bool = False  # None is allowed and means what the comment says
+
+
+def _one_of(default, choices, comment):
+    return Field(default, str, comment, "one of " + ", ".join(choices), lambda v: v in choices)
+
+
+def _at_least(default, low, comment, kind=int, optional=False):
+    return Field(default, kind, comment, f"at least {low}", lambda v: v >= low, optional)
+
+
+def _above_zero(default, comment, kind=float, optional=False):
+    return Field(default, kind, comment, "above 0", lambda v: v > 0, optional)
+
+
+def _fraction(default, comment, closed=True):
+    rule = "between 0 and 1" if closed else "at least 0 and below 1"
+    return Field(default, float, comment, rule, lambda v: 0 <= v <= 1 and (closed or v < 1))
+
+
+def _sizes(default, comment, low=8):
+    return Field(default, tuple, comment, f"whole pixels, each at least {low}", lambda v: all(s >= low for s in v))
+
+
+VARIANT_NAMES = ("B0", "B1", "B2", "B3", "B4", "B5", "B6", "B7", "CIFAR", "TINY")
+NORMS = ("bn", "gn", "ln", "ln_pn", "gn_pn")
+
+FIELDS = {
+    # run
+    "run.epochs": _at_least(350, 1, "passes over the training split"),
+    "run.global_batch": _at_least(768, 1, "images in one weight update, over all replicas and accumulation steps"),
+    "run.seed": _at_least(42, 0, "of the initial weights, the order of the data and every random draw"),
+    # data
+    "data.name": Field(
+        "auto", str, "auto | digits | idx | tfds:NAME | tfrecord | folder | synthetic; auto: prepared ImageNet or demo"
+    ),
+    "data.dir": Field("", str, "where the data lies (tfds: its data_dir)"),
+    "data.train_split": Field("", str, "name of the split to train on; empty: the source's own"),
+    "data.eval_split": Field("", str, "name of the split to evaluate on; empty: the source's own"),
+    "data.resolution": _one_of("native", ("native", "half"), "training size from the variant table, unless train_size"),
+    "data.train_size": _at_least(None, 8, "training pixels; None: from variant and resolution", optional=True),
+    "data.eval_size": _at_least(None, 8, "test pixels; None: the variant's native size", optional=True),
+    "data.crop": _one_of("box", ("box", "pad"), "box: ImageNet's random box; pad: resize, shift by up to 1/8 (CIFAR)"),
+    "data.area_min": _fraction(0.05, "least area of the random box"),
+    "data.flip": Field(True, bool, "mirror half of the training images"),
+    "data.resize": _one_of("bilinear", ("bilinear", "tf1"), "tf1: TensorFlow 1's corners, for parity with old runs"),
+    "data.augment": _one_of("none", ("none", "autoaugment", "randaugment"), "policy on each training image"),
+    "data.randaugment_layers": _at_least(2, 1, "operations an image"),
+    "data.randaugment_magnitude": Field(9, int, "strength", "0 to 10", lambda v: 0 <= v <= 10),
+    "data.mixup": _at_least(0.0, 0, "alpha of the Beta distribution; 0 turns mixup off", kind=float),
+    "data.cutmix": Field(1.0, float, "lambda; 1 turns CutMix off", "above 0.6 and up to 1", lambda v: 0.6 < v <= 1),
+    "data.cutmix_version": Field(
+        1, int, "1: random patch area, the paper's; 2: fixed", "1 or 2", lambda v: v in (1, 2)
+    ),
+    "data.mix_on_device": Field(False, bool, "mix in the model's input instead of on the host"),
+    "data.cache": _one_of("none", ("none", "encoded", "decoded"), "encoded bytes in memory, or decoded uint8 on disk"),
+    "data.cache_dir": Field("", str, "folder of the decoded cache"),
+    "data.label_offset": Field(None, int, "subtracted from stored labels; None: the source's own rule", optional=True),
+    "data.holdout": _fraction(0.2, "share of a folder without train/val that is held out for evaluation", closed=False),
+    "data.max_corrupt": _fraction(0.01, "share of images that may be unreadable before the run stops"),
+    "data.num_examples": _at_least(10000, 1, "images of the synthetic source"),
+    "data.num_classes": _at_least(1000, 2, "classes of the synthetic source; the others know theirs"),
+    "data.parallel": _at_least(None, 1, "images prepared side by side; None: TensorFlow tunes it", optional=True),
+    "data.service": Field("", str, "address of a tf.data service dispatcher; empty: read here"),
+    "data.download": Field(False, bool, "let TFDS fetch what is not prepared"),
+    # model
+    "model.variant": Field(
+        "B0", str, "size of the network", "one of " + ", ".join(VARIANT_NAMES), VARIANT_NAMES.__contains__
+    ),
+    "model.group_size": _at_least(16, 1, "channels in a group of the spatial convolution; 1 is depthwise"),
+    "model.expand_ratio": _at_least(4, 1, "channels in a block over channels between blocks"),
+    "model.norm": _one_of("ln_pn", NORMS, "normalisation; _pn: with proxy-normalised activations"),
+    "model.norm_groups": _at_least(4, 1, "groups of gn and gn_pn"),
+    "model.strided_groups": Field(
+        False, bool, "channel c in group c modulo groups, as the published GN networks have it"
+    ),
+    "model.activation": _one_of("swish", ("swish", "relu"), "after every norm but the projection's"),
+    "model.proxy_epsilon": _above_zero(0.03, "added to the proxy variance"),
+    "model.quadrature": _one_of("quantile", ("quantile", "gauss_hermite"), "how the proxy statistics are integrated"),
+    "model.mean": Field(
+        (123.68, 116.78, 103.94), tuple, "subtracted from images of 0..255", "3 numbers", lambda v: len(v) == 3
+    ),
+    "model.std": Field(
+        (1.0, 1.0, 1.0), tuple, "images are divided by it", "3 numbers above 0", lambda v: len(v) == 3 and min(v) > 0
+    ),
+    # optimiser
+    "optim.learning_rate": _above_zero(None, "peak before drops; None: 2^-14 x global batch", optional=True),
+    "optim.decay": Field(
+        None,
+        float,
+        "of the mean square; None: 1 - 2^-14 x global batch",
+        "at least 0 and below 1",
+        lambda v: 0 <= v < 1,
+        True,
+    ),
+    "optim.momentum": _fraction(0.9, "applied to the scaled gradient", closed=False),
+    "optim.epsilon": _above_zero(1e-3, "inside the square root"),
+    "optim.weight_decay": _at_least(1e-5, 0, "L2 in the gradient (not on gamma, beta)", kind=float),
+    # schedule
+    "schedule.name": _one_of("exponential", ("exponential", "cosine", "constant"), "of the learning rate"),
+    "schedule.warmup_epochs": _at_least(5.0, 0, "of linear warm-up", kind=float),
+    "schedule.drops": _at_least(146, 1, "equal stairs of the exponential schedule"),
+    "schedule.drop_rate": Field(0.97, float, "factor of each stair", "above 0 and up to 1", lambda v: 0 < v <= 1),
+    # regularisation
+    "regularise.label_smoothing": _fraction(0.1, "mass taken from the right class", closed=False),
+    "regularise.dropout": Field(
+        None, float, "before the last layer; None: the variant's", "at least 0 and below 1", lambda v: 0 <= v < 1, True
+    ),
+    "regularise.survival_prob": Field(
+        0.8, float, "of the last block in stochastic depth; 1 turns it off", "above 0 and up to 1", lambda v: 0 < v <= 1
+    ),
+    "regularise.average": _fraction(0.97, "decay an epoch of the averaged weights; 0 turns them off", closed=False),
+    # runtime
+    "runtime.strategy": _one_of("default", ("default",), "devices that train together"),
+    "runtime.precision": _one_of(
+        "float32", ("float32", "mixed_bfloat16", "mixed_float16"), "of compute; weights are float32"
+    ),
+    "runtime.deterministic": Field(False, bool, "only deterministic operations, at some cost in speed"),
+    "runtime.steps_per_execution": _at_least(1, 1, "steps in one call of the device"),
+    # checkpoints
+    "checkpoint.keep": _at_least(3, 1, "newest checkpoints kept"),
+    "checkpoint.every_epochs": _at_least(1, 1, "epochs between checkpoints"),
+    # evaluation
+    "eval.batch": _at_least(None, 1, "images in an evaluation step; None: as in training, at most 256", optional=True),
+    "eval.every_epochs": _at_least(1, 1, "epochs between evaluations in training"),
+    "eval.weights": _one_of("average", ("average", "raw"), "which weights to evaluate and export; average needs one"),
+    "eval.sizes": _sizes((), "test sizes in pixels; empty: data.eval_size"),
+}
+
+
+def default():
+    """A new config with every field at its default."""
+    config = ml_collections.ConfigDict()
+    for key, field in FIELDS.items():
+        section, name = key.split(".")
+        if section not in config:
+            config[section] = ml_collections.ConfigDict(type_safe=False)
+        config[section][name] = field.default
+    return config.lock()
+
+
+def suggest(word, words):
+    """` Did you mean 'x'?` for a near miss, otherwise the whole choice."""
+    words = sorted(words)
+    by_lower = {w.lower(): w for w in words}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f"Did you mean {by_lower[near[0]]!r}?" if near else "Valid: " + ", ".join(words)
+
+
+def field_of(key):
+    """The declared field named `section.name`; ConfigError with a suggestion where there is none."""
+    if key not in FIELDS:
+        raise ConfigError(f"unknown config key {key!r}. {suggest(key, FIELDS)}")
+    return FIELDS[key]
+
+
+def parse_value(key, text):
+    """`text` as the type of the field `key`."""
+    field = field_of(key)
+    if field.optional and text.lower() == "none":
+        return None
+    try:
+        if field.type is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if field.type is tuple:
+            number = float if any(isinstance(v, float) for v in field.default) else int
+            return tuple(number(part) for part in text.strip("()[]").replace(" ", "").split(",") if part)
+        return field.type(text)
+    except (KeyError, ValueError):
+        raise ConfigError(
+            f"config key {key!r} is {_describe(field)}; got {text!r}. For example: --config.{key}={_example(field)}"
+        ) from None
+
+
+def override(config, assignments):
+    """Sets `[(key, text), ...]`, as they stand on the command line, in `config`."""
+    for key, text in assignments:
+        section, name = (key if key in FIELDS else field_of(key)).split(".")
+        config[section][name] = parse_value(key, text)
+
+
+def parse_arg(text, **spec):
+    """Parses what stands after an experiment's colon: `variant=B2,resolution=half,demo` by `spec` of defaults.
+
+    A name alone is True. Returns a ConfigDict; refuses names that `spec` does not have.
+    """
+    values = ml_collections.ConfigDict(spec)
+    for part in filter(None, (part.strip() for part in (text or "").split(","))):
+        name, _, value = part.partition("=")
+        if name not in spec:
+            raise ConfigError(f"unknown experiment argument {name!r} in {text!r}. {suggest(name, spec)}")
+        kind = type(spec[name])
+        try:
+            if kind is bool:
+                value = {"": True, "true": True, "1": True, "false": False, "0": False}[value.lower()]
+            values[name] = kind(value)
+        except (KeyError, ValueError):
+            raise ConfigError(f"experiment argument {name!r} is {kind.__name__}; got {value!r}") from None
+    return values
+
+
+def check_fields(config):
+    """Raises ConfigError where a key is unknown or missing, or a value is of the wrong type or out of range."""
+    seen = set()
+    for section in config:
+        names = config[section]
+        if not isinstance(names, ml_collections.ConfigDict):
+            raise ConfigError(f"unknown config key {section!r}. {suggest(section, FIELDS)}")
+        for name in names:
+            key = f"{section}.{name}"
+            field = field_of(key)
+            seen.add(key)
+            config[section][name] = _checked(key, field, config[section][name])
+    missing = sorted(set(FIELDS) - seen)
+    if missing:
+        raise ConfigError(f"config keys are missing: {', '.join(missing)}; start from g16net.config.default()")
+
+
+def _checked(key, field, value):
+    if value is None and field.optional:
+        return None
+    if field.type is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if field.type is tuple and isinstance(value, list):
+        value = tuple(value)
+    right = isinstance(value, field.type) and (field.type is bool or not isinstance(value, bool))
+    if right and field.type is tuple:
+        right = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+    if not right or (field.check and not field.check(value)):
+        hint = (
+            suggest(value, field.rule[len("one of ") :].split(", "))
+            if field.rule.startswith("one of") and isinstance(value, str)
+            else ""
+        )
+        raise ConfigError(
+            f"config key {key!r} ({field.comment}) is {_describe(field)}; got {value!r}. "
+            f"{hint or 'For example: ' + str(_example(field))}"
+        )
+    return value
+
+
+def _describe(field):
+    kind = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "a list of numbers"}
+    text = kind[field.type] + (f", {field.rule}" if field.rule else "")
+    return text + (" (or none)" if field.optional else "")
+
+
+def _example(field):
+    value = field.default
+    if isinstance(value, tuple):
+        return ",".join(str(v) for v in value) or "128,160"
+    return {True: "true", False: "false"}.get(value, value) if isinstance(value, bool) else value
+
+
+def save(config, path):
+    """Writes `config` as JSON."""
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(config.to_dict(), file, indent=2, sort_keys=True)
+        file.write("\n")
+
+
+def load(path):
+    """Reads what `save` wrote; fields added since then take their defaults."""
+    with open(path, encoding="utf-8") as file:
+        stored = json.load(file)
+    config = default()
+    for section, names in stored.items():
+        for name, value in names.items():
+            field_of(f"{section}.{name}")
+            config[section][name] = tuple(value) if isinstance(value, list) else value
+    check_fields(config)
+    return config
+
+
+def differences(old, new) -> Tuple[str, ...]:
+    """Lines `key: old -> new` for every field in which two configs differ."""
+    return tuple(
+        f"{key}: {old[section][name]} -> {new[section][name]}"
+        for key in FIELDS
+        for section, name in [key.split(".")]
+        if old[section][name] != new[section][name]
+    )

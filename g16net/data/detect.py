@@ -1,0 +1,61 @@
+"""Tells what kind of data a folder holds, by the names in it."""
+
+import os
+import re
+
+from g16net.config import UserError, suggest
+
+NAMES = ("digits", "synthetic", "idx", "tfrecord", "folder")
+
+
+def detect(text):
+    """`(source name, data_dir)` of what `--data=` names: a source by name, `tfds:NAME`, or a folder.
+
+    UserError where the folder is not there or is of no known kind.
+    """
+    if text in NAMES or text.startswith("tfds:"):
+        return text, ""
+    if not os.path.isdir(text):
+        hint = "" if os.sep in text else f" As the name of a source: {suggest(text, NAMES + ('tfds:NAME',))}"
+        raise UserError(f"--data={text}: no such folder (looked at {os.path.abspath(text)}).{hint}")
+    kind = _kind(text)
+    if kind is None:
+        raise UserError(
+            f"--data={text}: neither class folders (class/image.jpg, or train/class/image.jpg), nor TFRecords "
+            "(train-00000-of-01024), nor IDX files (train-images-idx3-ubyte), nor prepared TFDS data (imagenet2012/) "
+            f"in it; it holds {', '.join(sorted(os.listdir(text))[:5]) or 'nothing'}"
+        )
+    return kind, text
+
+
+def prepared_imagenet(data_dir=""):
+    """`("tfds:imagenet2012", data_dir)` where TFDS has it prepared, else None. Looks at no network."""
+    folder = data_dir or os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
+    return ("tfds:imagenet2012", folder) if _is_tfds(os.path.join(folder, "imagenet2012")) else None
+
+
+def _kind(folder):
+    names = sorted(os.listdir(folder))
+    if any(re.match(r"train.*-images.*idx3-ubyte(\.gz)?$", name) for name in names):
+        return "idx"
+    if any(re.match(r".+-\d{5}-of-\d{5}", name) for name in names):
+        return "tfrecord"
+    folders = [name for name in names if os.path.isdir(os.path.join(folder, name))]
+    if "train" in folders and any(
+        re.match(r"train.*-\d{5}-of-\d{5}", n) for n in os.listdir(os.path.join(folder, "train"))
+    ):
+        return "tfrecord"
+    prepared = [name for name in folders if _is_tfds(os.path.join(folder, name))]
+    if prepared:
+        return f"tfds:{'imagenet2012' if 'imagenet2012' in prepared else prepared[0]}"
+    return "folder" if folders else None
+
+
+def _is_tfds(folder):
+    """Whether `folder` is one prepared dataset: [config/]version/dataset_info.json below it."""
+    for root, folders, files in os.walk(folder):
+        if "dataset_info.json" in files:
+            return True
+        if root[len(folder) :].count(os.sep) >= 2:
+            folders.clear()
+    return False
