@@ -1,0 +1,40 @@
+"""Normalisation of images inside the model, so that they can travel as uint8 and every export holds it."""
+
+import tensorflow as tf
+from tensorflow import keras
+
+from g16net import compat
+
+
+@compat.register
+class Normalize(keras.layers.Layer):
+    """(images - mean) / std of images 0..255 `[batch, height, width, channels]`, in float32, then the compute dtype.
+
+    Args:
+        mean, std: a number each channel, on the scale 0..255; lists, so that the config can be written as JSON.
+    """
+
+    def __init__(self, mean, std, **kwargs):
+        kwargs.setdefault("autocast", False)  # 8 bits of an image do not fit bfloat16 once the mean is taken off
+        super().__init__(**kwargs)
+        self.mean = [float(value) for value in mean]
+        self.std = [float(value) for value in std]
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ValueError(f"mean and std must have one number each channel; got {self.mean} and {self.std}")
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"every std must be above 0, on the scale of 0..255; got {self.std}")
+
+    def build(self, input_shape):
+        if input_shape[-1] != len(self.mean):
+            raise ValueError(f"mean has {len(self.mean)} channels, the images have {input_shape[-1]}")
+        self.built = True
+
+    def call(self, inputs):
+        x = (tf.cast(inputs, tf.float32) - tf.constant(self.mean)) * tf.constant([1 / value for value in self.std])
+        return tf.cast(x, compat.compute_dtype(self))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "mean": self.mean, "std": self.std}

@@ -1,0 +1,164 @@
+"""Norms: over the batch (BatchNorm), over groups of channels of one sample (GroupNorm), over one sample (LayerNorm).
+
+Images are `[batch, height, width, channels]`. Statistics, affine and the activation that a group or layer norm may own
+are computed in float32 whatever the dtype policy is; the result has the compute dtype.
+"""
+
+import tensorflow as tf
+from tensorflow import keras
+
+from g16net import compat
+from g16net.layers.norm_activation import check_activation, norm_activation
+
+
+def check_epsilon(name, value):
+    """Raises unless `value` is a positive number."""
+    if not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{name} must be a number above 0, it keeps the root from 0; got {value!r}")
+
+
+def check_groups(groups, channels):
+    """min(channels, groups), the number of groups that a norm over `channels` channels uses; raises where it does not
+    divide them."""
+    groups = min(channels, groups)
+    if channels % groups:
+        valid = [n for n in range(1, channels + 1) if channels % n == 0]
+        raise ValueError(
+            f"groups must divide the channels; got {groups} groups for {channels} channels; valid: {valid}"
+        )
+    return groups
+
+
+@compat.register
+class GroupNorm(keras.layers.Layer):
+    """Group normalisation (1803.08494): statistics over the pixels and a group's channels of one sample.
+
+    With one group it is `LayerNorm`, with as many as there are channels instance norm; there are
+    `min(channels, groups)` groups, which must divide the channels.
+
+    Args:
+        groups: number of groups, not their width.
+        strided: False: groups of neighbouring channels. True: channel c belongs to group c % groups, the form of the
+            IPU library and of the published GN networks.
+        epsilon: added to the variance, inside the root.
+        scale, center: whether there are `gamma` and `beta`, float32 `[channels]`.
+        activation: None, "swish" or "relu", applied to the result.
+    """
+
+    def __init__(self, groups=4, strided=False, epsilon=1e-3, scale=True, center=True, activation=None, **kwargs):
+        super().__init__(**kwargs)
+        if not isinstance(groups, int) or groups < 1:
+            raise ValueError(f"groups must be a positive integer, 1 is layer norm; got {groups!r}")
+        check_epsilon("epsilon", epsilon)
+        check_activation(activation, optional=True)
+        self.groups = groups
+        self.strided = strided
+        self.epsilon = epsilon
+        self.scale = scale
+        self.center = center
+        self.activation = activation
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        self.used_groups = check_groups(self.groups, channels)
+        self.gamma = self.beta = None
+        if self.scale:
+            self.gamma = compat.add_weight(self, "gamma", (channels,), "ones", autocast=False)
+        if self.center:
+            self.beta = compat.add_weight(self, "beta", (channels,), "zeros", autocast=False)
+        super().build(input_shape)
+
+    def call(self, inputs):
+        gamma, beta = (None if v is None else tf.convert_to_tensor(v) for v in (self.gamma, self.beta))
+        return norm_activation(inputs, gamma, beta, self.used_groups, self.strided, self.epsilon, self.activation)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        names = "groups", "strided", "epsilon", "scale", "center", "activation"
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+@compat.register
+class LayerNorm(GroupNorm):
+    """Layer normalisation over height, width and channels of one sample: `GroupNorm` with one group."""
+
+    def __init__(self, epsilon=1e-3, scale=True, center=True, activation=None, **kwargs):
+        super().__init__(groups=1, epsilon=epsilon, scale=scale, center=center, activation=activation, **kwargs)
+
+    def get_config(self):
+        config = super().get_config()
+        del config["groups"], config["strided"]
+        return config
+
+
+@compat.register
+class BatchNorm(keras.layers.Layer):
+    """Batch normalisation by TensorFlow's fused operation, which not every Keras generation uses.
+
+    In training the statistics are those of the batch; otherwise, or where the layer is frozen (`trainable=False`),
+    their moving averages. As in TensorFlow 1 the moving variance averages the unbiased variance.
+
+    Args:
+        epsilon: added to the variance, inside the root.
+        momentum: what the moving averages keep at each step.
+        scale, center: whether there are `gamma` and `beta`, float32 `[channels]`.
+    """
+
+    def __init__(self, epsilon=1e-3, momentum=0.97, scale=True, center=True, **kwargs):
+        super().__init__(**kwargs)
+        check_epsilon("epsilon", epsilon)
+        if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), usually 0.9 or more; got {momentum!r}")
+        self.epsilon = epsilon
+        self.momentum = momentum
+        self.scale = scale
+        self.center = center
+
+    def build(self, input_shape):
+        shape = (input_shape[-1],)
+        self.gamma = self.beta = None
+        if self.scale:
+            self.gamma = compat.add_weight(self, "gamma", shape, "ones", autocast=False)
+        if self.center:
+            self.beta = compat.add_weight(self, "beta", shape, "zeros", autocast=False)
+        self.moving_mean = compat.add_moving_average(self, "moving_mean", shape, "zeros")
+        self.moving_variance = compat.add_moving_average(self, "moving_variance", shape, "ones")
+        super().build(input_shape)
+
+    def call(self, inputs, training=None):
+        channels = inputs.shape[-1]
+        gamma = tf.ones([channels]) if self.gamma is None else tf.convert_to_tensor(self.gamma)
+        beta = tf.zeros([channels]) if self.beta is None else tf.convert_to_tensor(self.beta)
+        x = tf.cast(inputs, tf.float32)  # not every device has the fused operation in half precision
+
+        def trained():
+            y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+                x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=self.epsilon, is_training=True
+            )
+            for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                average.assign_sub((tf.convert_to_tensor(average) - value) * (1 - self.momentum))
+            return y
+
+        def inferred():
+            y, *_ = tf.raw_ops.FusedBatchNormV3(
+                x=x,
+                scale=gamma,
+                offset=beta,
+                mean=tf.convert_to_tensor(self.moving_mean),
+                variance=tf.convert_to_tensor(self.moving_variance),
+                epsilon=self.epsilon,
+                is_training=False,
+            )
+            return y
+
+        y = compat.in_training(training, trained, inferred) if self.trainable else inferred()
+        return tf.cast(y, inputs.dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        names = "epsilon", "momentum", "scale", "center"
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -1,0 +1,153 @@
+"""Proxy-normalised activation: the channels that batch norm gives, without its batch (2106.03743, sec. 4).
+
+After a norm without affine, y, the activation phi(gamma y + beta) has channels that drift from mean 0 and variance 1.
+Batch norm would correct that with statistics of the batch; proxy norm takes the statistics of a proxy variable instead:
+
+    p ~ N(proxy_beta, (1 + proxy_gamma)^2)
+    out = (phi(gamma y + beta) - E[phi(gamma p + beta)]) / sqrt(Var[phi(gamma p + beta)] + proxy_epsilon)
+
+The expectation is a weighted sum over fixed points of a standard normal. All of it is float32, and gradients flow
+through the statistics to the four parameters.
+"""
+
+from statistics import NormalDist
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+from g16net import compat
+from g16net.layers.norm_activation import ACTIVATIONS, check_activation, norm_activation
+from g16net.layers.norms import check_epsilon, check_groups
+
+QUADRATURES = "quantile", "gauss_hermite"
+
+
+def quadrature_points(quadrature, points):
+    """Points and weights, float64 arrays [points], whose weighted sum stands for the mean over a standard normal.
+
+    "quantile": the quantiles of (i + 1/2) / points with equal weights, the published form.
+    "gauss_hermite": the nodes of the Gauss-Hermite rule.
+    """
+    if quadrature == "quantile":
+        normal = NormalDist()
+        nodes = np.array([normal.inv_cdf((i + 0.5) / points) for i in range(points)])
+        return nodes, np.full(points, 1 / points)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(points)
+    return nodes, weights / weights.sum()
+
+
+def proxy_moments(gamma, beta, proxy_gamma, proxy_beta, activation, nodes, weights):
+    """Mean and variance of `activation(gamma * p + beta)`, p ~ N(proxy_beta, (1 + proxy_gamma)^2); float32 [channels].
+
+    `nodes` and `weights` are those of `quadrature_points`.
+    """
+    nodes = tf.constant(nodes[:, None], tf.float32)
+    weights = tf.constant(weights[None, :], tf.float32)
+    z = ACTIVATIONS[activation](nodes * (gamma * (1 + proxy_gamma)) + (gamma * proxy_beta + beta))
+    mean = tf.matmul(weights, z)
+    variance = tf.matmul(weights, tf.square(z - mean))
+    return mean[0], variance[0]
+
+
+@compat.register
+class ProxyNormActivation(keras.layers.Layer):
+    """Proxy-normalised activation, alone after a norm or fused with a group norm.
+
+    `[batch, height, width, channels]` in and out. Weights, float32 `[channels]`: `gamma` (starts at 1), `beta`,
+    `proxy_gamma`, `proxy_beta` (start at 0).
+
+    Args:
+        activation: "swish" or "relu".
+        groups: None: the input is normalised already, by a norm without scale and shift. A number: the layer first
+            normalises over so many groups, 1 being layer norm (as `GroupNorm(groups, scale=False, center=False)`).
+        strided: grouping of that norm: channel c in group c % groups.
+        epsilon: of that norm.
+        proxy_epsilon: added to the proxy variance, inside the root.
+        delayed_scale: True: the output is centred only, and the layer returns `(output, inv_std)` with `inv_std`
+            float32 [channels], the scale, for a later layer to apply (`SqueezeExcite` multiplies it into its gate).
+        quadrature: "quantile", as published, or "gauss_hermite" (see `quadrature_points`).
+        points: number of points.
+    """
+
+    def __init__(
+        self,
+        activation="swish",
+        groups=None,
+        strided=False,
+        epsilon=1e-3,
+        proxy_epsilon=0.03,
+        delayed_scale=False,
+        quadrature="quantile",
+        points=200,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        check_activation(activation)
+        if groups is not None and (not isinstance(groups, int) or groups < 1):
+            raise ValueError(f"groups must be None (input normalised already) or a positive integer; got {groups!r}")
+        check_epsilon("epsilon", epsilon)
+        check_epsilon("proxy_epsilon", proxy_epsilon)
+        if quadrature not in QUADRATURES:
+            raise ValueError(f"quadrature must be one of {', '.join(QUADRATURES)}; got {quadrature!r}")
+        if not isinstance(points, int) or points < 2:
+            raise ValueError(f"points must be an integer of 2 or more, one point has no variance; got {points!r}")
+        self.activation = activation
+        self.groups = groups
+        self.strided = strided
+        self.epsilon = epsilon
+        self.proxy_epsilon = proxy_epsilon
+        self.delayed_scale = delayed_scale
+        self.quadrature = quadrature
+        self.points = points
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        self.used_groups = None if self.groups is None else check_groups(self.groups, channels)
+        for name in ("gamma", "beta", "proxy_gamma", "proxy_beta"):
+            initializer = "ones" if name == "gamma" else "zeros"
+            setattr(self, name, compat.add_weight(self, name, (channels,), initializer, autocast=False))
+        super().build(input_shape)
+
+    def proxy_statistics(self):
+        """(mean, 1 / sqrt(variance + proxy_epsilon)) of the proxy activation: float32 [channels]."""
+        weights = [tf.convert_to_tensor(w) for w in (self.gamma, self.beta, self.proxy_gamma, self.proxy_beta)]
+        points = quadrature_points(self.quadrature, self.points)
+        mean, variance = proxy_moments(*weights, self.activation, *points)
+        return mean, tf.math.rsqrt(variance + self.proxy_epsilon)
+
+    def call(self, inputs):
+        mean, inv_std = self.proxy_statistics()
+        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        out = norm_activation(
+            inputs,
+            gamma,
+            beta,
+            self.used_groups,
+            self.strided,
+            self.epsilon,
+            self.activation,
+            centre=mean,
+            scale=None if self.delayed_scale else inv_std,
+        )
+        return (out, inv_std) if self.delayed_scale else out
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape, (input_shape[-1],)) if self.delayed_scale else input_shape
+
+    def compute_output_spec(self, inputs):
+        out = compat.output_spec(inputs.shape, self.compute_dtype)
+        return (out, compat.output_spec(inputs.shape[-1:], "float32")) if self.delayed_scale else out
+
+    def get_config(self):
+        names = (
+            "activation",
+            "groups",
+            "strided",
+            "epsilon",
+            "proxy_epsilon",
+            "delayed_scale",
+            "quadrature",
+            "points",
+        )
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -1,0 +1,66 @@
+"""Squeeze-and-excite (1709.01507): a gate a channel, computed from the channel means of one sample."""
+
+import tensorflow as tf
+from tensorflow import keras
+
+from g16net import compat
+from g16net.layers.norm_activation import ACTIVATIONS, check_activation
+
+
+@compat.register
+class SqueezeExcite(keras.layers.Layer):
+    """x * sigmoid(expand(activation(reduce(mean of x over pixels)))).
+
+    Called on `x` [batch, height, width, channels], or on `[x, inv_std]` with the delayed scale [channels] of a
+    `ProxyNormActivation`: the branch then sees `x` unscaled, and the scale enters through the gate, which is far
+    smaller than `x` (2106.03640, sec. 3.2). There is no norm inside.
+
+    Weights, float32: `reduce_kernel` [1, 1, channels, reduced], `reduce_bias`, `expand_kernel`
+    [1, 1, reduced, channels], `expand_bias`: those of the two 1x1 convolutions, in their layout.
+
+    Args:
+        reduced: channels inside.
+        activation: "swish" or "relu".
+    """
+
+    def __init__(self, reduced, activation="swish", **kwargs):
+        kwargs.setdefault("autocast", False)  # the scale stays float32
+        super().__init__(**kwargs)
+        if not isinstance(reduced, int) or reduced < 1:
+            raise ValueError(f"reduced must be a positive integer, the channels inside; got {reduced!r}")
+        check_activation(activation)
+        self.reduced = reduced
+        self.activation = activation
+
+    def build(self, input_shape):
+        if isinstance(input_shape[0], (list, tuple, tf.TensorShape)):
+            input_shape = input_shape[0]
+        channels = input_shape[-1]
+        for name, inputs, outputs in (("reduce", channels, self.reduced), ("expand", self.reduced, channels)):
+            initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
+            kernel = compat.add_weight(self, name + "_kernel", (1, 1, inputs, outputs), initializer, autocast=False)
+            setattr(self, name + "_kernel", kernel)
+            bias = compat.add_weight(self, name + "_bias", (outputs,), "zeros", autocast=False)
+            setattr(self, name + "_bias", bias)
+        self.built = True
+
+    def call(self, inputs):
+        x, inv_std = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
+        x = tf.cast(x, compat.compute_dtype(self))
+        means = tf.cast(tf.reduce_mean(tf.cast(x, tf.float32), axis=[1, 2]), x.dtype)
+
+        def dense(name, y):
+            kernel, bias = (tf.cast(getattr(self, f"{name}_{part}"), x.dtype) for part in ("kernel", "bias"))
+            return tf.matmul(y, kernel[0, 0]) + bias
+
+        logits = dense("expand", ACTIVATIONS[self.activation](dense("reduce", means)))
+        gate = tf.sigmoid(tf.cast(logits, tf.float32))
+        if inv_std is not None:
+            gate = gate * tf.cast(inv_std, tf.float32)
+        return x * tf.cast(gate, x.dtype)[:, None, None, :]
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0] if isinstance(input_shape[0], (list, tuple, tf.TensorShape)) else input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "reduced": self.reduced, "activation": self.activation}
