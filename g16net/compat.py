@@ -74,6 +74,11 @@ def compiled_device():
     return kind.startswith("TPU")
 
 
+def on_cpu():
+    """True where there is nothing but CPUs to compute on."""
+    return all(device.device_type.endswith("CPU") for device in tf.config.list_physical_devices())
+
+
 def in_training(training, trained, inferred):
     """`trained()` where a layer is called with `training` true, `inferred()` otherwise; a tensor makes both."""
     if tf.is_tensor(training):
@@ -131,73 +136,72 @@ def set_policy(name):
     keras.mixed_precision.set_global_policy(name)
 
 
-# Keras 2.6 has this class as `keras.optimizers.Optimizer`; tf-keras moved it to `legacy`; Keras 3 has another one.
-_Optimizer = keras.optimizers.Optimizer if KERAS3 else getattr(keras.optimizers, "legacy", keras.optimizers).Optimizer
+if KERAS3:
 
+    class Optimizer(keras.optimizers.Optimizer):
+        """Base optimiser with one interface on every generation.
 
-class Optimizer(_Optimizer):
-    """Base optimiser with one interface on every generation.
+        A subclass names its per-variable state in `slots` (name to initialiser) and implements
+        `update(variable, gradient, learning_rate, **slots)` on `tf.Variable`s and a dense gradient. `minimize`,
+        `apply_gradients` and their reduction over replicas stay the framework's own, as the IPU and the distribution
+        strategies demand. Sparse gradients become dense ones.
+        """
 
-    A subclass names its per-variable state in `slots` (name to initialiser) and implements
-    `update(variable, gradient, learning_rate, **slots)` on `tf.Variable`s and a dense gradient of the variable's
-    dtype. `minimize`, `apply_gradients` and their reduction over replicas stay the framework's own, as the IPU and
-    the distribution strategies demand. Sparse gradients become dense ones.
-    """
+        slots = {}
 
-    slots = {}
-
-    def __init__(self, learning_rate, name, **kwargs):
-        if KERAS3:
+        def __init__(self, learning_rate, name, **kwargs):
             super().__init__(learning_rate=learning_rate, name=name, **kwargs)
-        else:
+
+        def check_variables(self, variables):
+            """Raises for variables that the optimiser cannot train; for subclasses."""
+
+        def build(self, variables):
+            if self.built:
+                return
+            self.check_variables(variables)
+            super().build(variables)
+            self._slots = {
+                name: [self.add_variable_from_reference(v, name=name, initializer=initializer) for v in variables]
+                for name, initializer in self.slots.items()
+            }
+
+        def update_step(self, gradient, variable, learning_rate):
+            index = self._get_variable_index(variable)
+            slots = {name: variables[index].value for name, variables in self._slots.items()}
+            variable = variable.value if isinstance(variable, keras.Variable) else variable
+            self.update(variable, tf.convert_to_tensor(gradient), tf.cast(learning_rate, variable.dtype), **slots)
+
+else:
+    # Keras 2.6 has OptimizerV2, which the IPU needs, as `keras.optimizers.Optimizer`; tf-keras moved it to `legacy`.
+    class Optimizer(getattr(keras.optimizers, "legacy", keras.optimizers).Optimizer):
+        """Base optimiser with one interface on every generation: see the class of Keras 3 above."""
+
+        slots = {}
+
+        def __init__(self, learning_rate, name, **kwargs):
             super().__init__(name=name, **kwargs)
             self._set_hyper("learning_rate", learning_rate)
-            self._set_hyper("decay", self._initial_decay)  # the base class reads it; 0 as no one can set it
+            self._set_hyper("decay", self._initial_decay)  # read by the base class
 
-    def check_variables(self, variables):
-        """Raises for variables that the optimiser cannot train; for subclasses."""
+        def check_variables(self, variables):
+            """Raises for variables that the optimiser cannot train; for subclasses."""
 
-    def update(self, variable, gradient, learning_rate, **slots):
-        raise NotImplementedError
+        def get_config(self):
+            return dict(super().get_config(), learning_rate=self._serialize_hyperparameter("learning_rate"))
 
-    def get_config(self):
-        config = super().get_config()
-        if not KERAS3:
-            config["learning_rate"] = self._serialize_hyperparameter("learning_rate")
-        return config
+        def _create_slots(self, var_list):
+            self.check_variables(var_list)
+            for name, initializer in self.slots.items():
+                for variable in var_list:
+                    self.add_slot(variable, name, initializer)
 
-    # Keras 3
+        def _resource_apply_dense(self, grad, var, apply_state=None):
+            key = (var.device, var.dtype.base_dtype)
+            coefficients = (apply_state or {}).get(key) or self._fallback_apply_state(*key)
+            return self.update(
+                var, grad, coefficients["lr_t"], **{name: self.get_slot(var, name) for name in self.slots}
+            )
 
-    def build(self, variables):
-        if self.built:
-            return
-        self.check_variables(variables)
-        super().build(variables)
-        for name, initializer in self.slots.items():
-            slot = [self.add_variable_from_reference(v, name=name, initializer=initializer) for v in variables]
-            setattr(self, "_slot_" + name, slot)
-
-    def update_step(self, gradient, variable, learning_rate):
-        index = self._get_variable_index(variable)
-        slots = {name: getattr(self, "_slot_" + name)[index].value for name in self.slots}
-        variable = variable.value if isinstance(variable, keras.Variable) else variable
-        gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
-        self.update(variable, gradient, tf.cast(learning_rate, variable.dtype), **slots)
-
-    # Keras 2.6 and tf-keras
-
-    def _create_slots(self, var_list):
-        self.check_variables(var_list)
-        for name, initializer in self.slots.items():
-            for variable in var_list:
-                self.add_slot(variable, name, initializer)
-
-    def _resource_apply_dense(self, grad, var, apply_state=None):
-        key = (var.device, var.dtype.base_dtype)
-        coefficients = (apply_state or {}).get(key) or self._fallback_apply_state(*key)
-        slots = {name: self.get_slot(var, name) for name in self.slots}
-        return self.update(var, grad, coefficients["lr_t"], **slots)
-
-    def _resource_apply_sparse(self, grad, var, indices, apply_state=None):
-        dense = tf.convert_to_tensor(tf.IndexedSlices(grad, indices, tf.shape(var)))
-        return self._resource_apply_dense(dense, var, apply_state)
+        def _resource_apply_sparse(self, grad, var, indices, apply_state=None):
+            dense = tf.convert_to_tensor(tf.IndexedSlices(grad, indices, tf.shape(var)))
+            return self._resource_apply_dense(dense, var, apply_state)

@@ -1,0 +1,116 @@
+"""Exponential average of the weights over epochs, evaluated and exported in their place (paper, training section).
+
+It starts from the first epoch's weights without bias correction, as published: after n epochs the first one still has
+the share decay^(n - 1). Moving statistics of batch norm are averaged with the rest.
+"""
+
+import contextlib
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+
+def exponential(values, decay=0.97):
+    """The average of an iterable of arrays: the first, then decay * average + (1 - decay) * next, in float64."""
+    average = None
+    for value in values:
+        value = np.asarray(value, np.float64)
+        average = value if average is None else decay * average + (1 - decay) * value
+    if average is None:
+        raise ValueError("nothing to average; give at least one array")
+    return average
+
+
+def mean(values):
+    """The plain mean of an iterable of arrays, in float64."""
+    return np.mean([np.asarray(value, np.float64) for value in values], axis=0)
+
+
+class WeightAverage(tf.Module):
+    """The running average of a model's floating-point weights, in float32 variables of its own.
+
+    A `tf.train.Checkpoint` holds it beside the model and can restore it before the first update.
+
+    Args:
+        model: a built model; another of the same architecture may be given to the methods.
+        decay: share that the average keeps at an update, in [0, 1); 0 turns it off: nothing is stored, and
+            `applied` leaves the weights as they are.
+
+    Raises:
+        ValueError: for a decay out of range and for a model without weights.
+    """
+
+    def __init__(self, model, decay=0.97):
+        super().__init__(name="weight_average")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}; the recipe has 0.97 an epoch, 0 turns it off")
+        if not model.weights:
+            raise ValueError(f"the model {model.name} has no weights yet; build it before averaging it")
+        self.decay = float(decay)
+        self._model = lambda: model  # as a function: a checkpoint of the average shall not hold the model again
+        self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
+        self.averages = [
+            tf.Variable(tf.zeros(weight.shape), trainable=False, name=f"average_{index}")
+            for index, weight in enumerate(_averaged(model) if decay else [])
+        ]
+
+    def update(self, model=None):
+        """Takes the weights of `model` (by default the model given first) into the average."""
+        if not self.decay:
+            return
+        decay = self.decay if int(self.updates.numpy()) else 0.0
+        for average, weight in self._pairs(model):
+            average.assign(decay * average.read_value() + (1 - decay) * weight.numpy().astype(np.float32))
+        self.updates.assign_add(1)
+
+    def copy_to(self, model=None):
+        """Overwrites the weights of `model` with their average; does nothing where the average is off.
+
+        Raises:
+            ValueError: before the first update.
+        """
+        if not self.decay:
+            return
+        if not int(self.updates.numpy()):
+            raise ValueError("the weight average is empty; call update (at an epoch's end) or restore it first")
+        for average, weight in self._pairs(model):
+            weight.assign(tf.cast(average.read_value(), weight.dtype))
+
+    @contextlib.contextmanager
+    def applied(self, model=None):
+        """Context in which `model` has its averaged weights; the raw ones come back at its end, whatever happens."""
+        raw = [weight.numpy() for _, weight in self._pairs(model)]
+        try:
+            self.copy_to(model)
+            yield
+        finally:
+            for (_, weight), value in zip(self._pairs(model), raw):
+                weight.assign(value)
+
+    def _pairs(self, model):
+        if not self.decay:
+            return []
+        weights = _averaged(model or self._model())
+        if [tuple(w.shape) for w in weights] != [tuple(a.shape) for a in self.averages]:
+            raise ValueError(
+                f"the average was made for {len(self.averages)} weights of other shapes than the {len(weights)} of the "
+                "given model; make a new WeightAverage for it"
+            )
+        return list(zip(self.averages, weights))
+
+
+def _averaged(model):
+    """The weights that an average makes sense for: not counters or seeds."""
+    return [weight for weight in model.weights if tf.as_dtype(weight.dtype).is_floating]
+
+
+class AverageWeights(keras.callbacks.Callback):
+    """Updates a `WeightAverage` at the end of each epoch of `fit`."""
+
+    def __init__(self, average):
+        super().__init__()
+        self.average = average
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.average.update(self.model)
