@@ -198,7 +198,7 @@ def parse_value(key, text):
         return field.type(text)
     except (KeyError, ValueError):
         raise ConfigError(
-            f"config key {key!r} is {_describe(field)}; got {text!r}. For example: --config.{key}={_example(field)}"
+            f"config key {key!r} is {_describe(field)}; got {text!r}. For example: --config.{key}={example(field)}"
         ) from None
 
 
@@ -264,7 +264,7 @@ def _checked(key, field, value):
         )
         raise ConfigError(
             f"config key {key!r} ({field.comment}) is {_describe(field)}; got {value!r}. "
-            f"{hint or 'For example: ' + str(_example(field))}"
+            f"{hint or 'For example: ' + str(example(field))}"
         )
     return value
 
@@ -275,7 +275,8 @@ def _describe(field):
     return text + (" (or none)" if field.optional else "")
 
 
-def _example(field):
+def example(field):
+    """The field's default as one would type it."""
     value = field.default
     if isinstance(value, tuple):
         return ",".join(str(v) for v in value) or "128,160"

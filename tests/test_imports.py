@@ -20,7 +20,7 @@ ALLOWED = {
     "layers": {"compat", "groups", "layers"},
     "models": {"compat", "groups", "layers", "models", "config"},
     "optim": {"compat", "optim"},
-    "data": {"config", "data"},
+    "data": {"compat", "config", "data"},
     "report": {"config", "records", "report"},
     "recipe": {"config", "models"},
     "records": {"__init__", "compat"},

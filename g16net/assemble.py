@@ -1,0 +1,184 @@
+"""From a resolved config to objects: sources, batches, model, optimizer, loss, trained weights."""
+
+import json
+import os
+
+from g16net import checkpoint, records
+from g16net.config import UserError
+from g16net.data import pipeline, transforms
+from g16net.data.sources import open_source
+from g16net.models import efficientnet
+from g16net.optim import schedules
+from g16net.optim.losses import SmoothedCrossEntropy
+from g16net.optim.rmsprop import RMSProp
+from g16net.optim.weight_average import WeightAverage
+
+
+def title(config):
+    """The run in words: `B0 G16 ln_pn`."""
+    return f"{config.model.variant} G{config.model.group_size} {config.model.norm}"
+
+
+def open_sources(config):
+    """The training and the evaluation source. UserError where the data is not there or not as it should be."""
+    train, test = open_source_of(config, "train"), open_source_of(config, "eval")
+    if train.class_names != test.class_names:
+        raise UserError(
+            f"{config.data.name}: the training split has {train.num_classes} classes and the test split "
+            f"{test.num_classes}, or others; give both the same classes"
+        )
+    return train, test
+
+
+def open_source_of(config, part):
+    """The source of `part` ("train" or "eval")."""
+    data = config.data
+    options = {}
+    if data.name.startswith("tfds:"):
+        options = {"download": data.download}
+    elif data.name == "tfrecord":
+        options = {"label_offset": data.label_offset}
+    elif data.name == "folder":
+        options = {"holdout": data.holdout}
+    elif data.name == "synthetic":
+        options = {"num_examples": data.num_examples, "num_classes": data.num_classes, "size": data.eval_size}
+    split = {"train": data.train_split or "train", "eval": data.eval_split or "validation"}[part]
+    return open_source(data.name, split, data.dir or None, **options)
+
+
+def train_batches(config, source, start_epoch=0, start_step=0):
+    """Batches of (uint8 images, targets) from any step of any epoch on, endless."""
+    return pipeline.train_batches(
+        source,
+        train_transform(config),
+        config.run.global_batch,
+        config.run.seed,
+        start_epoch=start_epoch,
+        start_step=start_step,
+        max_corrupt=config.data.max_corrupt,
+        num_parallel_calls=config.data.parallel,
+        service=config.data.service or None,
+    )
+
+
+def eval_batches(config, source, size):
+    """Batches of (uint8 images, labels, weights) at `size` pixels, every image once."""
+    fit = "resize" if config.data.crop == "pad" else "crop"
+
+    def transform(record, seed):
+        return dict(
+            record, image=transforms.eval_image(record["image"], size, fit=fit, resize_method=config.data.resize)
+        )
+
+    return pipeline.eval_batches(source, transform, config.eval.batch, max_corrupt=config.data.max_corrupt)
+
+
+def train_transform(config):
+    """`(record, seed) -> record` with the training image of `data.train_size` pixels."""
+    data = config.data
+
+    def box(record, seed):
+        return transforms.train_image(
+            record["image"],
+            data.train_size,
+            seed,
+            area=(data.area_min, 1.0),
+            boxes=record.get("boxes"),
+            flip=data.flip,
+            resize_method=data.resize,
+        )
+
+    def pad(record, seed):
+        return transforms.small_image(
+            record["image"],
+            data.train_size,
+            seed,
+            pad=data.train_size // 8,
+            flip=data.flip,
+            resize_method=data.resize,
+        )
+
+    prepare = {"box": box, "pad": pad}[data.crop]
+    return lambda record, seed: dict(record, image=prepare(record, seed))
+
+
+def model(config, num_classes, size=None):
+    """The network of `config` for images of `size` pixels, or of any size."""
+    return efficientnet.build(
+        variant=config.model.variant,
+        group_size=config.model.group_size,
+        expand_ratio=config.model.expand_ratio,
+        norm=config.model.norm,
+        num_classes=num_classes,
+        input_size=size,
+        activation=config.model.activation,
+        norm_groups=config.model.norm_groups,
+        strided_groups=config.model.strided_groups,
+        dropout=config.regularise.dropout,
+        survival_prob=config.regularise.survival_prob,
+        mean=config.model.mean,
+        std=config.model.std,
+        proxy_epsilon=config.model.proxy_epsilon,
+        quadrature=config.model.quadrature,
+        seed=config.run.seed,
+    )
+
+
+def schedule(config, steps_per_epoch):
+    """The learning-rate schedule over the whole run."""
+    steps = config.run.epochs * steps_per_epoch
+    warmup = config.schedule.warmup_epochs * steps_per_epoch
+    base = config.optim.learning_rate
+    if config.schedule.name == "exponential":
+        return schedules.ExponentialStaircase(
+            base, steps, warmup, drops=config.schedule.drops, rate=config.schedule.drop_rate
+        )
+    if config.schedule.name == "cosine":
+        return schedules.Cosine(base, steps, warmup)
+    return base
+
+
+def optimizer(config, steps_per_epoch):
+    """TensorFlow 1's RMSProp with weight decay inside, as the recipe has it."""
+    return RMSProp(
+        schedule(config, steps_per_epoch),
+        rho=config.optim.decay,
+        momentum=config.optim.momentum,
+        epsilon=config.optim.epsilon,
+        weight_decay=config.optim.weight_decay,
+    )
+
+
+def loss(config, num_classes):
+    return SmoothedCrossEntropy(num_classes, label_smoothing=config.regularise.label_smoothing)
+
+
+def save_classes(workdir, source):
+    """Writes the class names beside the run, for the commands that open no data."""
+    records.write_json(os.path.join(workdir, "classes.json"), list(source.class_names))
+
+
+def load_classes(workdir):
+    """The class names of the run in `workdir`."""
+    path = os.path.join(workdir, "classes.json")
+    if not os.path.exists(path):
+        raise UserError(f"{workdir!r} holds no trained run (no classes.json); train there first with --mode=train")
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def trained(config, workdir):
+    """`(model, class_names)`: the network for any image size with the newest weights of `workdir`.
+
+    The averaged weights where `eval.weights` is "average", else the raw ones.
+    """
+    class_names = load_classes(workdir)
+    folder, _ = checkpoint.newest_whole(os.path.join(workdir, "checkpoints"))
+    if folder is None:
+        raise UserError(f"{workdir!r} holds no checkpoint; train there first with --mode=train")
+    network = model(config, len(class_names))
+    average = WeightAverage(network, config.regularise.average)
+    checkpoint.read(folder, model=network, average=average)
+    if config.eval.weights == "average":
+        average.copy_to()
+    return network, class_names

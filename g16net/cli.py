@@ -1,0 +1,291 @@
+"""The command line: `launch.py` and the console command `g16net`.
+
+    launch.py --experiment=g16_ln_pn:variant=B2,resolution=half --workdir=DIR --config.run.epochs=100
+
+Exit status: 0, or 1 where a run failed, or 2 where the command, the config or the data is wrong.
+"""
+
+import os
+
+# The choice of Keras and TensorFlow's chatter are settled before TensorFlow is imported: Keras 3 cannot `fit` under
+# MultiWorkerMirroredStrategy (keras-team/keras#20585).
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import importlib  # noqa: E402
+import logging as std_logging  # noqa: E402
+import sys  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
+
+from absl import app, flags, logging  # noqa: E402
+
+from g16net import config as config_lib  # noqa: E402
+from g16net import experiments, recipe  # noqa: E402
+from g16net.config import UserError  # noqa: E402
+
+MODES = {
+    "train": "g16net.train",
+    "evaluate": "g16net.evaluate",
+    "export": "g16net.export",
+}
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("experiment", None, "Name of an experiment, or a .py file, with its arguments after a colon.")
+flags.DEFINE_list("mode", ["train", "evaluate", "export"], "What to do, in order: " + ", ".join(MODES) + ".")
+flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/EXPERIMENT. A run that is there is resumed.")
+flags.DEFINE_string("data", None, "A folder with data, or a source: digits, synthetic, tfds:NAME.")
+flags.DEFINE_bool("list", False, "List the experiments and end.")
+flags.DEFINE_bool("dry_run", False, "Print the resolved config, the costs and the steps, and end.")
+
+
+def main(argv=None):
+    """Runs the command line `argv` (default: the process's own) and exits with its status."""
+    argv = sys.argv if argv is None else argv
+    if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
+        print(help_text())
+        sys.exit(0)
+    arguments, assignments = split_assignments(argv)
+
+    def parse(_):
+        try:
+            return FLAGS(arguments)
+        except flags.Error as error:
+            fail(error)
+
+    app.run(lambda rest: sys.exit(run(rest, assignments)), argv=arguments, flags_parser=parse)
+
+
+def run(rest, assignments):
+    """Does what the parsed flags ask. Returns the exit status."""
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().setFormatter(None)
+    logging.get_absl_logger().addFilter(ours_or_warning)
+    try:
+        if rest[1:]:
+            raise UserError(f"unexpected argument {rest[1]!r}; flags have the form --name=value, see --help")
+        if FLAGS.list:
+            print(list_text())
+            return 0
+        return execute(assignments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def ours_or_warning(record):
+    """Whether a log record is for the user: everything of g16net, of others what is a warning or worse."""
+    return record.levelno >= std_logging.WARNING or os.sep + "g16net" + os.sep in record.pathname
+
+
+def start_tensorflow():
+    """Imports TensorFlow and finds its devices without its start-up chatter, which no log level hushes since 2.17."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as chatter:
+        os.dup2(chatter.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+            tf.get_logger().setLevel("ERROR")  # its hints are for the authors of programs, not for their users
+        except BaseException:
+            chatter.seek(0)
+            os.write(terminal, chatter.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+def execute(assignments):
+    """Resolves the experiment, then runs its modes."""
+    for mode in FLAGS.mode:
+        if mode not in MODES:
+            raise UserError(f"unknown mode {mode!r}. {config_lib.suggest(mode, MODES)}")
+    config, name, demo = resolve(assignments)
+    start_tensorflow()
+    if FLAGS.dry_run:
+        dry_run(config)
+        return 0
+    workdir = FLAGS.workdir or os.path.join("runs", name)
+    config = settle_workdir(config, workdir)
+    if demo:
+        print(DEMO_START)
+    for mode in FLAGS.mode:
+        run_mode(mode, config, workdir)
+    print(f"Everything is in {workdir}:")
+    for entry in sorted(os.listdir(workdir)):
+        print(f"  {os.path.join(workdir, entry)}")
+    if demo:
+        print(DEMO_END)
+    return 0
+
+
+DEMO_START = (
+    "No ImageNet is prepared here and no data was named: this is the experiment's DEMO FORM on scikit-learn's 1,797\n"
+    "handwritten digits (a CIFAR-size network at 32 pixels). For your data: --data=FOLDER, or --data=tfds:imagenet2012."
+)
+DEMO_END = "This was the DEMO FORM on digits, not ImageNet; --data=... trains on yours."
+
+
+def resolve(assignments):
+    """`(config, name, demo)` of the experiment, the data and the assignments on the command line.
+
+    Without an experiment, the config of the run in `workdir`.
+    """
+    if not FLAGS.experiment:
+        stored = FLAGS.workdir and os.path.join(FLAGS.workdir, "config.json")
+        if not stored or not os.path.exists(stored):
+            raise UserError("name an experiment: --experiment=g16_ln_pn (see --list), or the --workdir of a run")
+        config = config_lib.load(stored)
+        demo = False
+    else:
+        config = experiments.load(FLAGS.experiment)
+        demo = (
+            config.data.name == "auto" and not FLAGS.data and not any(k.startswith("data.name") for k, _ in assignments)
+        )
+    if FLAGS.data:
+        from g16net.data.detect import detect
+
+        config.data.name, config.data.dir = detect(FLAGS.data)
+    config_lib.override(config, assignments)
+    if demo or config.data.name == "auto":
+        from g16net.data.detect import prepared_imagenet
+
+        found = prepared_imagenet(config.data.dir)
+        demo = not found
+        if found:
+            config.data.name, config.data.dir = found
+        elif config.data.dir:
+            from g16net.data.detect import detect
+
+            config.data.name, config.data.dir = detect(config.data.dir)
+            demo = False
+        else:
+            config = experiments.load(FLAGS.experiment, demo=True)
+            config_lib.override(config, assignments)
+    name = experiments.run_name(FLAGS.experiment, demo) if FLAGS.experiment else os.path.basename(FLAGS.workdir)
+    return recipe.resolve(config), name, demo
+
+
+def settle_workdir(config, workdir):
+    """Makes `workdir` the folder of this run, or checks that it is. Returns the config to run with."""
+    from g16net import records
+
+    path = os.path.join(workdir, "config.json")
+    if os.path.exists(path):
+        different = recipe.training_differences(recipe.resolve(config_lib.load(path)), config)
+        if different:
+            raise UserError(
+                f"{workdir!r} holds another run; it differs in\n  " + "\n  ".join(different) + "\n"
+                "Give another --workdir, or the same settings to resume it."
+            )
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        config_lib.save(config, path)
+        records.write_json(os.path.join(workdir, "versions.json"), records.versions())
+    except OSError as error:
+        raise UserError(
+            f"cannot write to --workdir={workdir}: {error.strerror}; name a folder you may write to"
+        ) from error
+    return config
+
+
+def run_mode(mode, config, workdir):
+    """Runs one mode, writes its `<mode>.json` and prints the same."""
+    from g16net import records
+
+    started = time.time()
+    module = importlib.import_module(MODES[mode])
+    figures = getattr(module, mode)(config, workdir)
+    result = records.finish(workdir, mode, started, figures)
+    print(summary(mode, result))
+
+
+def summary(mode, result):
+    """A mode's figures for a person."""
+    lines = [f"{mode}: done in {result['wall_seconds']:.0f} s"]
+    for key, value in result.items():
+        if key in ("mode", "command", "versions", "wall_seconds"):
+            continue
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            lines += ["  " + ", ".join(figure(name, row[name]) for name in row) for row in value[1:] and value]
+        else:
+            lines.append("  " + figure(key, value, 26))
+    return "\n".join(lines)
+
+
+def figure(name, value, width=0):
+    """`top-1 97.50 %`."""
+    if name.startswith("top"):
+        name, value = name.replace("top", "top-", 1), f"{100 * value:.2f} %"
+    elif isinstance(value, float):
+        value = f"{value:.5g}"
+    return f"{name.replace('_', ' '):{width}} {value}"
+
+
+def dry_run(config):
+    """Prints what a run would be, without training."""
+    from g16net import assemble, train
+    from g16net.models import costs
+
+    train_source, eval_source = assemble.open_sources(config)
+    steps = train.steps_per_epoch(config, train_source)
+    cost = costs.count(
+        variant=config.model.variant,
+        group_size=config.model.group_size,
+        expand_ratio=config.model.expand_ratio,
+        norm=config.model.norm,
+        size=config.data.train_size,
+        num_classes=train_source.num_classes,
+        batch=config.run.global_batch,
+    )
+    print(config)
+    counts = f"{train_source.num_examples:,} training and {eval_source.num_examples:,} test images"
+    print(f"data               {train_source.name}: {counts}, {train_source.num_classes} classes")
+    print(f"parameters         {cost.params:,}")
+    print(f"multiply-adds      {cost.macs:,} an image at {config.data.train_size} px")
+    print(f"activations        {cost.activations:,} an image")
+    print(
+        f"memory             {cost.memory / 2**20:,.0f} MiB for a batch of {config.run.global_batch}, by the cost model"
+    )
+    print(f"steps              {config.run.epochs * steps:,} ({config.run.epochs} epochs of {steps:,})")
+
+
+def list_text():
+    """A line for each experiment: its name and the first line of its docstring."""
+    return "\n".join(f"  {name:12} {line}" for name, line in experiments.listing())
+
+
+def help_text():
+    """Flags, fields and experiments."""
+    fields = "\n".join(
+        f"  --config.{key}={config_lib.example(field)}\n      {field.comment}"
+        for key, field in config_lib.FIELDS.items()
+    )
+    return f"{__doc__}\n{FLAGS.module_help(sys.modules[__name__])}\n\nExperiments:\n{list_text()}\n\nFields:\n{fields}"
+
+
+def split_assignments(argv):
+    """Separates `--config.key=value` (or `--config.key value`) from the other arguments."""
+    rest, assignments, arguments = [], [], iter(argv)
+    for argument in arguments:
+        name = argument.lstrip("-")
+        if argument.startswith("-") and name.startswith("config."):
+            key, equals, value = name[len("config.") :].partition("=")
+            if not equals:
+                value = next(arguments, "")
+            assignments.append((key, value))
+        else:
+            rest.append(argument)
+    return rest, assignments
+
+
+def fail(message):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

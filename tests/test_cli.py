@@ -1,0 +1,116 @@
+"""The command line as a user types it: exit status, messages, and the files of a run."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# launch.py chooses the Keras generation itself
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
+
+
+def launch(*arguments, cwd=ROOT, **environment):
+    return subprocess.run(
+        [sys.executable, os.path.join(ROOT, "launch.py"), *arguments],
+        cwd=str(cwd),
+        env=dict(ENVIRONMENT, **environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    )
+
+
+def test_list_and_help_need_no_tensorflow(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('imported TensorFlow')")
+    listed = launch("--list", PYTHONPATH=str(tmp_path))
+    assert listed.returncode == 0, listed.stderr
+    assert "g16_ln_pn" in listed.stdout and "paper's network" in listed.stdout
+    helped = launch("--help", PYTHONPATH=str(tmp_path))
+    assert "--experiment" in helped.stdout and "--workdir" in helped.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        ([], ["name an experiment", "--list"]),
+        (["--experiment=g16_lnpn"], ["'g16_lnpn'", "Did you mean 'g16_ln_pn'?"]),
+        (["--experiment=g16_ln_pn:size=3"], ["'size'", "variant"]),
+        (["--experiment=g16_ln_pn", "--mode=trian"], ["'trian'", "Did you mean 'train'?"]),
+        (["--experiment=g16_ln_pn", "--config.run.epoch=3"], ["'run.epoch'", "Did you mean 'run.epochs'?"]),
+        (["--experiment=g16_ln_pn", "--config.run.epochs=x"], ["'run.epochs'", "'x'"]),
+        (["--experiment=g16_ln_pn", "--data=/no/such/folder"], ["/no/such/folder", "no such folder"]),
+        (["--experiment=g16_ln_pn", "--config.data.name=tfds:imagenet2012"], ["imagenet2012", "looked"]),
+        (["--experiment=g16_ln_pn", "--nonsense=1"], ["nonsense"]),
+        (["--experiment=g16_ln_pn", "stray"], ["'stray'"]),
+        (["--workdir=/no/such/workdir"], ["name an experiment"]),
+    ],
+)
+def test_mistakes_end_with_status_2_and_one_clear_error(arguments, parts, tmp_path):
+    result = launch(*arguments, cwd=tmp_path, TFDS_DATA_DIR=str(tmp_path))
+    assert result.returncode == 2, result.stderr
+    last = result.stderr[result.stderr.rindex("error: ") :] if "error: " in result.stderr else result.stderr
+    for part in parts:
+        assert part in last
+    assert "Traceback" not in result.stderr
+    assert not os.listdir(tmp_path), "nothing is written before the mistake is found"
+
+
+def test_dry_run_says_what_a_run_would_be(tmp_path):
+    result = launch("--experiment=g16_ln_pn", "--dry_run", cwd=tmp_path, TFDS_DATA_DIR=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    for part in ("1,696,004", "82,744,832", "digits", "steps", "memory"):
+        assert part in result.stdout, result.stdout
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_whole_road_and_again(tmp_path):
+    arguments = ["--experiment=g16_ln_pn:variant=TINY", "--config.run.epochs=2", "--workdir=run"]
+    result = launch(*arguments, cwd=tmp_path, TFDS_DATA_DIR=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("DEMO FORM") == 2
+    assert {
+        "checkpoints",
+        "classes.json",
+        "config.json",
+        "curves.png",
+        "evaluate.json",
+        "export.json",
+        "records.jsonl",
+        "saved_model",
+        "tensorboard",
+        "train.json",
+        "versions.json",
+    } <= set(os.listdir(tmp_path / "run"))
+    figures = {mode: json.loads((tmp_path / "run" / f"{mode}.json").read_text()) for mode in ("train", "evaluate")}
+    assert figures["evaluate"]["images"] == 360
+    assert figures["evaluate"]["top1"] == figures["train"]["top1"]
+    assert 0 <= figures["train"]["top1"] <= figures["train"]["top5"] <= 1
+    assert figures["train"]["images_per_second"] > 0
+
+    again = launch(*arguments, "--mode=train", cwd=tmp_path, TFDS_DATA_DIR=str(tmp_path))
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["resumed_from_epoch"] == 2
+
+    other = launch(*arguments, "--config.model.norm=bn", cwd=tmp_path, TFDS_DATA_DIR=str(tmp_path))
+    assert other.returncode == 2 and "model.norm: ln_pn -> bn" in other.stderr
+
+    # without an experiment, the workdir's own
+    alone = launch("--workdir=run", "--mode=evaluate", "--config.eval.sizes=32,64", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    sizes = json.loads((tmp_path / "run" / "evaluate.json").read_text())["sizes"]
+    assert [row["size"] for row in sizes] == [32, 64]
+
+    # the export loads where there is only TensorFlow
+    code = (
+        "import sys, tensorflow as tf\n"
+        "model = tf.saved_model.load('run/saved_model')\n"
+        "for size in (32, 47):\n"
+        "    out = model.signatures['serving_default'](images=tf.zeros([2, size, size, 3], tf.uint8))\n"
+        "    assert out['logits'].shape == (2, 10), out\n"
+        "assert not any(name.split('.')[0] in ('g16net', 'tf_keras') for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=str(tmp_path))
