@@ -1,0 +1,139 @@
+"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) on a batch, as the paper trains with them.
+
+Mixup blends each image with the one before it in the batch, by a coefficient of its own. CutMix then pastes one box,
+the same for the whole batch, from the (already blended) image two before it. Drawing and applying are separate
+functions: `draw` is stateless, `mix` is pure and takes given numbers, on the host or on the device.
+
+Targets are compact: float32 [batch, 2 * terms], first the class ids of the terms, then their weights, which sum to 1.
+Mixup or CutMix alone give 2 terms, both 4.
+"""
+
+import collections
+import math
+
+import tensorflow as tf
+
+# m: float32 [batch], share that an image keeps in mixup, 0.5..1, or None; box: int32 [4] as top, bottom, left, right
+# (half-open), or None.
+Draws = collections.namedtuple("Draws", "m box")
+
+
+def terms(alpha=0.0, cutmix=None):
+    """Class ids in a target: 1 (not mixed), 2 or 4."""
+    return (2 if alpha else 1) * (2 if cutmix else 1)
+
+
+def draw(batch, height, width, seed, alpha=0.0, cutmix=None, lam=1.0):
+    """Draws what `mix` needs, from a stateless seed.
+
+    Args:
+        batch: images in the batch; int or scalar tensor.
+        height, width: of the images in pixels; int or scalar tensor.
+        seed: int32 [2].
+        alpha: of mixup's Beta(alpha, alpha); 0 for no mixup.
+        cutmix: None, 1 (the paper's: the share kept varies from batch to batch, often 1) or 2 (always `lam`).
+        lam: CutMix's lambda, the share of the image that is kept, on average or always.
+    """
+    if alpha < 0:
+        raise ValueError(f"alpha is {alpha}; use 0 (no mixup) or more")
+    if cutmix not in (None, 1, 2):
+        raise ValueError(f"cutmix is {cutmix!r}; use None, 1 or 2")
+    if not 0 < lam <= 1:
+        raise ValueError(f"lam is {lam}; use a share above 0 and at most 1")
+    m = None
+    if alpha:
+        m = beta(batch, seed, alpha)
+        m = tf.maximum(m, 1 - m)
+    box = None
+    if cutmix:
+        u = tf.random.stateless_uniform([4], tf.bitwise.bitwise_xor(seed, [0x1B873593, 0]))
+        kept = lam
+        if cutmix == 1:
+            low = math.exp(-4)
+            kept = cutmix_share(u[0], low + u[1] * (1 - low), lam)
+        box = cutmix_box(height, width, kept, u[2] * tf.cast(height, u.dtype), u[3] * tf.cast(width, u.dtype))
+    return Draws(m, box)
+
+
+def beta(count, seed, alpha):
+    """float32 [count]: draws of Beta(alpha, alpha)."""
+    # Gamma(a) is Gamma(a + 1) * U^(1 / a); by logarithms, as draws of Gamma(0.1) underflow.
+    shape = [2, count]
+    gamma = tf.random.stateless_gamma(shape, seed, alpha + 1.0)
+    u = 1 - tf.random.stateless_uniform(shape, tf.bitwise.bitwise_xor(seed, [0x3C6EF372, 0]))
+    log_gamma = tf.math.log(gamma) + tf.math.log(u) / alpha
+    return tf.sigmoid(log_gamma[0] - log_gamma[1])
+
+
+def cutmix_share(u0, u1, lam):
+    """Share of the image that CutMix version 1 keeps, for u0 uniform in [0, 1) and u1 uniform in [e^-4, 1)."""
+    return tf.where(u0 < 1.55 * lam - 0.96, 1.0, 1 + tf.math.log(u1) / 4)
+
+
+def cutmix_box(height, width, kept, centre_y, centre_x):
+    """int32 [4], top, bottom, left, right: a box of the image's aspect ratio and 1 - `kept` of its area.
+
+    The centre, in pixels, moves to where the box lies inside the image; corners are rounded, halves to even.
+    """
+    side = tf.sqrt(1 - tf.cast(kept, tf.float32))
+
+    def span(length, centre):
+        length = tf.cast(length, tf.float32)
+        half = side * length / 2
+        centre = tf.clip_by_value(centre, half, length - half)
+        return [tf.math.rint(centre - half), tf.math.rint(centre + half)]
+
+    return tf.cast(tf.stack(span(height, centre_y) + span(width, centre_x)), tf.int32)
+
+
+def mix(images, labels, m=None, box=None, dtype=None):
+    """Mixes a batch by given draws.
+
+    Args:
+        images: [batch, height, width, channels], uint8 or float.
+        labels: integer class ids [batch].
+        m: float32 [batch], or None for no mixup; image i becomes m[i] * image i + (1 - m[i]) * image i - 1.
+        box: int32 [4], top, bottom, left, right (half-open), or None for no CutMix; image i gets this box from image
+            i - 2, or i - 1 in a batch of two.
+        dtype: of the result, by default the images'; integers are rounded.
+
+    Returns:
+        images of the same shape, and targets: float32 [batch, 2 * terms], or `labels` themselves when nothing mixes.
+    """
+    dtype = tf.as_dtype(dtype or images.dtype)
+    ids, weights = [labels], [tf.ones_like(labels, tf.float32)]
+    if m is not None:
+        images, ids, weights = mixup(images, labels, m)
+    images = _cast(images, dtype)
+    if box is not None:
+        images, ids, weights = cutmix(images, ids, weights, box)
+    if len(ids) == 1:
+        return images, labels
+    return images, tf.stack([tf.cast(i, tf.float32) for i in ids] + weights, axis=1)
+
+
+def mixup(images, labels, m):
+    """Returns float32 images and the lists of ids and weights of two terms."""
+    images = tf.cast(images, tf.float32)
+    keep = m[:, tf.newaxis, tf.newaxis, tf.newaxis]
+    images = keep * images + (1 - keep) * tf.roll(images, 1, 0)
+    return images, [labels, tf.roll(labels, 1, 0)], [m, 1 - m]
+
+
+def cutmix(images, ids, weights, box):
+    """Pastes the box and returns the images and twice as many ids and weights; a pasted part has its own terms."""
+    height, width = tf.shape(images)[1], tf.shape(images)[2]
+    shift = tf.where(tf.shape(images)[0] == 2, 1, 2)
+    rows, columns = tf.range(height)[:, tf.newaxis], tf.range(width)
+    inside = (rows >= box[0]) & (rows < box[1]) & (columns >= box[2]) & (columns < box[3])
+    images = tf.where(inside[..., tf.newaxis], tf.roll(images, shift, 0), images)
+    pasted = tf.cast((box[1] - box[0]) * (box[3] - box[2]), tf.float32) / tf.cast(height * width, tf.float32)
+    ids = ids + [tf.roll(i, shift, 0) for i in ids]
+    weights = [w * (1 - pasted) for w in weights] + [tf.roll(w, shift, 0) * pasted for w in weights]
+    return images, ids, weights
+
+
+def _cast(images, dtype):
+    if dtype.is_integer and not images.dtype.is_integer:
+        images = tf.round(images)
+    return tf.cast(images, dtype)
