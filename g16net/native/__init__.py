@@ -1,0 +1,130 @@
+"""Native CPU operations for what costs the most passes over memory: the norm-activation and the gate of SE layers.
+
+They are compiled on first use, where there is a C++ compiler (see `build`), and give what TensorFlow's operations give,
+to rounding. Layers ask `enabled` and go the plain way otherwise: without a compiler, on accelerators, in float16, and
+while a SavedModel is written, which so needs nothing but TensorFlow to load. The environment variable `G16NET_NATIVE`
+set to 0 switches them off.
+
+XLA cannot compile them: `jit_compile=True` on a CPU wants `G16NET_NATIVE=0`.
+"""
+
+import contextlib
+import ctypes
+import os
+import threading
+
+import tensorflow as tf
+from absl import logging
+
+from g16net import compat
+
+try:  # not public, and the only way to know
+    from tensorflow.python.saved_model.save_context import in_save_context
+except ImportError:
+
+    def in_save_context():
+        return False
+
+
+DTYPES = tf.float32, tf.bfloat16
+_lock = threading.Lock()
+_library = None  # False: tried in vain
+_disabled = 0
+
+
+def library():
+    """The module of the operations; None where they cannot be had, for which the log gives the reason once."""
+    global _library
+    with _lock:
+        if _library is None:
+            from g16net.native import build  # here, so that `python -m g16net.native.build` imports it once
+
+            try:
+                path = build.build()
+                _library = tf.load_op_library(path)
+                threads = tf.config.threading.get_intra_op_parallelism_threads() or _cores()
+                ctypes.CDLL(path).g16_set_threads(threads)
+            except (OSError, ImportError, tf.errors.OpError) as error:
+                logging.info("No native operations, TensorFlow's own do the work: %s", error)
+                _library = False
+    return _library or None
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+@contextlib.contextmanager
+def disabled():
+    """Within it, functions are traced without native operations: for graphs that other programs load."""
+    global _disabled
+    _disabled += 1
+    try:
+        yield
+    finally:
+        _disabled -= 1
+
+
+@tf.autograph.experimental.do_not_convert
+def enabled(dtype=tf.float32):
+    """Whether a layer shall use the native operations on tensors of `dtype`, here and now."""
+    return (
+        os.environ.get("G16NET_NATIVE", "1") != "0"
+        and tf.as_dtype(dtype) in DTYPES
+        and not _disabled
+        and not in_save_context()
+        and compat.on_cpu()
+        and not compat.compiled_device()
+        and library() is not None
+    )
+
+
+@tf.autograph.experimental.do_not_convert
+def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None):
+    """As `layers.norm_activation.norm_activation`, and with it the means over the pixels.
+
+    Returns:
+        (y like `x`, its means over height and width: float32 [batch, channels]).
+    """
+    channels = x.shape[-1]
+    ones, zeros = tf.ones([channels]), tf.zeros([channels])
+    y, _, _, pooled = library().g16_norm_activation(
+        x=x,
+        gamma=ones if gamma is None else gamma,
+        beta=zeros if beta is None else beta,
+        centre=zeros if centre is None else centre,
+        scale=ones if scale is None else scale,
+        groups=groups or 0,
+        strided=strided,
+        epsilon=epsilon,
+        activation=activation or "none",
+    )
+    return y, pooled
+
+
+@tf.autograph.experimental.do_not_convert
+def multiply(x, gate):
+    """x [batch, height, width, channels] * gate, float32 [batch, channels]."""
+    return library().g16_gate(x=x, gate=gate)
+
+
+@tf.RegisterGradient("G16NormActivation")
+def _norm_activation_gradient(op, dy, _mean, _inv_std, dpooled):
+    x, gamma, beta, centre, scale = op.inputs
+    return library().g16_norm_activation_grad(
+        dy=dy,
+        dpooled=dpooled,
+        x=x,
+        gamma=gamma,
+        beta=beta,
+        centre=centre,
+        scale=scale,
+        mean=op.outputs[1],
+        inv_std=op.outputs[2],
+        **{name: op.get_attr(name) for name in ("groups", "strided", "epsilon", "activation")},
+    )
+
+
+@tf.RegisterGradient("G16Gate")
+def _multiply_gradient(op, dy):
+    return library().g16_gate_grad(dy=dy, x=op.inputs[0], gate=op.inputs[1])

@@ -1,0 +1,273 @@
+"""The native operations against TensorFlow's, forward and gradients."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from g16net import native
+from g16net.layers.norm_activation import norm_activation
+from g16net.native import build
+
+needs_native = pytest.mark.skipif(not native.enabled(), reason="no C++ compiler, or not a CPU")
+NAMES = "y", "pooled", "dx", "dgamma", "dbeta", "dcentre", "dscale"
+# errors relative to the largest value: float32 sums in another order, and one rounding of a bfloat16 result
+TOLERANCE = {tf.float32: 3e-6, tf.bfloat16: 2**-8}
+
+
+def case(shape, dtype, seed=0):
+    """x, a gradient, one of the pooled means, and gamma, beta, centre and scale."""
+    random = np.random.RandomState(seed)
+    channels = shape[-1]
+    x = random.randn(*shape) * random.uniform(0.5, 2, channels) + random.randn(channels)
+    dy, dpooled = random.randn(*shape), random.randn(shape[0], channels)
+    parameters = [random.randn(channels) * 0.3 + start for start in (1, 0, 0, 1)]
+    constants = [tf.constant(value, tf.float32) for value in (x, dy, dpooled, *parameters)]
+    return [tf.cast(value, dtype) for value in constants[:2]] + constants[2:]
+
+
+def plain(*arguments, **options):
+    y = norm_activation(*arguments, fused=False, **options)
+    return y, tf.reduce_mean(tf.cast(y, tf.float32), [1, 2])
+
+
+def run(function, values, groups=1, strided=False, epsilon=1e-3, activation="swish"):
+    """`NAMES`, as arrays."""
+
+    @tf.function
+    def step(x, dy, dpooled, *parameters):
+        with tf.GradientTape() as tape:
+            tape.watch([x, *parameters])
+            gamma, beta, centre, scale = parameters
+            y, pooled = function(x, gamma, beta, groups, strided, epsilon, activation, centre=centre, scale=scale)
+        return [y, pooled] + tape.gradient([y, pooled], [x, *parameters], [dy, dpooled])
+
+    return [np.array(tf.cast(value, tf.float32)) for value in step(*values)]
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", native.DTYPES, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize(
+    "shape, groups, strided, activation",
+    [
+        ((2, 5, 3, 1), 1, False, "swish"),
+        ((1, 4, 4, 3), 3, False, "swish"),
+        ((3, 7, 5, 20), 4, True, "swish"),
+        ((2, 6, 6, 24), 1, False, "relu"),
+        ((2, 9, 4, 48), 4, False, "swish"),
+        ((2, 9, 4, 48), 4, True, None),
+        ((1, 40, 40, 96), 1, False, "swish"),  # several chunks a sample, one sample
+        ((9, 2, 2, 640), 2, True, "swish"),
+        ((2, 3, 3, 521), 1, False, None),
+        ((2, 5, 4, 24), None, False, "swish"),
+        ((2, 1, 1, 16), 1, False, "swish"),
+    ],
+)
+def test_equals_plain(shape, groups, strided, activation, dtype):
+    values = case(shape, dtype)
+    settings = dict(groups=groups, strided=strided, activation=activation)
+    found = run(native.norm_activation, values, **settings)
+    expected = run(plain, [tf.cast(value, tf.float32) for value in values], **settings)
+    for name, value, right in zip(NAMES, found, expected):
+        assert value.shape == right.shape, name
+        tolerance = TOLERANCE[dtype if name in ("y", "dx") else tf.float32]
+        np.testing.assert_allclose(value, right, rtol=0, atol=tolerance * max(1, np.abs(right).max()), err_msg=name)
+
+
+@needs_native
+def test_without_parameters():
+    x = case((2, 4, 4, 8), tf.float32)[0]
+    found, pooled = native.norm_activation(x, None, None, 1, False, 1e-3, None)
+    expected = norm_activation(x, None, None, 1, False, 1e-3, None, fused=False)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(pooled, tf.reduce_mean(expected, [1, 2]), atol=1e-6)
+
+
+@needs_native
+def test_statistics_of_a_distant_mean():
+    """Mean 1000, deviation 1: one pass of plain squares in float32 would leave nothing of the variance."""
+    x = np.random.RandomState(1).randn(2, 32, 32, 24).astype("float32") + np.float32(1000)
+    found = np.array(native.norm_activation(tf.constant(x), None, None, 1, False, 1e-3, None)[0], "float64")
+    exact = x.astype("float64")
+    exact = (exact - exact.mean((1, 2, 3), keepdims=True)) / np.sqrt(exact.var((1, 2, 3), keepdims=True) + 1e-3)
+    np.testing.assert_allclose(found.std((1, 2, 3)), exact.std((1, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(found, exact, atol=1e-4)  # the mean itself rounds to float32: half of 6e-5
+
+
+@needs_native
+def test_swish_to_the_last_digits():
+    u = np.concatenate([np.linspace(-87, 87, 400001), np.linspace(-1, 1, 100001)]).astype("float32")
+    u = u[: len(u) // 16 * 16].reshape(1, 1, -1, 16)
+    found = np.array(native.norm_activation(tf.constant(u), None, None, None, False, 1e-3, "swish")[0], "float64")
+    exact = u / (1 + np.exp(-u.astype("float64")))
+    normal = np.abs(exact) > 1e-37
+    units = np.abs(found - exact)[normal] / np.spacing(np.abs(exact[normal]).astype("float32"))
+    assert units.max() < 4
+
+
+@needs_native
+def test_extremes():
+    u = tf.reshape(tf.constant([-1e30, -1000.0, -90.0, 90.0, 1000.0, 1e30, np.nan, np.inf]), [1, 1, 1, 8])
+    for dtype in native.DTYPES:
+        y = native.norm_activation(tf.cast(u, dtype), None, None, None, False, 1e-3, "swish")[0]
+        y = np.array(tf.cast(y, tf.float32)).ravel()
+        np.testing.assert_allclose(y[1:5], [0, 0, 90, 1000], rtol=4e-3, atol=1e-30)
+        assert y[5] > 9e29 and np.isnan(y[6]) and np.isinf(y[7])
+
+
+@needs_native
+@pytest.mark.parametrize("shape", [(9, 5, 5, 24), (9, 40, 40, 48)])
+def test_batch_mates_and_threads_change_no_bit(shape):
+    values = case(shape, tf.float32)
+    whole = run(native.norm_activation, values)
+    again = run(native.norm_activation, values)
+    for name, value, same in zip(NAMES, whole, again):
+        np.testing.assert_array_equal(value, same, err_msg=name)
+    for part in (slice(0, 1), slice(4, 6)):  # few samples are cut into chunks, many are not
+        alone = run(native.norm_activation, [value[part] for value in values[:3]] + values[3:])
+        for name, value, same in zip(NAMES[:3], whole, alone):
+            np.testing.assert_array_equal(value[part], same, err_msg=name)
+
+
+@needs_native
+def test_not_a_number_stays_in_its_sample():
+    x, _, _, *parameters = case((4, 6, 6, 24), tf.float32)
+    gamma, beta, centre, scale = parameters
+    spoilt = tf.tensor_scatter_nd_update(x, [[1, 2, 3, 4]], [np.nan])
+    before, after = (
+        np.array(native.norm_activation(v, gamma, beta, 1, False, 1e-3, "swish", centre, scale)[0]) for v in (x, spoilt)
+    )
+    assert np.isnan(after[1]).all()
+    np.testing.assert_array_equal(np.delete(after, 1, 0), np.delete(before, 1, 0))
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", native.DTYPES, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("shape", [(2, 5, 3, 20), (1, 40, 40, 96)])
+def test_multiply(shape, dtype):
+    x, dy, gate, *_ = case(shape, dtype)
+
+    def both(function):
+        with tf.GradientTape() as tape:
+            tape.watch([x, gate])
+            y = function()
+        return [np.array(tf.cast(v, tf.float32)) for v in [y, *tape.gradient(y, [x, gate], dy)]]
+
+    found = both(lambda: native.multiply(x, gate))
+    expected = both(lambda: tf.cast(tf.cast(x, tf.float32) * gate[:, None, None], dtype))
+    for value, right in zip(found, expected):
+        np.testing.assert_allclose(value, right, atol=TOLERANCE[dtype] * np.abs(right).max())
+
+
+@needs_native
+def test_inputs_survive():
+    """An operation may write over an input only where nobody reads it any more."""
+    x, dy, gate, *_ = case((2, 8, 8, 16), tf.float32)
+    kept = np.array(x)
+
+    @tf.function
+    def used_later(x):
+        once = x + 1.0
+        y, _ = native.norm_activation(once, None, None, 1, False, 1e-3, "swish")
+        z = native.multiply(y, gate)
+        return once, y, z
+
+    once, y, z = used_later(x)
+    np.testing.assert_array_equal(x, kept)
+    np.testing.assert_array_equal(once, kept + 1)
+    np.testing.assert_allclose(z, y * gate[:, None, None], rtol=1e-6)
+
+
+@needs_native
+def test_empty_batch():
+    y, pooled = native.norm_activation(tf.zeros([0, 4, 4, 8]), None, None, 1, False, 1e-3, "swish")
+    assert y.shape == (0, 4, 4, 8) and pooled.shape == (0, 8)
+
+
+@needs_native
+def test_graph_gradients():
+    """tf.gradients, which the optimisers of Keras 2.6 call, and static shapes in a graph of free sizes."""
+    with tf.Graph().as_default():
+        x = tf.compat.v1.placeholder(tf.float32, [None, None, None, 8])
+        y, pooled = native.norm_activation(x, None, None, 1, False, 1e-3, "swish")
+        y = native.multiply(y, pooled)
+        assert y.shape.as_list() == [None, None, None, 8] and pooled.shape.as_list() == [None, 8]
+        (gradient,) = tf.compat.v1.gradients(y, x)
+        assert gradient.shape.as_list() == [None, None, None, 8]
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "shape, groups, error", [((2, 4, 4, 6), 4, "groups must divide"), ((2, 4, 6), 1, "batch, height, width|rank 4")]
+)
+def test_refuses(shape, groups, error):
+    with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match=error):
+        native.norm_activation(tf.zeros(shape), None, None, groups, False, 1e-3, "swish")
+
+
+def test_switches(monkeypatch):
+    with native.disabled():
+        assert not native.enabled()
+    assert not native.enabled(tf.float16)
+    monkeypatch.setenv("G16NET_NATIVE", "0")
+    assert not native.enabled()
+
+
+@needs_native
+def test_saved_model_holds_none(tmp_path):
+    class Served(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, None, None, 8])])
+        def __call__(self, x):
+            if native.enabled():
+                return native.norm_activation(x, None, None, 1, False, 1e-3, "swish")[0]
+            return norm_activation(x, None, None, 1, False, 1e-3, "swish", fused=False)
+
+    module = Served()
+    tf.saved_model.save(module, str(tmp_path))
+    assert b"G16NormActivation" not in (tmp_path / "saved_model.pb").read_bytes()
+
+
+def start(code, **environment):
+    """Runs Python code in a fresh process; its output."""
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **environment}, check=False
+    )
+    return result.stdout.decode()
+
+
+def test_no_compiler(tmp_path):
+    """One line in the log, and the plain way."""
+    code = "from absl import logging; logging.set_verbosity('info'); from g16net import native; "
+    code += "print('enabled', native.enabled(), native.enabled())"
+    output = start(code, CXX="no-such-compiler", XDG_CACHE_HOME=str(tmp_path))
+    assert "enabled False False" in output
+    assert output.count("no C++ compiler found") == 1
+
+
+def test_failing_compiler_is_asked_once(tmp_path, monkeypatch):
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\necho called >> {tmp_path}/calls\necho broken\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(OSError, match="failed, see .*log"):
+        build.build()
+    compiles = len((tmp_path / "calls").read_text().splitlines())
+    with pytest.raises(OSError, match="failed before, see .*log; try again by"):
+        build.build()
+    assert len((tmp_path / "calls").read_text().splitlines()) == compiles + 1  # it was asked for its version only
+    (log,) = (tmp_path / "g16net" / "native").glob("*.log")
+    assert "broken" in log.read_text()
+
+
+def test_library_path_depends_on_the_cpu(monkeypatch):
+    if build.compiler() is None:
+        pytest.skip("no C++ compiler")
+    here = build.library_path(build.compiler())
+    assert here == build.library_path(build.compiler())
+    monkeypatch.setattr(build, "cpu_features", lambda: "sse2")
+    assert here != build.library_path(build.compiler())
