@@ -104,6 +104,8 @@ class Random:
         self.state = None
         if KERAS3:
             self.state = keras.random.SeedGenerator(seed)
+            layer.random_holder = tf.Module()  # tf.train.Checkpoint does not look into a seed generator
+            layer.random_holder.state = self.state.state
         elif TF_VERSION >= (2, 11):
             self.state = (
                 tf.random.Generator.from_non_deterministic_state()
@@ -205,3 +207,16 @@ else:
         def _resource_apply_sparse(self, grad, var, indices, apply_state=None):
             dense = tf.convert_to_tensor(tf.IndexedSlices(grad, indices, tf.shape(var)))
             return self._resource_apply_dense(dense, var, apply_state)
+
+
+def ignore_errors(dataset):
+    """`dataset` without the elements that raise; each error is logged."""
+    if hasattr(dataset, "ignore_errors"):
+        return dataset.ignore_errors(log_warning=True)
+    return dataset.apply(tf.data.experimental.ignore_errors(log_warning=True))
+
+
+def set_deterministic(options, value):
+    """Sets whether a tf.data.Dataset keeps its order."""
+    name = "deterministic" if TF_VERSION >= (2, 7) else "experimental_deterministic"
+    setattr(options, name, value)

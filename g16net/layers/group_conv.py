@@ -8,6 +8,11 @@ when a layer is built, and the layer takes the first that does of
 - the same, computed in float32 between casts,
 - `split`: a `tf.nn.conv2d` for each group and a concatenation, in float32: it trains everywhere.
 
+Measured forward and backward on two AMD EPYC cores, batch 8, widths of B0: with oneDNN `native` takes 0.3 to 0.95 of
+the time of `split`; without it dense convolutions over several groups take 0.9 to 2.5 times, batched matrix products 4
+to 10 times as long as `split`. `depthwise` and `native` are level in float32 for groups of one channel; in bfloat16
+their gradients take up to 10 times as long as in float32, hence float32 there.
+
 Keras' own grouped `Conv2D` is no alternative: on a CPU it runs through XLA, two orders of magnitude slower. For the
 same reason the layer tells Keras 3 not to compile a model that holds it.
 """
@@ -77,6 +82,8 @@ def choose(dtype, width, strides, lowering=None):
     fast = lowering or ("depthwise" if width == 1 else "native")
     if compat.compiled_device():
         return lowering or "native", dtype
+    if width == 1 and compat.on_cpu():
+        dtype = "float32"
     candidates = [(fast, dtype), (fast, "float32")]
     if lowering is None:
         candidates.append(("split", "float32"))

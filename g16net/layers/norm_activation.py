@@ -3,12 +3,22 @@
     out = (activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta) - centre) * scale
 
 with mean and variance over the pixels and channels of a group of one sample, and centre and scale a number a channel
-(proxy normalisation, 2106.03743 sec. 4). Everything a channel or a sample small is folded before it meets the large
-tensor: norm, gamma and beta become one `x * a + b`. All is computed in float32, whatever the dtype of `x`, and rounded
-once at the end, as a fused batch norm does it.
+(proxy normalisation, 2106.03743 sec. 4). All is computed in float32, whatever the dtype of `x`, and rounded once at the
+end, as a fused batch norm does it. There are two forms with equal results:
+
+- `plain`: TensorFlow operations and their gradients.
+- `fused`: a gradient by hand, which keeps nothing but `x` and numbers the size of the channels and computes the rest
+  again. On a CPU a large tensor's operation costs its passes over memory, so the affine is folded into `x * a + b` and
+  centring and scaling, with their gradients, are one inference-mode batch norm. Forward and backward of
+  [16, 112, 112, 96] in float32 take 0.6 times the time of `plain` (two AMD EPYC cores).
+
+The folding costs `fused` an error of about 1e-7 * |mean| / std of a normalised value; the variance has no such error,
+for it is the mean squared difference from the mean in both forms.
 """
 
 import tensorflow as tf
+
+from g16net import compat
 
 ACTIVATIONS = {"swish": tf.nn.silu, "relu": tf.nn.relu}
 
@@ -20,22 +30,7 @@ def check_activation(activation, optional=False):
         raise ValueError(f"activation must be one of {names}; got {activation!r}")
 
 
-def group_means(x, groups, strided):
-    """The means of `x` [batch, height, width, channels] over pixels and the channels of a group, a copy a channel:
-    [batch, 1, 1, channels]. Pixels first, then the few numbers left, so that any grouping costs the same."""
-    channels = x.shape[-1]
-    means = tf.reduce_mean(x, axis=[1, 2])
-    if groups == 1:
-        return tf.reduce_mean(means, axis=1)[:, None, None, None] * tf.ones([channels])
-    width = channels // groups
-    shape, axis, copies = (
-        ([-1, width, groups], 1, [1, width, 1]) if strided else ([-1, groups, width], 2, [1, 1, width])
-    )
-    means = tf.tile(tf.reduce_mean(tf.reshape(means, shape), axis=axis, keepdims=True), copies)
-    return tf.reshape(means, [-1, 1, 1, channels])
-
-
-def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None):
+def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None, fused=None):
     """See the module's head.
 
     Args:
@@ -45,22 +40,53 @@ def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre
         strided: False: a group is `channels / groups` neighbours; True: channel c belongs to group c % groups.
         epsilon: added to the variance.
         activation: a name in `ACTIVATIONS`, or None.
-        centre, scale: float32 [channels], or None.
+        centre, scale: float32 [channels], or None; no scale without a centre.
+        fused: True or False for one of the two forms; None for the faster: `plain` where a compiler fuses it.
 
     Returns:
         A tensor of the shape and dtype of `x`.
     """
+    if fused is None:
+        fused = not compat.compiled_device()
+    return (_fused if fused else _plain)(x, gamma, beta, groups, strided, epsilon, activation, centre, scale)
+
+
+def pixel_sums(x):
+    """The sums of `x` [batch, height, width, channels] over the pixels: [batch, 1, 1, channels]."""
+    if compat.on_cpu():  # a matrix product reads memory faster than a reduction does, and is as exact
+        batch, height, width, channels = tf.unstack(tf.shape(x))
+        ones = tf.ones([batch, 1, height * width], x.dtype)
+        sums = tf.matmul(ones, tf.reshape(x, [batch, height * width, channels]))
+        return tf.reshape(sums, [batch, 1, 1, x.shape[-1]])
+    return tf.reduce_sum(x, axis=[1, 2], keepdims=True)
+
+
+def group_means(sums, pixels, groups, strided):
+    """From the `pixel_sums` the means over each group's pixels and channels, repeated for each of its channels."""
+    channels = sums.shape[-1]
+    width = channels // groups
+    shape, axis = ([-1, width, groups], 1) if strided else ([-1, groups, width], 2)
+    means = tf.reduce_mean(tf.reshape(sums / pixels, shape), axis=axis, keepdims=True)
+    return tf.reshape(means + tf.zeros(shape[1:]), [-1, 1, 1, channels])
+
+
+def _statistics(x, groups, strided, epsilon):
+    """(mean, 1 / sqrt(variance + epsilon), pixels): [batch, 1, 1, channels] twice, and a number."""
+    pixels = tf.cast(tf.shape(x)[1] * tf.shape(x)[2], tf.float32)
+    mean = group_means(pixel_sums(x), pixels, groups, strided)
+    variance = group_means(pixel_sums(tf.math.squared_difference(x, mean)), pixels, groups, strided)
+    return mean, tf.math.rsqrt(variance + epsilon), pixels
+
+
+def _plain(x, gamma, beta, groups, strided, epsilon, activation, centre, scale):
     y = tf.cast(x, tf.float32)
-    a, b = gamma, beta
     if groups is not None:
-        mean = group_means(y, groups, strided)
-        y = y - mean
-        inv_std = tf.math.rsqrt(group_means(tf.square(y), groups, strided) + epsilon)
-        a = inv_std if gamma is None else inv_std * gamma
-    if a is not None:
-        y = y * a
-    if b is not None:
-        y = y + b
+        mean, inv_std, _ = _statistics(y, groups, strided, epsilon)
+        y = (y - mean) * (inv_std if gamma is None else inv_std * gamma)
+    elif gamma is not None:
+        y = y * gamma
+    if beta is not None:
+        y = y + beta
     if activation is not None:
         y = ACTIVATIONS[activation](y)
     if centre is not None:
@@ -68,3 +94,100 @@ def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre
     if scale is not None:
         y = y * scale
     return tf.cast(y, x.dtype)
+
+
+def _batch_norm(x, mean, scale, offset):
+    """(x - mean) * scale + offset, a number a channel, in one pass: inference-mode batch norm with variance 1."""
+    half = tf.fill([x.shape[-1]], 0.5)
+    return tf.raw_ops.FusedBatchNormV3(
+        x=x, scale=scale, offset=offset, mean=mean, variance=half, epsilon=0.5, is_training=False
+    )[0]
+
+
+def _batch_norm_gradient(gradient, x, mean, scale):
+    """The gradients of `_batch_norm` with respect to x, scale and offset, in one pass."""
+    half = tf.fill([x.shape[-1]], 0.5)
+    return tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=gradient,
+        x=x,
+        scale=scale,
+        reserve_space_1=mean,
+        reserve_space_2=half,
+        reserve_space_3=half,
+        epsilon=0.5,
+        is_training=False,
+    )[:3]
+
+
+def _activation_and_slope(activation, u):
+    """The activation of `u`, and a function that multiplies a gradient by its slope."""
+    if activation == "swish":
+        gate = tf.sigmoid(u)
+        z = u * gate
+        # the slope is gate + u * gate * (1 - gate); its second term is one operation
+        return z, lambda dz: dz * (gate + tf.raw_ops.SigmoidGrad(y=gate, dy=u))
+    if activation == "relu":
+        z = tf.nn.relu(u)
+        return z, lambda dz: tf.raw_ops.ReluGrad(gradients=dz, features=z)
+    return u, lambda dz: dz
+
+
+def _fused(x, gamma, beta, groups, strided, epsilon, activation, centre, scale):
+    dtype, channels = x.dtype, x.shape[-1]
+    given = [value is not None for value in (gamma, beta, centre, scale)]
+    gamma = tf.ones([channels]) if gamma is None else gamma
+    beta = tf.zeros([channels]) if beta is None else beta
+    centre = tf.zeros([channels]) if centre is None else centre
+    none = tf.zeros([channels])
+
+    @tf.custom_gradient
+    def core(x, gamma, beta, centre, *scale):
+        y = tf.cast(x, tf.float32)
+        if groups is None:
+            a, b = gamma, beta
+            u = _batch_norm(y, none, a, b) if given[0] or given[1] else y
+        else:
+            mean, inv_std, pixels = _statistics(y, groups, strided, epsilon)
+            a = inv_std * gamma
+            b = beta - mean * a
+            u = y * a + b
+        out = u if activation is None else ACTIVATIONS[activation](u)
+        if scale:
+            out = _batch_norm(out, centre, scale[0], none)
+        elif given[2]:
+            out = out - centre
+
+        def gradients(gradient):
+            # Without this dependency the recomputation would run, or be merged, with the forward pass.
+            with tf.control_dependencies([gradient]):
+                y = tf.cast(tf.identity(x), tf.float32)
+                gradient = tf.cast(gradient, tf.float32)
+                if groups is None:
+                    u = _batch_norm(y, none, a, b) if given[0] or given[1] else y
+                else:
+                    u = y * a + b
+                z, times_slope = _activation_and_slope(activation, u)
+                dcentre, dscale = None, []
+                if scale:
+                    dz, ds, doffset = _batch_norm_gradient(gradient, z, centre, scale[0])
+                    dcentre, dscale = -doffset * scale[0], [ds]
+                else:
+                    dz = gradient
+                    dcentre = -tf.reduce_sum(pixel_sums(dz), axis=[0, 1, 2]) if given[2] else None
+                du = times_slope(dz)
+                if groups is None:
+                    dx, dgamma, dbeta = _batch_norm_gradient(du, y, none, gamma)
+                    return [tf.cast(dx, dtype), dgamma, dbeta, dcentre] + dscale
+                # With n = (x - mean) * inv_std and means over the group:
+                # dx = inv_std * (gamma * du - mean(gamma * du) - n * mean(gamma * du * n))
+                sums = pixel_sums(du)
+                sums_n = (pixel_sums(du * y) - mean * sums) * inv_std
+                mean_du = inv_std * group_means(gamma * sums, pixels, groups, strided)
+                mean_dun = tf.square(inv_std) * group_means(gamma * sums_n, pixels, groups, strided)
+                dx = du * a - (y * mean_dun + (mean_du - mean * mean_dun))
+                dgamma, dbeta = (tf.reduce_sum(value, axis=[0, 1, 2]) for value in (sums_n, sums))
+                return [tf.cast(dx, dtype), dgamma, dbeta, dcentre] + dscale
+
+        return tf.cast(out, dtype), gradients
+
+    return core(x, gamma, beta, centre, *([] if scale is None else [scale]))

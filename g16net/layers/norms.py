@@ -24,7 +24,7 @@ def check_groups(groups, channels):
     if channels % groups:
         valid = [n for n in range(1, channels + 1) if channels % n == 0]
         raise ValueError(
-            f"groups must divide the channels; got {groups} groups for {channels} channels; valid: {valid}"
+            f"groups must divide the channels; got {groups} for {channels} channels; valid counts: {valid}"
         )
     return groups
 

@@ -21,9 +21,10 @@ class SqueezeExcite(keras.layers.Layer):
     Args:
         reduced: channels inside.
         activation: "swish" or "relu".
+        seed: integer, makes the initial kernels repeatable, or None.
     """
 
-    def __init__(self, reduced, activation="swish", **kwargs):
+    def __init__(self, reduced, activation="swish", seed=None, **kwargs):
         kwargs.setdefault("autocast", False)  # the scale stays float32
         super().__init__(**kwargs)
         if not isinstance(reduced, int) or reduced < 1:
@@ -31,13 +32,16 @@ class SqueezeExcite(keras.layers.Layer):
         check_activation(activation)
         self.reduced = reduced
         self.activation = activation
+        self.seed = seed
 
     def build(self, input_shape):
         if isinstance(input_shape[0], (list, tuple, tf.TensorShape)):
             input_shape = input_shape[0]
         channels = input_shape[-1]
-        for name, inputs, outputs in (("reduce", channels, self.reduced), ("expand", self.reduced, channels)):
-            initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
+        ends = (("reduce", channels, self.reduced), ("expand", self.reduced, channels))
+        for index, (name, inputs, outputs) in enumerate(ends):
+            seed = None if self.seed is None else self.seed + index
+            initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal", seed=seed)
             kernel = compat.add_weight(self, name + "_kernel", (1, 1, inputs, outputs), initializer, autocast=False)
             setattr(self, name + "_kernel", kernel)
             bias = compat.add_weight(self, name + "_bias", (outputs,), "zeros", autocast=False)
@@ -63,4 +67,4 @@ class SqueezeExcite(keras.layers.Layer):
         return input_shape[0] if isinstance(input_shape[0], (list, tuple, tf.TensorShape)) else input_shape
 
     def get_config(self):
-        return {**super().get_config(), "reduced": self.reduced, "activation": self.activation}
+        return {**super().get_config(), "reduced": self.reduced, "activation": self.activation, "seed": self.seed}
