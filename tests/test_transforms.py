@@ -192,7 +192,7 @@ def test_reduced_decoding_equals_full_decoding_then_averaging(ratio, target):
             def draw(extent, seed=seed):
                 return transforms.random_box(extent, [9, seed], area=(0.8, 1.0))
 
-            reduced = transforms._decode(tf.constant(image), draw, target, fancy_upscaling=False).numpy()
+            reduced = transforms._decode(tf.constant(image), draw, target).numpy()
             averaged = transforms._decode(full, draw, target).numpy()
             box = draw([375, 500]).numpy()
             assert reduced.shape == averaged.shape == (box[2] // ratio, box[3] // ratio, 3)
