@@ -46,8 +46,8 @@ def open_source_of(config, part):
     return open_source(data.name, split, data.dir or None, **options)
 
 
-def train_batches(config, source, start_epoch=0, start_step=0):
-    """Batches of (uint8 images, targets) from any step of any epoch on, endless."""
+def train_batches(config, source, start_epoch=0, start_step=0, shard=(0, 1)):
+    """Batches of (uint8 images, targets) from any step of any epoch on, endless; `shard`: (index, count) of a worker."""
     return pipeline.train_batches(
         source,
         train_transform(config),
@@ -55,22 +55,25 @@ def train_batches(config, source, start_epoch=0, start_step=0):
         config.run.seed,
         start_epoch=start_epoch,
         start_step=start_step,
+        shard=shard,
         max_corrupt=config.data.max_corrupt,
         num_parallel_calls=config.data.parallel,
         service=config.data.service or None,
     )
 
 
-def eval_batches(config, source, size):
-    """Batches of (uint8 images, labels, weights) at `size` pixels, every image once."""
+def eval_batches(config, source, size, batch=None, shard=(0, 1)):
+    """Batches of (uint8 images, labels, weights) at `size` pixels, every image once over all workers.
+
+    `batch`: images in one, by default `eval.batch`.
+    """
     fit = "resize" if config.data.crop == "pad" else "crop"
 
     def transform(record, seed):
-        return dict(
-            record, image=transforms.eval_image(record["image"], size, fit=fit, resize_method=config.data.resize)
-        )
+        return dict(record, image=transforms.eval_image(record["image"], size, fit=fit, resize=config.data.resize))
 
-    return pipeline.eval_batches(source, transform, config.eval.batch, max_corrupt=config.data.max_corrupt)
+    batch = batch or config.eval.batch
+    return pipeline.eval_batches(source, transform, batch, shard=shard, max_corrupt=config.data.max_corrupt)
 
 
 def train_transform(config):
@@ -85,7 +88,7 @@ def train_transform(config):
             area=(data.area_min, 1.0),
             boxes=record.get("boxes"),
             flip=data.flip,
-            resize_method=data.resize,
+            resize=data.resize,
         )
 
     def pad(record, seed):
@@ -95,7 +98,7 @@ def train_transform(config):
             seed,
             pad=data.train_size // 8,
             flip=data.flip,
-            resize_method=data.resize,
+            resize=data.resize,
         )
 
     prepare = {"box": box, "pad": pad}[data.crop]

@@ -28,7 +28,10 @@ MODES = {
     "train": "g16net.train",
     "evaluate": "g16net.evaluate",
     "export": "g16net.export",
+    "inspect_data": "g16net.inspect_data",
 }
+
+RUN_MODES = {"train", "evaluate", "export"}  # they belong to one run, whose config the workdir keeps
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("experiment", None, "Name of an experiment, or a .py file, with its arguments after a colon.")
@@ -109,7 +112,7 @@ def execute(assignments):
         dry_run(config)
         return 0
     workdir = FLAGS.workdir or os.path.join("runs", name)
-    config = settle_workdir(config, workdir)
+    settle_workdir(config, workdir, keep_config=bool(set(FLAGS.mode) & RUN_MODES))
     if demo:
         print(DEMO_START)
     for mode in FLAGS.mode:
@@ -169,12 +172,12 @@ def resolve(assignments):
     return recipe.resolve(config), name, demo
 
 
-def settle_workdir(config, workdir):
-    """Makes `workdir` the folder of this run, or checks that it is. Returns the config to run with."""
+def settle_workdir(config, workdir, keep_config):
+    """Makes `workdir` the folder of this run, or with `keep_config` checks that it is and keeps the config there."""
     from g16net import records
 
     path = os.path.join(workdir, "config.json")
-    if os.path.exists(path):
+    if keep_config and os.path.exists(path):
         different = recipe.training_differences(recipe.resolve(config_lib.load(path)), config)
         if different:
             raise UserError(
@@ -183,8 +186,9 @@ def settle_workdir(config, workdir):
             )
     try:
         os.makedirs(workdir, exist_ok=True)
-        config_lib.save(config, path)
-        records.write_json(os.path.join(workdir, "versions.json"), records.versions())
+        if keep_config:
+            config_lib.save(config, path)
+            records.write_json(os.path.join(workdir, "versions.json"), records.versions())
     except OSError as error:
         raise UserError(
             f"cannot write to --workdir={workdir}: {error.strerror}; name a folder you may write to"
@@ -222,6 +226,8 @@ def figure(name, value, width=0):
         name, value = name.replace("top", "top-", 1), f"{100 * value:.2f} %"
     elif isinstance(value, float):
         value = f"{value:.5g}"
+    elif isinstance(value, dict):
+        value = ", ".join(figure(*item) for item in value.items())
     return f"{name.replace('_', ' '):{width}} {value}"
 
 

@@ -141,12 +141,43 @@ FIELDS = {
     ),
     "regularise.average": _fraction(0.97, "decay an epoch of the averaged weights; 0 turns them off", closed=False),
     # runtime
-    "runtime.strategy": _one_of("default", ("default",), "devices that train together"),
+    "runtime.strategy": _one_of("default", ("default", "ipu", "popdist"), "devices that train together"),
     "runtime.precision": _one_of(
         "float32", ("float32", "mixed_bfloat16", "mixed_float16"), "of compute; weights are float32"
     ),
     "runtime.deterministic": Field(False, bool, "only deterministic operations, at some cost in speed"),
-    "runtime.steps_per_execution": _at_least(1, 1, "steps in one call of the device"),
+    "runtime.steps_per_execution": _at_least(1, 1, "weight updates in one call of the device"),
+    "runtime.micro_batch": _at_least(
+        None, 1, "images in one pass of a replica; None: global batch / (replicas x grad_accumulation)", optional=True
+    ),
+    "runtime.grad_accumulation": _at_least(
+        None, 1, "micro-batches added up for one weight update; None: what micro_batch leaves, or 1", optional=True
+    ),
+    "runtime.loss_scale": _above_zero(128.0, "factor of the loss in mixed_float16, taken off its gradients"),
+    # ipu: read where runtime.strategy is ipu or popdist
+    "ipu.use_published": Field(False, bool, "fill what is left open from the published 16-IPU configuration"),
+    "ipu.replicas": _at_least(None, 1, "copies of the model, over all processes; None: 1 or published", optional=True),
+    "ipu.ipus_per_replica": _at_least(None, 1, "a power of two; None: from the stages of the pipeline", optional=True),
+    "ipu.splits": Field("", str, "blocks that start a new pipeline stage, such as 2b,4a,5c; empty: no pipeline"),
+    "ipu.schedule": _one_of("Grouped", ("Grouped", "Interleaved", "Sequential"), "order of the pipeline's passes"),
+    "ipu.recompute": Field(True, bool, "compute a stage's activations again in its backward pass"),
+    "ipu.partials": _one_of("half", ("half", "float"), "partial sums of float16 convolutions"),
+    "ipu.available_memory_proportion": Field(
+        None,
+        float,
+        "share of tile memory for temporaries of convolutions; None: the SDK's",
+        "above 0 and up to 1",
+        lambda v: 0 < v <= 1,
+        True,
+    ),
+    "ipu.offload": Field(False, bool, "keep the optimiser's state in the host's memory (remote buffers)"),
+    "ipu.stochastic_rounding": Field(False, bool, "round float16 results at random"),
+    "ipu.io_tiles": _at_least(0, 0, "tiles that move data while the others compute"),
+    "ipu.eval_micro_batch": _at_least(
+        None, 1, "images in an evaluation pass; None: runtime.micro_batch", optional=True
+    ),
+    "ipu.connection": _one_of("ALWAYS", ("ALWAYS", "ON_DEMAND", "PRE_COMPILE"), "PRE_COMPILE: without a device"),
+    "ipu.version": _one_of("ipu2", ("ipu2", "ipu21"), "hardware to compile for in PRE_COMPILE"),
     # checkpoints
     "checkpoint.keep": _at_least(3, 1, "newest checkpoints kept"),
     "checkpoint.every_epochs": _at_least(1, 1, "epochs between checkpoints"),

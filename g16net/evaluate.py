@@ -5,7 +5,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from g16net import assemble
+from g16net import assemble, runtime
 from g16net.config import UserError
 from g16net.optim.losses import SmoothedCrossEntropy, in_top
 
@@ -60,7 +60,7 @@ def evaluate(config, workdir):
             f"{config.data.name} has {source.num_classes} classes, the run in {workdir!r} was trained on "
             f"{len(class_names)}, or on others; evaluate it on the data that it was trained for"
         )
-    evaluator = Evaluator(config, model, source)
+    evaluator = runtime.setup(config).evaluator(model, source)
     sizes = list(config.eval.sizes) or [config.data.eval_size]
     rows = [dict(size=size, **evaluator(size)) for size in sizes]
     main = rows[sizes.index(config.data.eval_size)] if config.data.eval_size in sizes else rows[0]

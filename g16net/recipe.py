@@ -8,6 +8,7 @@ import math
 
 from g16net import config as config_lib
 from g16net.config import ConfigError
+from g16net.ipu import settings as ipu_settings
 from g16net.models import architecture
 
 # alpha of mixup and lambda of CutMix by variant, as published; larger networks are regularised more
@@ -17,7 +18,7 @@ MIXING["B6"] = MIXING["B7"] = MIXING["B5"]  # not published: as the largest publ
 RATE_PER_IMAGE = 2.0**-14  # learning rate, and 1 - decay of the mean square, for each image of the global batch
 
 # Fields that may differ between the run that made a workdir and a later command on it.
-FREE_SECTIONS = ("eval", "checkpoint", "runtime")
+FREE_SECTIONS = ("eval", "checkpoint", "runtime", "ipu")
 FREE_KEYS = (
     "data.dir",
     "data.cache",
@@ -84,6 +85,13 @@ def resolve(config):
             )
     if config.eval.batch is None:
         config.eval.batch = min(config.run.global_batch, 256)
+    if config.runtime.strategy in ipu_settings.STRATEGIES:
+        ipu_settings.resolve(config)
+    elif config.runtime.micro_batch or config.runtime.grad_accumulation:
+        raise ConfigError(
+            "runtime.micro_batch and runtime.grad_accumulation work with runtime.strategy=ipu or popdist; "
+            f"got {config.runtime.strategy}: leave them out"
+        )
     _check_combinations(config)
     return config.lock()
 

@@ -12,48 +12,54 @@ import tensorflow as tf
 from absl import logging
 from tensorflow import keras
 
-from g16net import assemble, checkpoint, evaluate, records, runtime
+from g16net import assemble, checkpoint, records, runtime
 from g16net.config import ConfigError
-from g16net.optim.losses import Top1
 from g16net.optim.weight_average import WeightAverage
 from g16net.report import curves
 
 
 def train(config, workdir):
     """Trains `config` (resolved) in `workdir` to its last epoch, resuming what is there. Returns the figures."""
-    strategy = runtime.setup(config)
+    os.makedirs(workdir, exist_ok=True)
+    devices = runtime.setup(config)
     train_source, eval_source = assemble.open_sources(config)
     steps = steps_per_epoch(config, train_source)
+    devices.check(steps)
     assemble.save_classes(workdir, train_source)
-    with strategy.scope():
+    with devices.strategy.scope():
         model = assemble.model(config, train_source.num_classes, config.data.train_size)
-        optimizer = assemble.optimizer(config, steps)
+        devices.prepare(model)
+        optimizer = devices.optimizer(assemble.optimizer(config, steps))
+        loss = assemble.loss(config, train_source.num_classes)
         model.compile(
             optimizer,
-            loss=assemble.loss(config, train_source.num_classes),
-            metrics=[Top1()],
-            steps_per_execution=config.runtime.steps_per_execution,
+            loss=loss,
+            metrics=devices.metrics(loss),
+            steps_per_execution=devices.steps_per_execution,
         )
-        average = WeightAverage(model, config.regularise.average)
+    average = WeightAverage(model, config.regularise.average)  # outside the scope: on the host
     saved = checkpoint.Checkpoints(
         checkpoint_folder(workdir), config.checkpoint.keep, model=model, optimizer=optimizer, average=average
     )
-    manifest = saved.restore_latest() or {"epoch": 0, "step": 0}
+    with devices.strategy.scope():
+        manifest = saved.restore_latest() or {"epoch": 0, "step": 0}
     start_epoch, epochs = manifest["epoch"], config.run.epochs
-    describe(config, model, train_source, eval_source, steps, start_epoch)
+    describe(config, model, train_source, eval_source, steps, start_epoch, devices)
 
-    evaluator = evaluate.Evaluator(config, model, eval_source)
+    evaluator = devices.evaluator(model, eval_source)
     if start_epoch < epochs:
         model.fit(
-            assemble.train_batches(config, train_source, start_epoch),
+            devices.feed(assemble.train_batches(config, train_source, start_epoch, shard=devices.shard)),
             epochs=epochs,
             initial_epoch=start_epoch,
-            steps_per_epoch=steps,
-            callbacks=[
-                Progress(epochs, steps, config.run.global_batch),
-                StopOnNotFinite(),
-                EpochEnd(config, workdir, saved, average, evaluator, optimizer, steps),
-            ],
+            steps_per_epoch=devices.steps(steps),
+            callbacks=devices.callbacks(
+                [
+                    Progress(epochs, steps, config.run.global_batch),
+                    StopOnNotFinite(),
+                    EpochEnd(config, workdir, saved, average, evaluator, optimizer, steps),
+                ]
+            ),
             verbose=0,
         )
     history = records.by_epoch(records.read_lines(records_path(workdir)))
@@ -81,7 +87,7 @@ def steps_per_epoch(config, source):
     return steps
 
 
-def describe(config, model, train_source, eval_source, steps, start_epoch):
+def describe(config, model, train_source, eval_source, steps, start_epoch, devices):
     """One log line with what the run is about to do."""
     parameters = sum(int(tf.size(v)) for v in model.trainable_weights)
     logging.info(
@@ -98,7 +104,7 @@ def describe(config, model, train_source, eval_source, steps, start_epoch):
         config.run.epochs,
         steps,
         config.run.global_batch,
-        runtime.device_line(),
+        devices,
         config.runtime.precision,
     )
 

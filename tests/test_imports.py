@@ -22,7 +22,8 @@ ALLOWED = {
     "optim": {"compat", "optim"},
     "data": {"compat", "config", "data"},
     "report": {"config", "records", "report"},
-    "recipe": {"config", "models"},
+    "batches": {"config"},
+    "recipe": {"config", "ipu", "models"},
     "records": {"__init__", "compat"},
     "experiments": {"config"},
 }

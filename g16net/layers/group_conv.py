@@ -9,7 +9,7 @@ when a layer is built, and the layer takes the first that does of
 - `split`: a `tf.nn.conv2d` for each group and a concatenation, in float32: it trains everywhere.
 
 Measured forward and backward on two AMD EPYC cores, batch 8, widths of B0: with oneDNN `native` takes 0.3 to 0.95 of
-the time of `split`; without it dense convolutions over several groups take 0.9 to 2.5 times, batched matrix products 4
+the time of `split`; without it dense convolutions over several groups take 0.9 to 2.7 times, batched matrix products 4
 to 10 times as long as `split`. `depthwise` and `native` are level in float32 for groups of one channel; in bfloat16
 their gradients take up to 10 times as long as in float32, hence float32 there.
 

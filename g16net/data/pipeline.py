@@ -1,0 +1,312 @@
+"""From a source and a transform to batches, the same ones however often a run is interrupted or shared.
+
+    source.stream(order)    which examples come next, one step's at a time: cheap, in order
+      -> one step           its examples are read and transformed side by side, batched, repaired, mixed; a few steps
+                            are in work at once, over the borders of epochs
+      -> count              of corrupt images, in order
+      -> prefetch
+
+What is drawn for an example depends on (seed, epoch, position) alone. Everything is graph operations without Python
+behind them, so that tf.data's service can run it elsewhere.
+
+A corrupt image (one that raises in the source's `read` or in the transform) leaves its place in a training batch to the
+next sound one of the same batch, the last ones to the first; in evaluation it weighs 0. Each is named on stderr, and
+more than a share of them in an epoch ends the run. Nothing else shifts: a resumed run meets the same batches.
+"""
+
+import os
+import sys
+
+import tensorflow as tf
+from absl import logging
+
+from g16net import compat
+from g16net.config import UserError
+from g16net.data import order as orders
+
+MAX_CORRUPT = 0.01
+
+
+def steps_per_epoch(source, global_batch, count=1, shard_by="position"):
+    """Whole global batches in an epoch, for `count` workers.
+
+    The remainder is left out of that epoch; the next epoch has another order, so that every example is seen.
+    """
+    if shard_by == "position":
+        return source.num_examples // global_batch
+    return min(_part(source, i, count).num_examples for i in range(count)) // (global_batch // count)
+
+
+def train_batches(
+    source,
+    transform,
+    global_batch,
+    seed,
+    start_epoch=0,
+    start_step=0,
+    epochs=None,
+    shard=(0, 1),
+    shard_by="position",
+    mix=None,
+    max_corrupt=MAX_CORRUPT,
+    corrupt_log=None,
+    num_parallel_calls=None,
+    deterministic=True,
+    threads=None,
+    prefetch=2,
+    service=None,
+):
+    """Shuffled training batches, without a pause between epochs.
+
+    Args:
+        source: a `Source`.
+        transform: `(record, seed) -> {"image": uint8 [size, size, 3], "label": int}` of graph operations, with static
+            shapes; seed is int32 [2].
+        global_batch: examples in a step over all workers.
+        seed: non-negative integer; of the order and of every draw.
+        start_epoch, start_step: where the stream starts; what came before is not read.
+        epochs: epoch before which it ends; None: endless.
+        shard: `(index, count)` of this worker. Each gets global_batch / count examples of every step.
+        shard_by: "position": the workers' slices of a step side by side are the step of one worker alone, byte for
+            byte (but for the places of corrupt images); a source of record files is then read by every worker.
+            "file": each worker reads its own files (index::count) and shuffles among them.
+        mix: `(images, labels, seed) -> (images, targets)` on this worker's batch; seed is int32 [2].
+        max_corrupt: share of an epoch's images that may be corrupt before the run ends.
+        corrupt_log: file to which the names of corrupt images are appended; None: stderr.
+        num_parallel_calls: images of a step that are in work at once; None: two a core.
+        deterministic: False lets the images of a step, and the steps in work, come in any order.
+        threads: size of a thread pool of this data set's own; None: TensorFlow's.
+        prefetch: batches made ahead.
+        service: address ("grpc://host:port") of a tf.data service's dispatcher. Its workers share out the steps of an
+            epoch (each at most once: those that a dying worker had in hand are lost), in no fixed order; `shard` then
+            only says how large this worker's batch is, and the workers take from one stream.
+
+    Returns:
+        A tf.data.Dataset of (images: uint8 [batch, size, size, 3], targets: int32 [batch], or what `mix` gives).
+
+    Raises:
+        UserError: the batch does not divide, or is larger than the source.
+        tf.errors.InvalidArgumentError (when run): too many corrupt images, labels out of range.
+    """
+    index, count = shard
+    if global_batch % count or not 0 <= index < count:
+        raise UserError(f"a global batch of {global_batch} does not divide among {count} workers (this is {index})")
+    if shard_by not in ("position", "file"):
+        raise UserError(f'shard_by is {shard_by!r}; use "position" or "file"')
+    batch = global_batch // count
+    steps = steps_per_epoch(source, global_batch, count, shard_by)
+    if not steps:
+        raise UserError(
+            f"a global batch of {global_batch} is more than the {source.num_examples} images of {source.name}, split "
+            f"{source.split}; set it to at most {max(source.num_examples // count, 1) * count}"
+        )
+    start_epoch, start_step = start_epoch + start_step // steps, start_step % steps
+    order = orders.Order(steps * global_batch, global_batch, seed, start_epoch, start_step * global_batch, epochs)
+    if service:  # the workers' batches are cut from one stream
+        order = order._replace(batch=batch, stop=order.stop // batch * batch)
+    elif shard_by == "file":
+        source = _part(source, index, count)
+        order = order._replace(stop=steps * batch, batch=batch, start=start_step * batch)
+    else:
+        order = order._replace(index=index, count=count)
+    logging.info(
+        "%s, split %s: %s images, %s steps of %d an epoch, worker %d of %d, from epoch %d step %d; beside the batches "
+        "up to %.0f MB are held",
+        source.name, source.split, f"{source.num_examples:,}", f"{steps:,}", global_batch, index, count, start_epoch,
+        start_step, source.held_bytes / 1e6,
+    )  # fmt: skip
+
+    def with_seeds(rows):
+        position = rows["position"]
+        if shard_by == "file":  # as if the workers' slices lay side by side in every step
+            position = position // batch * global_batch + index * batch + position % batch
+        return dict(rows, seed=orders.seeds(orders.TRANSFORM, seed, rows["epoch"], position))
+
+    def finish(done, rows):
+        if mix is None:
+            return done["image"], done["label"]
+        mix_seed = orders.seeds(orders.MIXING, seed, rows["epoch"][0], rows["position"][0])
+        return mix(done["image"], done["label"], mix_seed)
+
+    data = _batches(
+        source, transform, source.stream(order).map(with_seeds), batch, finish, max_corrupt * order.stop / order.count,
+        corrupt_log, num_parallel_calls, deterministic, repair=True,
+    )  # fmt: skip
+    if service:
+        share = tf.data.experimental.service.distribute(
+            "distributed_epoch", service, job_name=f"{source.name}-{source.split}-{seed}-{start_epoch}-{start_step}"
+        )
+        data = data.apply(share)
+    return data.prefetch(prefetch).with_options(_options(deterministic, threads))
+
+
+def eval_batches(
+    source,
+    transform,
+    batch,
+    shard=(0, 1),
+    max_corrupt=MAX_CORRUPT,
+    corrupt_log=None,
+    num_parallel_calls=None,
+    threads=None,
+    prefetch=2,
+):
+    """Every example of the source exactly once over all workers, each worker with the same number of batches.
+
+    Worker i of n has the i-th contiguous part. Batches are filled up with blank images of weight 0; corrupt images
+    are blank and weigh 0 too. Weights sum to the number of sound images.
+
+    Args:
+        transform: as in `train_batches`; its seed is always [0, 0].
+        batch: examples in a batch of this worker.
+        The others: as in `train_batches`.
+
+    Returns:
+        A finite tf.data.Dataset of (images: uint8 [batch, size, size, 3], labels: int32 [batch],
+        weights: float32 [batch]).
+    """
+    index, count = shard
+    if not 0 <= index < count:
+        raise UserError(f"worker {index} of {count} is none; workers count from 0")
+    each = -(-source.num_examples // (count * batch))  # batches of a worker
+    begin, end = (min(i * each * batch, source.num_examples) for i in (index, index + 1))
+    rows = source.stream(orders.Order(stop=end, batch=batch, start=begin // batch * batch, epochs=1))
+    if begin == end:
+        rows = rows.take(0)
+    empty = {name: tf.zeros([0] + spec.shape[1:], spec.dtype) for name, spec in rows.element_spec.items()}
+    missing = each - -(-(end - begin) // batch)
+    rows = rows.concatenate(tf.data.Dataset.from_tensors(empty).repeat(missing))
+
+    def with_seeds(rows):
+        return dict(rows, seed=tf.zeros([tf.size(rows["id"]), 2], tf.int32))
+
+    def finish(done, rows):
+        return done["image"], done["label"], tf.cast(done["sound"], tf.float32)
+
+    data = _batches(
+        source, transform, rows.map(with_seeds), batch, finish, max_corrupt * (end - begin), corrupt_log,
+        num_parallel_calls, deterministic=True, repair=False,
+    )  # fmt: skip
+    return data.prefetch(prefetch).with_options(_options(True, threads))
+
+
+def _batches(
+    source, transform, rows, batch, finish, most_corrupt, corrupt_log, num_parallel_calls, deterministic, repair
+):
+    """From rows (vectors of at most `batch` examples' places) to what `finish` makes of each batch.
+
+    `finish` gets {"image", "label", "sound": bool [batch]} and the rows.
+    """
+    calls = num_parallel_calls or 2 * _cores()
+    steps = min(max(2, -(-2 * calls // batch)), 16)  # in work at once, so that small batches keep the cores busy too
+
+    def example(slot, row):
+        done = transform(source.read(row), row["seed"])
+        return {"slot": slot, "image": done["image"], "label": tf.cast(done["label"], tf.int32)}
+
+    def step(rows):
+        count = tf.size(rows["id"])
+        images = tf.data.Dataset.from_tensor_slices((tf.range(count), rows))
+        images = images.map(example, num_parallel_calls=calls, deterministic=deterministic)
+        if not images.element_spec["image"].shape.is_fully_defined():
+            raise ValueError(f"the transform gives images of shape {images.element_spec['image'].shape}, not static")
+        blank = {name: tf.zeros(spec.shape, spec.dtype) for name, spec in images.element_spec.items()}
+        images = compat.ignore_errors(images)
+        # The blank comes last, so that a step without any sound image still gives a batch.
+        images = images.concatenate(tf.data.Dataset.from_tensors(blank)).batch(batch + 1)
+        return images.map(lambda done: whole(done, rows, count))
+
+    def whole(done, rows, count):
+        slots = done["slot"][:-1]
+        found = tf.size(slots)
+        sound = tf.scatter_nd(slots[:, tf.newaxis], tf.ones_like(slots), [batch]) > 0
+        corrupt = count - found
+        named = tf.cond(corrupt > 0, lambda: _name(source, rows["id"], sound[:count], corrupt_log), tf.no_op)
+        with tf.control_dependencies([named]):
+            place = _next_sound(slots, sound, batch) if repair else _own(slots, sound, batch)
+
+        def filled(column):
+            column = tf.cond(tf.equal(found, batch), lambda: column[:-1], lambda: tf.gather(column, place))
+            column.set_shape([batch] + column.shape[1:])
+            return column
+
+        done = {"image": filled(done["image"]), "label": filled(done["label"]), "sound": sound}
+        valid = (done["label"] >= 0) & (done["label"] < source.num_classes)
+        worst = tf.argmin(tf.cast(valid, tf.int32))
+        in_range = tf.debugging.Assert(
+            tf.reduce_all(valid),
+            [
+                f"{source.name}, split {source.split}: label outside 0..{source.num_classes - 1}:",
+                done["label"][worst],
+                "in this batch; are the labels off by one, or num_classes wrong?",
+            ],
+        )
+        with tf.control_dependencies([in_range]):
+            done["label"] = tf.identity(done["label"])
+        epoch = tf.reduce_max(tf.concat([rows["epoch"], [0]], 0))
+        return finish(done, rows), epoch, tf.cast(corrupt, tf.int64)
+
+    def counted(state, item):
+        """Adds up the corrupt images of an epoch."""
+        batch_of, epoch, corrupt = item
+        total = corrupt + tf.where(tf.equal(epoch, state[0]), state[1], 0)
+        few = tf.debugging.Assert(
+            tf.cast(total, tf.float64) <= most_corrupt,
+            [
+                f"{source.name}, split {source.split}: too many corrupt images:",
+                total,
+                f"in this epoch, more than the {most_corrupt:.1f} that max_corrupt allows. They are named in the log: "
+                "mend or remove them, or raise max_corrupt",
+            ],
+        )
+        with tf.control_dependencies([few]):
+            return (epoch, tf.identity(total)), batch_of
+
+    data = rows.interleave(
+        step, cycle_length=steps, block_length=1, num_parallel_calls=steps, deterministic=deterministic
+    )
+    zero = tf.constant(0, tf.int64)
+    return data.scan((zero, zero), counted)
+
+
+def _next_sound(slots, sound, batch):
+    """For each place of a batch the row, among those found, that goes there: its own, or the next sound place's."""
+    some = tf.debugging.Assert(
+        tf.size(slots) > 0, ["too many corrupt images: not one image of a whole batch could be read"]
+    )
+    with tf.control_dependencies([some]):
+        after = tf.searchsorted(tf.sort(slots), tf.range(batch)) % tf.maximum(tf.size(slots), 1)
+    return tf.gather(tf.argsort(slots), after)
+
+
+def _own(slots, sound, batch):
+    """For each place of a batch its own row, or the blank one, which is the last."""
+    rows = tf.scatter_nd(slots[:, tf.newaxis], tf.range(tf.size(slots)), [batch])
+    return tf.where(sound, rows, tf.size(slots))
+
+
+def _name(source, ids, sound, path):
+    """Prints where the corrupt images of a batch lie."""
+    names = source.locate(tf.boolean_mask(ids, tf.logical_not(sound)))
+    stream = f"file://{path}" if path else sys.stderr
+    return tf.print("Corrupt image, skipped:", names, output_stream=stream, summarize=-1)
+
+
+def _part(source, index, count):
+    if source.part is None:
+        raise UserError(f'{source.name} has no record files to share out; use shard_by="position", free of cost here')
+    return source.part(index, count)
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _options(deterministic, threads):
+    options = tf.data.Options()
+    compat.set_deterministic(options, deterministic)
+    # The workers' shares are cut here; TensorFlow must not cut again.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    if threads:
+        options.threading.private_threadpool_size = threads
+    return options

@@ -1,0 +1,207 @@
+"""TFRecords as the classic ImageNet conversion writes them, and the counting of records in files."""
+
+import hashlib
+import json
+import os
+import re
+import struct
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from g16net.config import UserError
+from g16net.data.sources.base import TRAIN, check_labels, choose_split, listed
+from g16net.data.sources.records import CYCLE, WINDOW, Shards, sharded
+
+_FIELDS = {
+    "image/encoded": tf.io.FixedLenFeature([], tf.string),
+    "image/class/label": tf.io.FixedLenFeature([], tf.int64),
+}
+_SIDES = ("ymin", "xmin", "ymax", "xmax")
+
+
+def open_tfrecord(
+    split, data_dir=None, num_classes=None, class_names=None, label_offset=None, cycle=CYCLE, window=WINDOW
+):
+    """TFRecords as the classic ImageNet conversion writes them: train-00000-of-01024, validation-00000-of-00128.
+
+    Keys: image/encoded, image/class/label, and where present image/object/bbox/{ymin,xmin,ymax,xmax}. The files lie in
+    `data_dir` or in a folder of the split's name in it. Their records are counted once, from the 12-byte headers, and
+    the counts are kept in the user's cache folder.
+
+    Args:
+        num_classes, class_names: None: the lines of labels.txt (or classes.txt) in `data_dir`, or 1,000 where the
+            split has 1,024 or 128 files.
+        label_offset: subtracted from stored labels; None: 1, as the classic files count from 1.
+        cycle, window: see `sharded`.
+    """
+    if not data_dir:
+        raise UserError("tfrecord needs a folder: data_dir=FOLDER with train-00000-of-01024 and the like")
+    if not tf.io.gfile.isdir(data_dir):
+        raise UserError(f"{data_dir}: no such folder (looked at {os.path.abspath(data_dir)})")
+    found = _record_files(data_dir)
+    split = choose_split(split, found, data_dir)
+    paths = found[split]
+    _check_complete(paths)
+    counts, sizes = count_records(paths)
+    if not sum(counts):
+        raise UserError(f"{data_dir}, split {split}: {len(paths)} files, but no records in them")
+    shards = Shards.of(paths, counts, sum(sizes))
+    class_names = _class_names(data_dir, num_classes, class_names, len(paths))
+    label_offset = 1 if label_offset is None else label_offset
+    _check_sample(shards, len(class_names), label_offset, f"{data_dir}, split {split}", split == TRAIN)
+
+    def parse(record):
+        boxes = {f"image/object/bbox/{side}": tf.io.VarLenFeature(tf.float32) for side in _SIDES}
+        fields = tf.io.parse_single_example(record, dict(_FIELDS, **boxes))
+        return {
+            "image": fields["image/encoded"],
+            "label": tf.cast(fields["image/class/label"] - label_offset, tf.int32),
+            "boxes": tf.stack([tf.sparse.to_dense(fields[f"image/object/bbox/{side}"]) for side in _SIDES], axis=1),
+        }
+
+    return sharded("tfrecord", split, shards, class_names, parse, cycle, window)
+
+
+def _record_files(folder):
+    """{split: sorted paths} of the record files in `folder` and in the folders in it."""
+    found = {}
+    for parent, _, files in tf.io.gfile.walk(folder):
+        if parent.rstrip("/")[len(folder.rstrip("/")) :].count("/") > 1:
+            continue
+        for name in files:
+            match = re.match(r"(?:.*[-.])?([A-Za-z]+)(?:\.tfrecords?)?-\d{5}-of-\d{5}(\.tfrecords?)?$", name)
+            match = match or re.match(r"(?:.*[-.])?([A-Za-z]+)\.tfrecords?$", name)
+            if match:
+                found.setdefault(match.group(1), []).append(os.path.join(parent, name))
+    return {split: sorted(paths) for split, paths in found.items()}
+
+
+def _check_complete(paths):
+    """UserError where file names count to a number of files that are not all there."""
+    places = [re.search(r"-(\d{5})-of-(\d{5})", os.path.basename(path)) for path in paths]
+    totals = {int(place.group(2)) for place in places if place}
+    if len(totals) > 1:
+        raise UserError(
+            f"{os.path.dirname(paths[0])}: files of {len(totals)} writings of one split lie together "
+            f"(of {', '.join(str(t) for t in sorted(totals))} files); keep one"
+        )
+    for total in totals:
+        there = [int(place.group(1)) for place in places if place]
+        missing = sorted(set(range(total)) - set(there))
+        if missing:
+            example = os.path.basename(paths[0])
+            names = [re.sub(r"-\d{5}-of", f"-{number:05d}-of", example) for number in missing]
+            raise UserError(
+                f"{os.path.dirname(paths[0])}: {len(missing)} of {total} record files are missing: {listed(names)}. "
+                "Fetch or write them again"
+            )
+        if len(there) > total:
+            raise UserError(f"{os.path.dirname(paths[0])}: {len(there)} record files where the names say {total}")
+
+
+def _class_names(folder, num_classes, class_names, files):
+    if class_names is None:
+        for name in ("labels.txt", "classes.txt"):
+            path = os.path.join(folder, name)
+            if tf.io.gfile.exists(path):
+                with tf.io.gfile.GFile(path) as file:
+                    class_names = [line.strip() for line in file if line.strip()]
+                break
+    if class_names is None:
+        if num_classes is None and files in (1024, 128):
+            num_classes = 1000
+        if num_classes is None:
+            raise UserError(f"{folder}: how many classes? Give num_classes, or write their names into labels.txt there")
+        class_names = [f"class {i}" for i in range(num_classes)]
+    if num_classes is not None and num_classes != len(class_names):
+        raise UserError(f"{folder}: num_classes={num_classes}, but there are {len(class_names)} class names")
+    return class_names
+
+
+def _check_sample(shards, num_classes, offset, where, training, most=2048):
+    """Reads labels spread over the files and checks them: off by one, out of range and, if all were read, empty."""
+    files = np.unique(np.linspace(0, len(shards.paths) - 1, 64).astype(int))
+    each = max(most // len(files), 1)
+    labels, keys = [], {"image/class/label": _FIELDS["image/class/label"]}
+    every = shards.counts.sum() <= most
+    for file in range(len(shards.paths)) if every else files:
+        data = tf.data.TFRecordDataset(shards.paths[file]).take(-1 if every else each)
+        try:
+            labels += [int(row["image/class/label"]) for row in data.map(lambda r: tf.io.parse_single_example(r, keys))]
+        except tf.errors.InvalidArgumentError as error:
+            raise UserError(
+                f"{shards.paths[file]}: records without the key image/class/label; not the classic layout"
+            ) from error
+        except tf.errors.DataLossError as error:
+            raise UserError(f"{shards.paths[file]}: damaged ({error.message}); fetch or write it again") from error
+    stored = np.array(labels, np.int64)
+    remedy = f"Stored labels go from {stored.min()} to {stored.max()}, of which label_offset={offset} is subtracted. "
+    for other in (0, 1):
+        if other != offset and stored.min() >= other and stored.max() < num_classes + other:
+            remedy += f"They seem off by one: give label_offset={other}."
+    check_labels(
+        stored - offset,
+        num_classes,
+        f"{where} ({len(stored)} labels read)",
+        [f"class {i}" for i in range(num_classes)] if training and every else None,
+        remedy,
+    )
+
+
+def count_records(paths):
+    """`(counts, sizes)`: records and bytes of each TFRecord file, by its headers; remembered by name, size and time.
+
+    UserError names a file that is cut off or is no TFRecord file.
+    """
+    stats = [tf.io.gfile.stat(path) for path in paths]
+    facts = [[path, stat.length, stat.mtime_nsec] for path, stat in zip(map(os.path.abspath, paths), stats)]
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    cache = os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "g16net", f"records-{name}.json"
+    )
+    counts = _remembered(cache, len(paths))
+    if counts is None:
+        with ThreadPoolExecutor(16) as pool:
+            counts = list(pool.map(_count, paths))
+        _remember(cache, counts)
+    return counts, [stat.length for stat in stats]
+
+
+def _count(path):
+    size, place, count = tf.io.gfile.stat(path).length, 0, 0
+    local = "://" not in path
+    with open(path, "rb", buffering=0) if local else tf.io.gfile.GFile(path, "rb") as file:
+        while place < size:
+            file.seek(place)
+            header = file.read(12)
+            length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
+            place += 16 + length  # length, its checksum, the data, their checksum
+            if place > size:
+                raise UserError(
+                    f"{path}: cut off, or no (uncompressed) TFRecord file: record {count} ends past the file's "
+                    f"{size} bytes. Fetch or write it again"
+                )
+            count += 1
+    return count
+
+
+def _remembered(path, files):
+    try:
+        with open(path, encoding="utf-8") as file:
+            counts = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return counts if isinstance(counts, list) and len(counts) == files else None
+
+
+def _remember(path, counts):
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(f"{path}.{os.getpid()}", "w", encoding="utf-8") as file:
+            json.dump(counts, file)
+        os.replace(file.name, path)
+    except OSError as error:
+        logging.info("The record counts are not kept for the next run: %s", error)

@@ -1,0 +1,1 @@
+"""Training and serving on Graphcore IPUs: `settings` is pure Python, `session` needs the SDK."""

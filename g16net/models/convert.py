@@ -1,0 +1,84 @@
+"""Weights of other libraries' EfficientNets in our models. The depthwise network with batch norm is the same network.
+
+keras.applications: convolutions are padded to the 'SAME' result there by explicit layers, so features are equal when
+the source was built for the size of the images; the spatial kernel is [k, k, channels, 1] there, [k, k, 1, channels]
+here; squeeze-and-excite is two convolutions there, one layer here.
+"""
+
+import re
+
+import numpy as np
+from tensorflow import keras
+
+from g16net import layers
+from g16net.models import efficientnet
+
+
+def _source_layers(name):
+    """Names of the keras.applications layers whose weights, in this order, are those of our layer `name`."""
+    if name.endswith("_se"):
+        return [f"{name}_reduce", f"{name}_expand"]
+    if name.endswith("norm"):
+        return [re.sub("norm$", "bn", name)]
+    return [re.sub(r"^(block\d[a-z]+)_conv$", r"\1_dwconv", name)]
+
+
+def copy_keras_applications_weights(source, target):
+    """Copies all weights of a keras.applications EfficientNet into a model of ours, moving statistics included.
+
+    Args:
+        source: model from `keras.applications.EfficientNetB0` to `B7`.
+        target: model from `efficientnet.build` of the same variant, with group_size=1, expand_ratio=6, norm="bn" and
+            as many classes. Its input normalisation is not touched: see `keras_applications_normalization`.
+
+    Raises:
+        ValueError: if a layer of the target has no counterpart or another shape.
+    """
+    theirs = {layer.name: layer for layer in source.layers}
+    found = []
+    for layer in target.layers:
+        names = _source_layers(layer.name)
+        values = [value for name in names if name in theirs for value in theirs[name].get_weights()]
+        shapes = [tuple(weight.shape) for weight in layer.weights]
+        if not shapes or isinstance(layer, (layers.Dropout, layers.StochasticDepth)):  # whose state is random
+            continue
+        if [value.size for value in values] != [np.prod(shape) for shape in shapes]:
+            raise ValueError(
+                f"Layer {layer.name} has weights {shapes}, {' and '.join(names)} of {source.name} has "
+                f"{[value.shape for value in values]}. Build the target with the source's variant and classes and "
+                'group_size=1, expand_ratio=6, norm="bn"'
+            )
+        found.append((layer, [value.reshape(shape) for value, shape in zip(values, shapes)]))
+    for layer, values in found:  # all or nothing
+        layer.set_weights(values)
+
+
+def keras_applications_normalization(source):
+    """The (mean, std) per channel with which a keras.applications EfficientNet normalises images of 0..255.
+
+    Read off its first layers by two images, as how they are made of layers differs between releases.
+    """
+    first = keras.Model(source.input, source.get_layer("stem_conv_pad").input)
+    shape = (1,) + tuple(n or 32 for n in source.input.shape[1:])
+    black, white = (np.asarray(first(np.full(shape, value, "float32")))[0, 0, 0] for value in (0, 255))
+    std = 255.0 / (white.astype("float64") - black)
+    return tuple((-black * std).tolist()), tuple(std.tolist())
+
+
+def from_keras_applications(weights="imagenet", variant="B0", **overrides):
+    """A network of ours (group size 1, batch norm) that computes what keras.applications' EfficientNet computes.
+
+    Args:
+        weights: "imagenet" (downloaded by Keras), the path of a file of their weights, or None for random ones.
+        variant: "B0" to "B7".
+        **overrides: further arguments of `efficientnet.build`, such as `input_size` or `dropout`.
+    """
+    name = f"EfficientNet{variant}"
+    if not hasattr(keras.applications, name):
+        raise ValueError(f"keras.applications has no {name}; it has the variants B0 to B7")
+    source = getattr(keras.applications, name)(weights=weights, classifier_activation=None)
+    mean, std = keras_applications_normalization(source)
+    arguments = {"group_size": 1, "expand_ratio": 6, "norm": "bn", "mean": mean, "std": std}
+    target = efficientnet.build(variant, **{**arguments, **overrides})
+    copy_keras_applications_weights(source, target)
+    return target
