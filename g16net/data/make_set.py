@@ -4,7 +4,7 @@
 
 A class is a photo with its hue turned by a fixed angle, an image a random crop of it, perhaps mirrored, scaled to 500 x
 375 and stored as a JPEG of quality 90. So the set is small to describe, looks like ImageNet to a pipeline, and can be
-learnt. The same arguments give the same bytes.
+learnt. The same arguments give the same images.
 
     DIR/folders/train/CLASS/00000.jpg    four fifths of each class
     DIR/folders/val/CLASS/00003.jpg      one fifth

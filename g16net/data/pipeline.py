@@ -77,9 +77,9 @@ def train_batches(
         deterministic: False lets the images of a step, and the steps in work, come in any order.
         threads: size of a thread pool of this data set's own; None: TensorFlow's.
         prefetch: batches made ahead.
-        service: address ("grpc://host:port") of a tf.data service's dispatcher. Its workers share out the steps of an
-            epoch (each at most once: those that a dying worker had in hand are lost), in no fixed order; `shard` then
-            only says how large this worker's batch is, and the workers take from one stream.
+        service: address ("grpc://host:port") of a tf.data service's dispatcher. Its workers share out the epochs'
+            steps, or groups of record files, in no fixed order. Each comes at most once: the few that a dying worker
+            had in hand are lost. All trainers take from one stream; `shard` only says how large a batch is.
 
     Returns:
         A tf.data.Dataset of (images: uint8 [batch, size, size, 3], targets: int32 [batch], or what `mix` gives).
@@ -93,8 +93,8 @@ def train_batches(
         raise UserError(f"a global batch of {global_batch} does not divide among {count} workers (this is {index})")
     if shard_by not in ("position", "file"):
         raise UserError(f'shard_by is {shard_by!r}; use "position" or "file"')
-    batch = global_batch // count
-    steps = steps_per_epoch(source, global_batch, count, shard_by)
+    batch, by_file = global_batch // count, shard_by == "file" and not service
+    steps = steps_per_epoch(source, global_batch, count, "file" if by_file else "position")
     if not steps:
         raise UserError(
             f"a global batch of {global_batch} is more than the {source.num_examples} images of {source.name}, split "
@@ -104,7 +104,7 @@ def train_batches(
     order = orders.Order(steps * global_batch, global_batch, seed, start_epoch, start_step * global_batch, epochs)
     if service:  # the workers' batches are cut from one stream
         order = order._replace(batch=batch, stop=order.stop // batch * batch)
-    elif shard_by == "file":
+    elif by_file:
         source = _part(source, index, count)
         order = order._replace(stop=steps * batch, batch=batch, start=start_step * batch)
     else:
@@ -118,7 +118,7 @@ def train_batches(
 
     def with_seeds(rows):
         position = rows["position"]
-        if shard_by == "file":  # as if the workers' slices lay side by side in every step
+        if by_file:  # as if the workers' slices lay side by side in every step
             position = position // batch * global_batch + index * batch + position % batch
         return dict(rows, seed=orders.seeds(orders.TRANSFORM, seed, rows["epoch"], position))
 
@@ -128,9 +128,12 @@ def train_batches(
         mix_seed = orders.seeds(orders.MIXING, seed, rows["epoch"][0], rows["position"][0])
         return mix(done["image"], done["label"], mix_seed)
 
+    rows = source.stream(order)
+    if service:  # a worker's share of record files need not end with a whole batch
+        rows = rows.filter(lambda rows: tf.equal(tf.size(rows["id"]), batch))
     data = _batches(
-        source, transform, source.stream(order).map(with_seeds), batch, finish, max_corrupt * order.stop / order.count,
-        corrupt_log, num_parallel_calls, deterministic, repair=True,
+        source, transform, rows.map(with_seeds), batch, finish, max_corrupt * order.stop / order.count, corrupt_log,
+        num_parallel_calls, deterministic, repair=True,
     )  # fmt: skip
     if service:
         share = tf.data.experimental.service.distribute(

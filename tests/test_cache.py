@@ -1,0 +1,89 @@
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from g16net.data import cache
+from g16net.data.sources import open_source
+from tests.test_pipeline import assert_same, batches, mark, open_kind, transform
+from tests.test_sources import class_folders
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def by_id(source):
+    """{id: (image, label)} of a whole source."""
+    rows = cache._rows(source).map(source.read)
+    return {int(r["id"]): (r["image"].numpy(), int(r["label"])) for r in rows}
+
+
+@pytest.mark.parametrize("kind", ["folder", "records"])
+def test_memory_holds_what_the_source_has(kind, tmp_path):
+    source = open_kind(kind, tmp_path)
+    cached = cache.in_memory(source)
+    assert by_id(cached) == by_id(source) and len(by_id(cached)) == source.num_examples
+    assert cached.locate([3]) == source.locate([3])
+    if kind == "folder":
+        assert_same(batches(cached, transform, 8, seed=1, epochs=1), batches(source, transform, 8, seed=1, epochs=1))
+        for name in ("ant", "bee"):
+            for file in os.listdir(str(tmp_path / "train" / name)):
+                os.remove(str(tmp_path / "train" / name / file))
+        assert len(batches(cached, transform, 8, seed=1, epochs=1)) == 4
+
+
+def test_memory_leaves_arrays_as_they_are(tmp_path):
+    for kind in ("digits", "encoded"):
+        source = open_kind(kind, tmp_path)
+        assert cache.in_memory(source) is source
+
+
+def test_memory_that_does_not_suffice(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_memory", lambda: 1000)
+    with pytest.raises(ValueError, match="GB of memory here"):
+        cache.in_memory(open_kind("folder", tmp_path))
+
+
+def test_disk_holds_decoded_squares(tmp_path):
+    class_folders(tmp_path / "data", {"ant": 4, "bee": 5}, "train")
+    source = open_source("folder", "train", str(tmp_path / "data"))
+    cached = cache.on_disk(source, 5, str(tmp_path / "decoded"))
+    got = by_id(cached)
+    assert not cached.encoded and len(got) == 9
+    for i, (image, label) in got.items():
+        assert image.shape == (5, 5, 3) and label == (i >= 4)
+        assert abs(image.astype(int) - (i if i < 4 else i - 4)).max() <= 1  # JPEGs of one grey
+    images, labels = sorted(os.listdir(str(tmp_path / "decoded")), key=len)
+    np.testing.assert_array_equal(np.load(str(tmp_path / "decoded" / images))[3], got[3][0])
+    assert np.load(str(tmp_path / "decoded" / labels)).tolist() == [0] * 4 + [1] * 5
+
+
+def test_disk_is_written_once_and_gives_the_same_batches(tmp_path, monkeypatch):
+    source = open_kind("records", tmp_path / "data")
+    first = batches(cache.on_disk(source, 6, str(tmp_path / "decoded")), mark, 8, seed=1, epochs=1)
+    monkeypatch.setattr(cache, "_write", None)
+    again = cache.on_disk(source, 6, str(tmp_path / "decoded"))
+    assert_same(batches(again, mark, 8, seed=1, start_step=2, epochs=1), first[2:])
+
+
+def test_corrupt_images_stay_corrupt_on_disk(tmp_path):
+    class_folders(tmp_path / "data", {"ant": 5, "bee": 5}, "train")
+    (tmp_path / "data" / "train" / "bee" / "001.jpg").write_bytes(b"no image")
+    source = open_source("folder", "train", str(tmp_path / "data"))
+    with pytest.raises(ValueError, match="too many corrupt images, 1 of 10: .*bee/001.jpg"):
+        cache.on_disk(source, 4, str(tmp_path / "decoded"))
+    assert not os.listdir(str(tmp_path / "decoded"))
+    cached = cache.on_disk(source, 4, str(tmp_path / "decoded"), max_corrupt=0.1)
+    seen = np.concatenate([x[:, 0, 0, 0] for x, _ in batches(cached, mark, 10, seed=0, epochs=1, max_corrupt=0.1)])
+    assert set(seen) == set(range(10)) - {6}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt when it was cached"):
+        tf.function(cached.read)({"id": tf.constant(6, tf.int64)})
+
+
+def test_disk_without_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: type("usage", (), {"free": 10}))
+    with pytest.raises(ValueError, match="GB are needed"):
+        cache.on_disk(open_kind("folder", tmp_path), 4, str(tmp_path / "decoded"))
