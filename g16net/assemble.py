@@ -3,9 +3,10 @@
 import json
 import os
 
-from g16net import checkpoint, records
+from g16net import checkpoint, mix_on_device, records
 from g16net.config import UserError
-from g16net.data import pipeline, transforms
+from g16net.data import augment as augment_lib
+from g16net.data import mixing, pipeline, transforms
 from g16net.data.sources import open_source
 from g16net.models import efficientnet
 from g16net.optim import schedules
@@ -47,7 +48,10 @@ def open_source_of(config, part):
 
 
 def train_batches(config, source, start_epoch=0, start_step=0, shard=(0, 1)):
-    """Batches of (uint8 images, targets) from any step of any epoch on, endless; `shard`: (index, count) of a worker."""
+    """Batches of (uint8 images, targets) from any step of any epoch on, endless.
+
+    `shard`: (index, count) of this worker. Targets are class ids, or ids and weights where the batch is mixed.
+    """
     return pipeline.train_batches(
         source,
         train_transform(config),
@@ -56,6 +60,7 @@ def train_batches(config, source, start_epoch=0, start_step=0, shard=(0, 1)):
         start_epoch=start_epoch,
         start_step=start_step,
         shard=shard,
+        mix=mix(config),
         max_corrupt=config.data.max_corrupt,
         num_parallel_calls=config.data.parallel,
         service=config.data.service or None,
@@ -76,9 +81,37 @@ def eval_batches(config, source, size, batch=None, shard=(0, 1)):
     return pipeline.eval_batches(source, transform, batch, shard=shard, max_corrupt=config.data.max_corrupt)
 
 
+def mix(config):
+    """`(images, labels, seed) -> (images, targets)` by mixup and CutMix, or None where both are off."""
+    data = config.data
+    cutmix = data.cutmix_version if data.cutmix < 1 else None
+    if not data.mixup and not cutmix:
+        return None
+
+    if data.mix_on_device:
+        return lambda images, labels, seed: mix_on_device.draws(images, labels, seed, data.mixup, cutmix, data.cutmix)
+
+    def function(images, labels, seed):
+        batch, height, width = images.shape[:3]
+        m, box = mixing.draw(batch, height, width, seed, data.mixup, cutmix, data.cutmix)
+        return mixing.mix(images, labels, m, box)
+
+    return function
+
+
+def augment(config):
+    """The policy on one training image, or None."""
+    data = config.data
+    if data.augment == "autoaugment":
+        return augment_lib.auto_augment()
+    if data.augment == "randaugment":
+        return augment_lib.rand_augment(data.randaugment_layers, data.randaugment_magnitude)
+    return None
+
+
 def train_transform(config):
     """`(record, seed) -> record` with the training image of `data.train_size` pixels."""
-    data = config.data
+    data, policy = config.data, augment(config)
 
     def box(record, seed):
         return transforms.train_image(
@@ -88,11 +121,13 @@ def train_transform(config):
             area=(data.area_min, 1.0),
             boxes=record.get("boxes"),
             flip=data.flip,
+            augment=policy,
             resize=data.resize,
+            jpeg=data.jpeg,
         )
 
     def pad(record, seed):
-        return transforms.small_image(
+        image = transforms.small_image(
             record["image"],
             data.train_size,
             seed,
@@ -100,6 +135,7 @@ def train_transform(config):
             flip=data.flip,
             resize=data.resize,
         )
+        return image if policy is None else policy(image, transforms.derive(seed, 3))
 
     prepare = {"box": box, "pad": pad}[data.crop]
     return lambda record, seed: dict(record, image=prepare(record, seed))
@@ -125,6 +161,11 @@ def model(config, num_classes, size=None):
         quadrature=config.model.quadrature,
         seed=config.run.seed,
     )
+
+
+def training_model(config, network):
+    """What to compile and fit: the network, behind the mixing where that is done on the device."""
+    return mix_on_device.training_model(network) if config.data.mix_on_device and mix(config) else network
 
 
 def schedule(config, steps_per_epoch):

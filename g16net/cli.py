@@ -29,17 +29,25 @@ MODES = {
     "evaluate": "g16net.evaluate",
     "export": "g16net.export",
     "inspect_data": "g16net.inspect_data",
+    "benchmark_data": "g16net.benchmark_data",
 }
 
 RUN_MODES = {"train", "evaluate", "export"}  # they belong to one run, whose config the workdir keeps
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("experiment", None, "Name of an experiment, or a .py file, with its arguments after a colon.")
-flags.DEFINE_list("mode", ["train", "evaluate", "export"], "What to do, in order: " + ", ".join(MODES) + ".")
+flags.DEFINE_list(
+    "mode", ["train", "evaluate", "export"], "What to do, in order: " + ", ".join(MODES) + "; or data_service."
+)
 flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/EXPERIMENT. A run that is there is resumed.")
 flags.DEFINE_string("data", None, "A folder with data, or a source: digits, synthetic, tfds:NAME.")
 flags.DEFINE_bool("list", False, "List the experiments and end.")
 flags.DEFINE_bool("dry_run", False, "Print the resolved config, the costs and the steps, and end.")
+flags.DEFINE_list("peers", [], "What benchmark_data is compared with: timm, tf.")
+flags.DEFINE_string("role", "", "data_service: dispatcher or worker.")
+flags.DEFINE_integer("port", 0, "data_service: port to listen on; 0 takes a free one.")
+flags.DEFINE_string("dispatcher", "", "data_service: HOST:PORT of a worker's dispatcher.")
+flags.DEFINE_string("host", "localhost", "data_service: name under which others reach this worker.")
 
 
 def main(argv=None):
@@ -103,8 +111,11 @@ def start_tensorflow():
 
 def execute(assignments):
     """Resolves the experiment, then runs its modes."""
+    if FLAGS.mode == ["data_service"]:
+        serve_data()
+        return 0
     for mode in FLAGS.mode:
-        if mode not in MODES:
+        if mode not in MODES:  # data_service stands alone
             raise UserError(f"unknown mode {mode!r}. {config_lib.suggest(mode, MODES)}")
     config, name, demo = resolve(assignments)
     start_tensorflow()
@@ -123,6 +134,14 @@ def execute(assignments):
     if demo:
         print(DEMO_END)
     return 0
+
+
+def serve_data():
+    """Runs a server of tf.data's service until it is stopped."""
+    start_tensorflow()
+    from g16net import data_service
+
+    data_service.start(FLAGS.role, FLAGS.port, FLAGS.dispatcher, FLAGS.workdir or "", FLAGS.host).join()
 
 
 DEMO_START = (
@@ -202,7 +221,8 @@ def run_mode(mode, config, workdir):
 
     started = time.time()
     module = importlib.import_module(MODES[mode])
-    figures = getattr(module, mode)(config, workdir)
+    options = {"peers": FLAGS.peers} if mode == "benchmark_data" else {}
+    figures = getattr(module, mode)(config, workdir, **options)
     result = records.finish(workdir, mode, started, figures)
     print(summary(mode, result))
 

@@ -74,6 +74,7 @@ FIELDS = {
     "data.area_min": _fraction(0.05, "least area of the random box"),
     "data.flip": Field(True, bool, "mirror half of the training images"),
     "data.resize": _one_of("bilinear", ("bilinear", "tf1"), "tf1: TensorFlow 1's corners, for parity with old runs"),
+    "data.jpeg": Field(False, bool, "every image is a JPEG, which saves a test; another format then counts as corrupt"),
     "data.augment": _one_of("none", ("none", "autoaugment", "randaugment"), "policy on each training image"),
     "data.randaugment_layers": _at_least(2, 1, "operations an image"),
     "data.randaugment_magnitude": Field(9, int, "strength", "0 to 10", lambda v: 0 <= v <= 10),

@@ -1,7 +1,7 @@
 """Export of trained weights as a SavedModel that needs only `tensorflow` to load.
 
 Signature `serving_default`: `images` uint8 [batch, height, width, 3], 0..255, batch and size free (already resized
-and cropped) -> `logits` and `probabilities` float32 [batch, classes]. `class_names` is a constant of the model.
+and cropped) -> `logits` and `probabilities` float32 [batch, classes]. `class_names` is a variable of it.
 """
 
 import os
@@ -24,7 +24,7 @@ class Served(tf.Module):
     def __init__(self, model, class_names):
         super().__init__()
         self.model = model
-        self.class_names = tf.constant(class_names)
+        self.class_names = tf.Variable(class_names, trainable=False)  # a constant would not be saved
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")])
     def serve(self, images):

@@ -122,6 +122,10 @@ def _check_combinations(config):
         )
     if config.data.cutmix < 1 and config.run.global_batch < 2:
         raise ConfigError("data.cutmix needs a partner in the batch: run.global_batch is 1, set it to 2 or more")
+    if config.data.mix_on_device and config.runtime.strategy != "default":
+        raise ConfigError(
+            f"data.mix_on_device works with runtime.strategy=default; got {config.runtime.strategy}: mix on the host"
+        )
     if config.data.cache == "decoded" and not config.data.cache_dir:
         raise ConfigError("data.cache=decoded writes to disk: name a folder with --config.data.cache_dir=DIR")
 

@@ -31,7 +31,8 @@ def train(config, workdir):
         devices.prepare(model)
         optimizer = devices.optimizer(assemble.optimizer(config, steps))
         loss = assemble.loss(config, train_source.num_classes)
-        model.compile(
+        trainer = assemble.training_model(config, model)
+        trainer.compile(
             optimizer,
             loss=loss,
             metrics=devices.metrics(loss),
@@ -48,7 +49,7 @@ def train(config, workdir):
 
     evaluator = devices.evaluator(model, eval_source)
     if start_epoch < epochs:
-        model.fit(
+        trainer.fit(
             devices.feed(assemble.train_batches(config, train_source, start_epoch, shard=devices.shard)),
             epochs=epochs,
             initial_epoch=start_epoch,
@@ -213,7 +214,7 @@ class EpochEnd(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         trained = time.time()
-        self.average.update(self.model)
+        self.average.update()
         done = epoch + 1
         step = done * self.steps
         since, before = self.first_step_done

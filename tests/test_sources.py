@@ -408,6 +408,20 @@ def test_tfrecord_mistakes(tmp_path):
         open_source("tfrecord", "train", folder)
 
 
+def test_tfrecord_of_another_layout_or_damaged(tmp_path):
+    folder = record_files(tmp_path, [4])
+    path = os.path.join(folder, "train-00000-of-00001")
+    whole = open(path, "rb").read()
+    with open(path, "wb") as file:
+        file.write(whole[:20] + bytes([whole[20] ^ 1]) + whole[21:])
+    with pytest.raises(ValueError, match="a damaged file .*corrupted record"):
+        open_source("tfrecord", "train", folder, num_classes=3)
+    with tf.io.TFRecordWriter(path) as writer:
+        writer.write(tf.train.Example().SerializeToString())
+    with pytest.raises(ValueError, match="without the key image/class/label"):
+        open_source("tfrecord", "train", folder, num_classes=3)
+
+
 def test_tfrecord_labels_that_count_from_0(tmp_path):
     folder = record_files(tmp_path, [6], label=lambda i: i % 3)
     with pytest.raises(ValueError, match="off by one: give label_offset=0"):

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from g16net import assemble, checkpoint, compat, evaluate, experiments, export, recipe, records, train
 from g16net import config as config_lib
+from g16net.mix_on_device import MixImages
 
 EXPERIMENTS = ("g16_ln_pn", "g16_ln", "g16_gn", "g16_gn_pn", "g16_bn", "g1_gn", "g1_bn", "g1_ln_pn", "g1_bn_aa")
 
@@ -152,3 +153,33 @@ def test_finish_writes_command_versions_and_figures(tmp_path):
     records.finish(str(tmp_path), "train", 0.0, {"top1": 0.5})
     result = json.loads((tmp_path / "train.json").read_text())
     assert {"mode", "command", "versions", "wall_seconds", "top1"} <= set(result)
+
+
+def test_mixing_on_the_device_equals_mixing_on_the_host():
+    config = tiny(data__mixup=0.2, data__cutmix=0.8, run__global_batch=8)
+    device = config.copy_and_resolve_references()
+    device.data.mix_on_device = True
+    source = assemble.open_source_of(config, "train")
+    images, targets = next(iter(assemble.train_batches(config, source)))
+    plain, device_targets = next(iter(assemble.train_batches(device, source)))
+    np.testing.assert_array_equal(targets, device_targets)
+    assert targets.shape == (8, 8)  # four ids and four weights
+    np.testing.assert_allclose(targets.numpy()[:, 4:].sum(1), 1, atol=1e-6)
+    mixed = MixImages(dtype="float32")([tf.cast(plain[0], tf.float32), plain[1], plain[2]])
+    np.testing.assert_allclose(images.numpy(), mixed.numpy(), atol=0.51)  # rounded to uint8 on the host
+    network = assemble.model(config, 10, 32)
+    logits = assemble.training_model(device, network)(list(plain)).numpy()
+    np.testing.assert_allclose(logits, network(mixed).numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data__mixup": 0.2, "data__cutmix": 0.8},
+        {"data__mixup": 0.2, "data__cutmix": 0.8, "data__mix_on_device": True},
+        {"data__augment": "randaugment", "data__crop": "box"},
+    ],
+)
+def test_mixing_and_augmentation_train(changes, tmp_path):
+    assert train.train(tiny(**changes), str(tmp_path))["images"] == 359

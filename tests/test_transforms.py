@@ -77,7 +77,7 @@ GREY_FORMS = {
 def test_every_form_gives_the_same_crop(form):
     image, tolerance = {**FORMS, **GREY_FORMS}[form]
     pixels = PHOTO if form in FORMS else np.repeat(GREY_FORMS["grey array"][0], 3, 2)
-    box = transforms.random_box([375, 500], SEED).numpy()
+    box = transforms.random_box([375, 500, 3], SEED).numpy()
     y, x, height, width = box
     expected = reference_scale(pixels[y : y + height, x : x + width].astype(float), 200)
     assert min(height, width) < 400  # full decoding
@@ -111,7 +111,7 @@ def test_extent_of_other_bytes_is_nothing():
 
 def test_boxes_keep_the_rules():
     seeds = tf.constant([[7, i] for i in range(2000)])
-    draw = tf.function(lambda seed: transforms.random_box([375, 500], seed))
+    draw = tf.function(lambda seed: transforms.random_box([375, 500, 3], seed))
     y, x, height, width = np.stack([draw(seed) for seed in seeds]).T
     assert min(y.min(), x.min()) >= 0 and (y + height).max() <= 375 and (x + width).max() <= 500
     area, aspect = height * width / (375 * 500), width / height
@@ -123,7 +123,7 @@ def test_boxes_keep_the_rules():
 
 def test_boxes_hold_their_share_of_the_object():
     target = tf.constant([[0.5, 0.5, 0.9, 0.8]])
-    draw = tf.function(lambda seed: transforms.random_box([400, 400], seed, boxes=target, min_object_covered=0.5))
+    draw = tf.function(lambda seed: transforms.random_box([400, 400, 3], seed, boxes=target, min_object_covered=0.5))
     for i in range(100):
         y, x, height, width = draw(tf.constant([1, i])).numpy()
         covered = max(min(y + height, 360) - max(y, 200), 0) * max(min(x + width, 320) - max(x, 200), 0)
@@ -132,7 +132,7 @@ def test_boxes_hold_their_share_of_the_object():
 
 def test_no_object_means_the_whole_image():
     np.testing.assert_array_equal(
-        transforms.random_box([375, 500], SEED, boxes=tf.zeros([0, 4])), transforms.random_box([375, 500], SEED)
+        transforms.random_box([375, 500, 3], SEED, boxes=tf.zeros([0, 4])), transforms.random_box([375, 500, 3], SEED)
     )
 
 
@@ -189,12 +189,12 @@ def test_reduced_decoding_equals_full_decoding_then_averaging(ratio, target):
         full = transforms.decode(tf.constant(image))
         for seed in range(4):
 
-            def draw(extent, seed=seed):
-                return transforms.random_box(extent, [9, seed], area=(0.8, 1.0))
+            def draw(shape, seed=seed):
+                return transforms.random_box(shape, [9, seed], area=(0.8, 1.0))
 
             reduced = transforms._decode(tf.constant(image), draw, target).numpy()
             averaged = transforms._decode(full, draw, target).numpy()
-            box = draw([375, 500]).numpy()
+            box = draw([375, 500, 3]).numpy()
             assert reduced.shape == averaged.shape == (box[2] // ratio, box[3] // ratio, 3)
             assert difference(reduced, averaged).mean() < tolerance
 
@@ -203,7 +203,7 @@ def test_reduced_training_image_is_close_to_full_decoding_with_smoothing():
     """Against Pillow's whole decoding, crop and antialiased bilinear resize."""
     for i in range(6):
         seed = tf.constant([2, i])
-        box = transforms.random_box([375, 500], seed, area=(0.5, 1.0)).numpy()
+        box = transforms.random_box([375, 500, 3], seed, area=(0.5, 1.0)).numpy()
         ratio = 4 if box[2:].min() >= 4 * 64 else 2
         y, x, height, width = box // ratio * ratio
         ours = transforms.train_image(tf.constant(JPEG), 64, seed, area=(0.5, 1.0), flip=False)
@@ -300,10 +300,10 @@ def test_broken_images_raise_and_are_flagged(kind):
 
     with pytest.raises(tf.errors.InvalidArgumentError):
         whole(image)
-    grey = tf.fill([16, 16, 3], tf.constant(transforms.GREY, tf.uint8))
+    grey = tf.fill([16, 16, 3], tf.constant(128, tf.uint8))
     dataset = tf.data.Dataset.from_tensors(image).map(lambda i: transforms.attempt(whole, i, default=grey))
     value, ok = next(dataset.as_numpy_iterator())
-    assert not ok and (value == transforms.GREY).all()
+    assert not ok and (value == 128).all()
     assert dataset.element_spec[0].shape == [16, 16, 3]
 
 
@@ -314,7 +314,7 @@ def test_images_above_the_limit_are_refused_by_their_header(image):
         lambda: transforms.decode(tf.constant(image), max_pixels=375 * 500 - 1),
         lambda: transforms.train_image(tf.constant(image), 16, SEED, max_pixels=375 * 500 - 1),
     ):
-        with pytest.raises(tf.errors.InvalidArgumentError, match="at most 187499 pixels"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="more than 187499 pixels"):
             function()
 
 
@@ -322,34 +322,8 @@ def test_a_header_of_a_giant_is_refused_before_memory_is_asked_for():
     png = JPEG  # 65500 x 65500: more than 2^32 pixels
     start = png.index(b"\xff\xc0")
     giant = png[: start + 5] + (65500).to_bytes(2, "big") * 2 + png[start + 9 :]
-    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 67108864 pixels"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="more than 67108864 pixels"):
         transforms.train_image(tf.constant(giant), 16, SEED)
-
-
-@pytest.mark.parametrize("bad", [(), (1,), (0, 3), (0, 1, 2, 3)])
-def test_attempt_rows_gives_every_row(bad):
-    """Rows that work equal a plain call, wherever broken ones stand; a PNG among assumed JPEGs is no exception."""
-    images = [encode(photo(60, 80, seed)) for seed in range(4)]
-    images[2] = encode(photo(60, 80, 2), "PNG")
-    images = [BROKEN["jpeg cut"] if i in bad else image for i, image in enumerate(images)]
-    seeds = [[1, i] for i in range(4)]
-    grey = tf.fill([24, 24, 3], tf.constant(transforms.GREY, tf.uint8))
-
-    def rows(images, seeds):
-        return transforms.attempt_rows(
-            lambda image, seed: transforms.train_image(image, 24, seed, jpeg=True),
-            images,
-            seeds,
-            default=grey,
-            careful=lambda image, seed: transforms.train_image(image, 24, seed),
-        )
-
-    dataset = tf.data.Dataset.from_tensor_slices((images, seeds)).batch(4).map(rows)
-    values, ok = next(dataset.as_numpy_iterator())
-    assert ok.tolist() == [i not in bad for i in range(4)]
-    for i in range(4):
-        expected = grey if i in bad else transforms.train_image(tf.constant(images[i]), 24, seeds[i])
-        np.testing.assert_array_equal(values[i], expected)
 
 
 def test_trailing_bytes_do_no_harm():

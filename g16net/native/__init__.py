@@ -81,11 +81,7 @@ def enabled(dtype=tf.float32):
 
 @tf.autograph.experimental.do_not_convert
 def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None):
-    """As `layers.norm_activation.norm_activation`, and with it the means over the pixels.
-
-    Returns:
-        (y like `x`, its means over height and width: float32 [batch, channels]).
-    """
+    """As `layers.norm_activation.norm_activation`; `pixel_means` then knows the means of the result."""
     channels = x.shape[-1]
     ones, zeros = tf.ones([channels]), tf.zeros([channels])
     y, _, _, pooled = library().g16_norm_activation(
@@ -99,7 +95,15 @@ def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre
         epsilon=epsilon,
         activation=activation or "none",
     )
-    return y, pooled
+    pooled.set_shape([x.shape[0], channels])
+    y._g16_pixel_means = pooled
+    return y
+
+
+def pixel_means(y):
+    """The means over height and width of a result of `norm_activation`, float32 [batch, channels], which cost no pass
+    over it; None for any other tensor."""
+    return getattr(y, "_g16_pixel_means", None)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -111,7 +115,7 @@ def multiply(x, gate):
 @tf.RegisterGradient("G16NormActivation")
 def _norm_activation_gradient(op, dy, _mean, _inv_std, dpooled):
     x, gamma, beta, centre, scale = op.inputs
-    return library().g16_norm_activation_grad(
+    gradients = library().g16_norm_activation_grad(
         dy=dy,
         dpooled=dpooled,
         x=x,
@@ -123,8 +127,16 @@ def _norm_activation_gradient(op, dy, _mean, _inv_std, dpooled):
         inv_std=op.outputs[2],
         **{name: op.get_attr(name) for name in ("groups", "strided", "epsilon", "activation")},
     )
+    return _shaped(gradients, op.inputs)
+
+
+def _shaped(gradients, values):
+    for gradient, value in zip(gradients, values):
+        gradient.set_shape(value.shape)
+    return gradients
 
 
 @tf.RegisterGradient("G16Gate")
 def _multiply_gradient(op, dy):
-    return library().g16_gate_grad(dy=dy, x=op.inputs[0], gate=op.inputs[1])
+    gradients = library().g16_gate_grad(dy=dy, x=op.inputs[0], gate=op.inputs[1])
+    return _shaped(gradients, op.inputs)

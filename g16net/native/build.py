@@ -1,4 +1,4 @@
-"""Compiles `norm_activation.cc` with the machine's C++ compiler: `python -m g16net.native.build`.
+"""Compiles `ops.cc` with the machine's C++ compiler: `python -m g16net.native.build`.
 
 The library lies in the user's cache folder under a name made of everything that it depends on: source, flags, compiler,
 TensorFlow and the CPU's features, for which it is compiled. So a home folder that several kinds of machines share holds
@@ -21,7 +21,8 @@ import time
 import tensorflow as tf
 from absl import logging
 
-SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "norm_activation.cc")
+HERE = os.path.dirname(os.path.abspath(__file__))
+SOURCES = "ops.cc", "kernels.h", "pool.h"
 # Floats may be taken as finite (minimum and maximum are then one instruction); nothing is reordered.
 FLAGS = (
     "-std=c++14 -O3 -march=native -fPIC -shared -fno-math-errno -fno-trapping-math -ffinite-math-only -fno-signed-zeros"
@@ -53,10 +54,12 @@ def cpu_features():
 
 def library_path(cxx):
     """Where the library of this source, TensorFlow, compiler and CPU lies, whether built or not."""
-    with open(SOURCE, "rb") as file:
-        source = file.read()
+    sources = []
+    for name in SOURCES:
+        with open(os.path.join(HERE, name), "rb") as file:
+            sources.append(file.read())
     version = subprocess.run([cxx, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False).stdout
-    parts = [source, version, *map(str.encode, [" ".join(FLAGS), tf.__version__, platform.machine(), cpu_features()])]
+    parts = [*sources, version, *map(str.encode, [" ".join(FLAGS), tf.__version__, platform.machine(), cpu_features()])]
     return os.path.join(folder(), hashlib.sha256(b"\0".join(parts)).hexdigest()[:20] + ".so")
 
 
@@ -96,7 +99,14 @@ def build(again=False):
         handle, temporary = tempfile.mkstemp(suffix=".so", dir=folder())
         os.close(handle)
         try:
-            command = [cxx, *FLAGS, SOURCE, "-o", temporary, *tf.sysconfig.get_compile_flags()[:1]]
+            command = [
+                cxx,
+                *FLAGS,
+                os.path.join(HERE, SOURCES[0]),
+                "-o",
+                temporary,
+                *tf.sysconfig.get_compile_flags()[:1],
+            ]
             command += [*tf.sysconfig.get_link_flags(), "-pthread"]
             result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
             if result.returncode:

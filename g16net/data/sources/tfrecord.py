@@ -123,21 +123,19 @@ def _class_names(folder, num_classes, class_names, files):
 
 def _check_sample(shards, num_classes, offset, where, training, most=2048):
     """Reads labels spread over the files and checks them: off by one, out of range and, if all were read, empty."""
-    files = np.unique(np.linspace(0, len(shards.paths) - 1, 64).astype(int))
-    each = max(most // len(files), 1)
-    labels, keys = [], {"image/class/label": _FIELDS["image/class/label"]}
     every = shards.counts.sum() <= most
-    for file in range(len(shards.paths)) if every else files:
-        data = tf.data.TFRecordDataset(shards.paths[file]).take(-1 if every else each)
-        try:
-            labels += [int(row["image/class/label"]) for row in data.map(lambda r: tf.io.parse_single_example(r, keys))]
-        except tf.errors.InvalidArgumentError as error:
-            raise UserError(
-                f"{shards.paths[file]}: records without the key image/class/label; not the classic layout"
-            ) from error
-        except tf.errors.DataLossError as error:
-            raise UserError(f"{shards.paths[file]}: damaged ({error.message}); fetch or write it again") from error
-    stored = np.array(labels, np.int64)
+    files = np.unique(np.linspace(0, len(shards.paths) - 1, 64).astype(int))
+    paths = shards.paths if every else [shards.paths[i] for i in files]
+    each = -1 if every else most // len(files)
+    keys = {"image/class/label": _FIELDS["image/class/label"]}
+    data = tf.data.Dataset.from_tensor_slices(paths).flat_map(lambda path: tf.data.TFRecordDataset(path).take(each))
+    data = data.batch(128).map(lambda some: tf.io.parse_example(some, keys)["image/class/label"])
+    try:
+        stored = np.concatenate(list(data.as_numpy_iterator()))
+    except tf.errors.InvalidArgumentError as error:
+        raise UserError(f"{where}: records without the key image/class/label; not the classic layout") from error
+    except tf.errors.DataLossError as error:
+        raise UserError(f"{where}: a damaged file ({error.message}); fetch or write it again") from error
     remedy = f"Stored labels go from {stored.min()} to {stored.max()}, of which label_offset={offset} is subtracted. "
     for other in (0, 1):
         if other != offset and stored.min() >= other and stored.max() < num_classes + other:

@@ -1,125 +1,31 @@
-// The norm-activation and the gate of squeeze-and-excite as TensorFlow operations for the CPU, forward and backward.
+// The norm-activation and the gate of squeeze-and-excite, forward and backward, on plain arrays.
 //
-// They belong to layers whose time is that of their passes over memory: a graph of TensorFlow's operations reads and
-// writes a large tensor some ten times, these read it once from memory and once more from the cache. One sample is one
-// task; where samples are few, they are cut into chunks of pixels. The order of every sum depends on the shape of one
-// sample alone, so neither threads nor batch mates change a bit of the result.
+// Their time is that of their passes over memory: a graph of TensorFlow's operations reads and writes a large tensor
+// some ten times, these read it once from memory and once more from the cache. One sample is one task; where samples are
+// few, they are cut into chunks of pixels. The order of every sum depends on the shape of one sample alone, so neither
+// threads nor batch mates change a bit of the result.
 //
 // Loops run over lines: as many pixels as make a few hundred numbers, next to each other in memory, with the numbers a
 // channel repeated to the same length. So all channel counts vectorise alike, by the compiler alone. Sums are float32
 // within a chunk (some dozens of terms a lane) and float64 beyond.
-//
-// Only TensorFlow's C API is used, which is the same binary interface in every version.
+
+#pragma once
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <functional>
-#include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
+#include "pool.h"
 
-#include "tensorflow/c/kernels.h"
-#include "tensorflow/c/ops.h"
-#include "tensorflow/c/tf_status.h"
-#include "tensorflow/c/tf_tensor.h"
-
-namespace {
-
-// ---------------------------------------------------------------------------------------------------------- threads
-
-// Denormal numbers are 0 here as they are in TensorFlow's own threads, whichever thread computes.
-class FlushDenormals {
- public:
-#if defined(__SSE__)
-  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
-  ~FlushDenormals() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
+// An output may lie in the memory of an input, number over number, so iterations are independent either way.
+#if defined(__clang__)
+#define INDEPENDENT_ITERATIONS _Pragma("clang loop vectorize(assume_safety)")
 #else
-  FlushDenormals() {}
+#define INDEPENDENT_ITERATIONS _Pragma("GCC ivdep")
 #endif
-};
-
-// Own threads, for the C API does not hand out TensorFlow's. A second operation that runs at the same time finds the
-// pool taken and computes alone, so there are never more busy threads than cores.
-class Pool {
- public:
-  static Pool& get() {
-    static Pool* pool = new Pool;  // lives as long as its threads: for ever
-    return *pool;
-  }
-
-  void resize(int threads) {
-    std::lock_guard<std::mutex> owner(owner_);
-    for (; size_ < threads; ++size_) std::thread([this] { wait_for_work(); }).detach();
-  }
-
-  int size() const { return size_; }
-
-  void run(int64_t count, const std::function<void(int64_t)>& body) {
-    FlushDenormals flush;
-    if (count < 2 || size_ < 2 || !owner_.try_lock()) {
-      for (int64_t i = 0; i < count; ++i) body(i);
-      return;
-    }
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      body_ = &body;
-      count_ = count;
-      next_ = 0;
-      open_ = true;
-      ++job_;
-    }
-    wake_.notify_all();
-    work();
-    {
-      std::unique_lock<std::mutex> lock(mutex_);
-      open_ = false;  // who wakes up now is too late to join
-      done_.wait(lock, [this] { return active_ == 0; });
-    }
-    owner_.unlock();
-  }
-
- private:
-  void work() {
-    for (int64_t i; (i = next_.fetch_add(1)) < count_;) (*body_)(i);
-  }
-
-  void wait_for_work() {
-    FlushDenormals flush;
-    std::unique_lock<std::mutex> lock(mutex_);
-    for (uint64_t seen = 0;;) {
-      wake_.wait(lock, [&] { return open_ && job_ != seen; });
-      seen = job_;
-      ++active_;
-      lock.unlock();
-      work();
-      lock.lock();
-      if (--active_ == 0 && !open_) done_.notify_one();
-    }
-  }
-
-  std::mutex owner_, mutex_;
-  std::condition_variable wake_, done_;
-  const std::function<void(int64_t)>* body_ = nullptr;
-  std::atomic<int64_t> next_{0};
-  int64_t count_ = 0;
-  uint64_t job_ = 0;
-  int active_ = 0;
-  bool open_ = false;
-  std::atomic<int> size_{1};
-};
-
-// ---------------------------------------------------------------------------------------------------------- numbers
 
 struct BFloat16 {
   uint16_t bits;
@@ -192,7 +98,6 @@ struct Linear {
   }
 };
 
-// ------------------------------------------------------------------------------------------------------------ shape
 
 // How a tensor [samples, pixels, channels] is walked.
 struct Walk {
@@ -300,7 +205,6 @@ void one_pass(const Walk& walk, int kinds, Partial partial, Finish finish) {
   two_passes(walk, kinds, partial, finish, [](int64_t, int64_t) {});
 }
 
-// -------------------------------------------------------------------------------------------------- norm-activation
 
 struct Config {
   int groups = 1;  // 0: x is normalised already
@@ -333,7 +237,7 @@ void forward(const Walk& walk, const Config& config, const T* x, const Channels&
     float *sum = lanes.zeros(), *squares = lanes.zeros();
     walk.lines(n, j, [&](int64_t at, int length) {
       const T* line = x + at;
-#pragma GCC ivdep
+INDEPENDENT_ITERATIONS
       for (int i = 0; i < length; ++i) {
         const float difference = load(line[i]) - shift[i];
         sum[i] += difference;
@@ -365,7 +269,7 @@ void forward(const Walk& walk, const Config& config, const T* x, const Channels&
     for (int64_t c = 0; c < channels; ++c) {
       const int g = config.group(c, channels);
       means[c] = float(group_mean[g]);
-      inv_stds[c] = float(1. / __builtin_sqrt(group_squares[g] / width + double(config.epsilon)));
+      inv_stds[c] = float(1. / std::sqrt(group_squares[g] / width + double(config.epsilon)));
     }
   };
   // The pooled sums come from the second pass; they meet in the order of the chunks.
@@ -382,7 +286,7 @@ void forward(const Walk& walk, const Config& config, const T* x, const Channels&
     walk.lines(n, j, [&](int64_t at, int length) {
       const T* from = x + at;
       T* to = y + at;
-#pragma GCC ivdep
+INDEPENDENT_ITERATIONS
       for (int i = 0; i < length; ++i) {
         const float u = (load(from[i]) - m[i]) * a[i] + b[i];
         const float out = (Activation::value(u) - centre[i]) * scale[i];
@@ -428,7 +332,7 @@ void backward(const Walk& walk, const Config& config, const T* dy, const float* 
     float *s0 = lanes.zeros(), *s1 = lanes.zeros(), *s2 = lanes.zeros(), *s3 = lanes.zeros();
     walk.lines(n, j, [&](int64_t at, int length) {
       const T *from = x + at, *gradient = dy + at;
-#pragma GCC ivdep
+INDEPENDENT_ITERATIONS
       for (int i = 0; i < length; ++i) {
         const float normal = (load(from[i]) - p.m[i]) * p.r[i];
         float slope;
@@ -470,7 +374,7 @@ void backward(const Walk& walk, const Config& config, const T* dy, const float* 
     walk.lines(n, j, [&](int64_t at, int length) {
       const T *from = x + at, *gradient = dy + at;
       T* to = dx + at;
-#pragma GCC ivdep
+INDEPENDENT_ITERATIONS
       for (int i = 0; i < length; ++i) {
         const float normal = (load(from[i]) - p.m[i]) * p.r[i];
         float slope;
@@ -491,7 +395,6 @@ void backward(const Walk& walk, const Config& config, const T* dy, const float* 
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------- gate
 
 // y = x * gate, with gate [samples, channels].
 template <class T>
@@ -503,7 +406,7 @@ void multiply(const Walk& walk, const T* x, const float* gate, T* y) {
     walk.lines(n, t % walk.chunks, [&](int64_t at, int length) {
       const T* from = x + at;
       T* to = y + at;
-#pragma GCC ivdep
+INDEPENDENT_ITERATIONS
       for (int i = 0; i < length; ++i) store(load(from[i]) * g[i], to + i);
     });
   });
@@ -520,7 +423,7 @@ void multiply_gradient(const Walk& walk, const T* dy, const T* x, const float* g
         walk.lines(n, j, [&](int64_t at, int length) {
           const T *from = x + at, *gradient = dy + at;
           T* to = dx + at;
-#pragma GCC ivdep
+INDEPENDENT_ITERATIONS
           for (int i = 0; i < length; ++i) {
             const float d = load(gradient[i]);
             sum[i] += d * load(from[i]);
@@ -533,248 +436,3 @@ void multiply_gradient(const Walk& walk, const T* dy, const T* x, const float* g
         for (int64_t c = 0; c < walk.channels; ++c) dgate[n * walk.channels + c] = float(sums[c]);
       });
 }
-
-// ------------------------------------------------------------------------------------------------------- TensorFlow
-
-// One call of a kernel: its inputs and outputs, freed at the end.
-class Call {
- public:
-  explicit Call(TF_OpKernelContext* context) : context_(context), status_(TF_NewStatus()) {}
-  ~Call() {
-    for (TF_Tensor* tensor : tensors_) TF_DeleteTensor(tensor);
-    if (TF_GetCode(status_) != TF_OK) TF_OpKernelContext_Failure(context_, status_);
-    TF_DeleteStatus(status_);
-  }
-
-  bool ok() const { return TF_GetCode(status_) == TF_OK; }
-  void fail(const std::string& message) { TF_SetStatus(status_, TF_INVALID_ARGUMENT, message.c_str()); }
-
-  TF_Tensor* input(int index) {
-    TF_Tensor* tensor = nullptr;
-    TF_GetInput(context_, index, &tensor, status_);
-    if (tensor) tensors_.push_back(tensor);
-    return tensor;
-  }
-
-  template <class T>
-  const T* input(int index, const std::vector<int64_t>& shape) {
-    TF_Tensor* tensor = input(index);
-    if (!tensor) return nullptr;
-    if (dims(tensor) != shape) fail("input " + std::to_string(index) + " has a shape that does not fit that of x");
-    return static_cast<const T*>(TF_TensorData(tensor));
-  }
-
-  // In the memory of the given input where nobody else needs that.
-  template <class T>
-  T* output(int index, std::vector<int64_t> shape, int instead_of = -1) {
-    TF_Tensor* tensor = TF_ForwardInputOrAllocateOutput(context_, &instead_of, instead_of >= 0, index, shape.data(),
-                                                        int(shape.size()), nullptr, status_);
-    if (!ok() || !tensor) return nullptr;
-    tensors_.push_back(tensor);
-    return static_cast<T*>(TF_TensorData(tensor));
-  }
-
-  static std::vector<int64_t> dims(TF_Tensor* tensor) {
-    std::vector<int64_t> shape(TF_NumDims(tensor));
-    for (size_t i = 0; i < shape.size(); ++i) shape[i] = TF_Dim(tensor, int(i));
-    return shape;
-  }
-
-  // The shape of x, which must be [batch, height, width, channels].
-  std::vector<int64_t> image(int index) {
-    TF_Tensor* tensor = input(index);
-    if (!tensor) return {};
-    if (TF_NumDims(tensor) != 4) fail("x must be [batch, height, width, channels]");
-    return dims(tensor);
-  }
-
- private:
-  TF_OpKernelContext* context_;
-  TF_Status* status_;
-  std::vector<TF_Tensor*> tensors_;
-};
-
-Walk walk_of(const std::vector<int64_t>& shape) { return Walk(shape[0], shape[1] * shape[2], shape[3]); }
-
-void* create(TF_OpKernelConstruction* construction) {
-  Config* config = new Config;
-  TF_Status* status = TF_NewStatus();
-  TF_Bool strided = 0;
-  int32_t size = 0, total = 0;
-  TF_OpKernelConstruction_GetAttrInt32(construction, "groups", &config->groups, status);
-  TF_OpKernelConstruction_GetAttrBool(construction, "strided", &strided, status);
-  TF_OpKernelConstruction_GetAttrFloat(construction, "epsilon", &config->epsilon, status);
-  TF_OpKernelConstruction_GetAttrSize(construction, "activation", &size, &total, status);
-  std::vector<char> name(total + 1);
-  TF_OpKernelConstruction_GetAttrString(construction, "activation", name.data(), total, status);
-  config->strided = strided;
-  config->activation.assign(name.data(), total);
-  if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
-  TF_DeleteStatus(status);
-  return config;
-}
-
-void destroy(void* config) { delete static_cast<Config*>(config); }
-
-template <class T>
-void compute(void* kernel, TF_OpKernelContext* context) {
-  const Config& config = *static_cast<Config*>(kernel);
-  Call call(context);
-  const std::vector<int64_t> shape = call.image(0);
-  if (!call.ok()) return;
-  const Walk walk = walk_of(shape);
-  if (config.groups < 0 || (config.groups && walk.channels % config.groups)) {
-    call.fail("groups must divide the channels");
-    return;
-  }
-  const std::vector<int64_t> per_channel{walk.channels}, per_sample{walk.samples, walk.channels};
-  T* y = call.output<T>(0, shape, 0);
-  const T* x = call.input<T>(0, shape);
-  Channels given;
-  given.gamma = call.input<float>(1, per_channel);
-  given.beta = call.input<float>(2, per_channel);
-  given.centre = call.input<float>(3, per_channel);
-  given.scale = call.input<float>(4, per_channel);
-  float* mean = call.output<float>(1, per_sample);
-  float* inv_std = call.output<float>(2, per_sample);
-  float* pooled = call.output<float>(3, per_sample);
-  if (!call.ok()) return;
-  const auto run = config.activation == "swish"  ? forward<T, Swish>
-                   : config.activation == "relu" ? forward<T, Relu>
-                                                 : forward<T, Linear>;
-  run(walk, config, x, given, y, mean, inv_std, pooled);
-}
-
-template <class T>
-void compute_gradient(void* kernel, TF_OpKernelContext* context) {
-  const Config& config = *static_cast<Config*>(kernel);
-  Call call(context);
-  const std::vector<int64_t> shape = call.image(2);
-  if (!call.ok()) return;
-  const Walk walk = walk_of(shape);
-  const std::vector<int64_t> per_channel{walk.channels}, per_sample{walk.samples, walk.channels};
-  T* dx = call.output<T>(0, shape, 0);
-  const T* dy = call.input<T>(0, shape);
-  const float* dpooled = call.input<float>(1, per_sample);
-  const T* x = call.input<T>(2, shape);
-  Channels given;
-  given.gamma = call.input<float>(3, per_channel);
-  given.beta = call.input<float>(4, per_channel);
-  given.centre = call.input<float>(5, per_channel);
-  given.scale = call.input<float>(6, per_channel);
-  const float* mean = call.input<float>(7, per_sample);
-  const float* inv_std = call.input<float>(8, per_sample);
-  float* dgamma = call.output<float>(1, per_channel);
-  float* dbeta = call.output<float>(2, per_channel);
-  float* dcentre = call.output<float>(3, per_channel);
-  float* dscale = call.output<float>(4, per_channel);
-  if (!call.ok()) return;
-  const auto run = config.activation == "swish"  ? backward<T, Swish>
-                   : config.activation == "relu" ? backward<T, Relu>
-                                                 : backward<T, Linear>;
-  run(walk, config, dy, dpooled, x, given, mean, inv_std, dx, dgamma, dbeta, dcentre, dscale);
-}
-
-template <class T>
-void compute_multiply(void*, TF_OpKernelContext* context) {
-  Call call(context);
-  const std::vector<int64_t> shape = call.image(0);
-  if (!call.ok()) return;
-  T* y = call.output<T>(0, shape, 0);
-  const T* x = call.input<T>(0, shape);
-  const float* gate = call.input<float>(1, {shape[0], shape[3]});
-  if (call.ok()) multiply(walk_of(shape), x, gate, y);
-}
-
-template <class T>
-void compute_multiply_gradient(void*, TF_OpKernelContext* context) {
-  Call call(context);
-  const std::vector<int64_t> shape = call.image(1);
-  if (!call.ok()) return;
-  T* dx = call.output<T>(0, shape, 0);
-  const T* dy = call.input<T>(0, shape);
-  const T* x = call.input<T>(1, shape);
-  const float* gate = call.input<float>(2, {shape[0], shape[3]});
-  float* dgate = call.output<float>(1, {shape[0], shape[3]});
-  if (call.ok()) multiply_gradient(walk_of(shape), dy, x, gate, dx, dgate);
-}
-
-// Sets the output's shape to that of an input.
-void same_shape(TF_ShapeInferenceContext* context, int output, int input, TF_Status* status) {
-  TF_ShapeHandle* shape = TF_NewShapeHandle();
-  TF_ShapeInferenceContextGetInput(context, input, shape, status);
-  TF_ShapeInferenceContextSetOutput(context, output, shape, status);
-  TF_DeleteShapeHandle(shape);
-}
-
-void forward_shapes(TF_ShapeInferenceContext* context, TF_Status* status) {
-  TF_ShapeHandle *shape = TF_NewShapeHandle(), *batch = TF_NewShapeHandle(), *channels = TF_NewShapeHandle();
-  TF_ShapeHandle* per_sample = TF_NewShapeHandle();
-  TF_ShapeInferenceContextGetInput(context, 0, shape, status);
-  TF_ShapeInferenceContextWithRank(context, shape, 4, shape, status);
-  if (TF_GetCode(status) == TF_OK) {
-    TF_ShapeInferenceContextSubshape(context, shape, 0, 1, batch, status);
-    TF_ShapeInferenceContextSubshape(context, shape, 3, 4, channels, status);
-    TF_ShapeInferenceContextConcatenateShapes(context, batch, channels, per_sample, status);
-    TF_ShapeInferenceContextSetOutput(context, 0, shape, status);
-    for (int output = 1; output < 4; ++output)
-      TF_ShapeInferenceContextSetOutput(context, output, per_sample, status);
-  }
-  for (TF_ShapeHandle* handle : {shape, batch, channels, per_sample}) TF_DeleteShapeHandle(handle);
-}
-
-void gradient_shapes(TF_ShapeInferenceContext* context, TF_Status* status) {
-  same_shape(context, 0, 2, status);
-  for (int output = 1; output < 5; ++output) same_shape(context, output, output + 2, status);
-}
-
-void multiply_shapes(TF_ShapeInferenceContext* context, TF_Status* status) { same_shape(context, 0, 0, status); }
-
-void multiply_gradient_shapes(TF_ShapeInferenceContext* context, TF_Status* status) {
-  same_shape(context, 0, 1, status);
-  same_shape(context, 1, 2, status);
-}
-
-using Compute = void (*)(void*, TF_OpKernelContext*);
-
-void define(const char* name, const std::vector<const char*>& inputs, const std::vector<const char*>& outputs,
-            bool configured, void (*shapes)(TF_ShapeInferenceContext*, TF_Status*), Compute float32,
-            Compute bfloat16) {
-  TF_Status* status = TF_NewStatus();
-  TF_OpDefinitionBuilder* definition = TF_NewOpDefinitionBuilder(name);
-  for (const char* input : inputs) TF_OpDefinitionBuilderAddInput(definition, input);
-  for (const char* output : outputs) TF_OpDefinitionBuilderAddOutput(definition, output);
-  TF_OpDefinitionBuilderAddAttr(definition, "T: {float, bfloat16}");
-  if (configured)
-    for (const char* attribute : {"groups: int", "strided: bool", "epsilon: float", "activation: string"})
-      TF_OpDefinitionBuilderAddAttr(definition, attribute);
-  TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, shapes);
-  TF_RegisterOpDefinition(definition, status);
-  for (const auto& kernel : {std::make_pair(TF_FLOAT, float32), std::make_pair(TF_BFLOAT16, bfloat16)}) {
-    TF_KernelBuilder* builder = TF_NewKernelBuilder(name, "CPU", configured ? create : nullptr, kernel.second,
-                                                    configured ? destroy : nullptr);
-    TF_KernelBuilder_TypeConstraint(builder, "T", kernel.first, status);
-    TF_RegisterKernelBuilder(name, builder, status);
-  }
-  TF_DeleteStatus(status);
-}
-
-__attribute__((constructor)) void define_all() {
-  define("G16NormActivation", {"x: T", "gamma: float", "beta: float", "centre: float", "scale: float"},
-         {"y: T", "mean: float", "inv_std: float", "pooled: float"}, true, forward_shapes, compute<float>,
-         compute<BFloat16>);
-  define("G16NormActivationGrad",
-         {"dy: T", "dpooled: float", "x: T", "gamma: float", "beta: float", "centre: float", "scale: float",
-          "mean: float", "inv_std: float"},
-         {"dx: T", "dgamma: float", "dbeta: float", "dcentre: float", "dscale: float"}, true, gradient_shapes,
-         compute_gradient<float>, compute_gradient<BFloat16>);
-  define("G16Gate", {"x: T", "gate: float"}, {"y: T"}, false, multiply_shapes, compute_multiply<float>,
-         compute_multiply<BFloat16>);
-  define("G16GateGrad", {"dy: T", "x: T", "gate: float"}, {"dx: T", "dgate: float"}, false,
-         multiply_gradient_shapes, compute_multiply_gradient<float>, compute_multiply_gradient<BFloat16>);
-}
-
-}  // namespace
-
-// Called by g16net.native once, before the first use.
-extern "C" void g16_set_threads(int threads) { Pool::get().resize(threads); }

@@ -1,0 +1,231 @@
+// The kernels as TensorFlow operations for the CPU: G16NormActivation, G16Gate and their gradients.
+//
+// Only TensorFlow's C API is used, the same binary interface in every version from 2.6 on. The gradients are tied to
+// their operations in Python.
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+#include "tensorflow/c/kernels.h"
+#include "tensorflow/c/ops.h"
+#include "tensorflow/c/tf_status.h"
+#include "tensorflow/c/tf_tensor.h"
+
+namespace {
+
+// One call of a kernel: its inputs and outputs, freed at the end.
+class Call {
+ public:
+  explicit Call(TF_OpKernelContext* context) : context_(context), status_(TF_NewStatus()) {}
+  ~Call() {
+    for (TF_Tensor* tensor : tensors_) TF_DeleteTensor(tensor);
+    if (TF_GetCode(status_) != TF_OK) TF_OpKernelContext_Failure(context_, status_);
+    TF_DeleteStatus(status_);
+  }
+
+  bool ok() const { return TF_GetCode(status_) == TF_OK; }
+  void fail(const std::string& message) { TF_SetStatus(status_, TF_INVALID_ARGUMENT, message.c_str()); }
+
+  TF_Tensor* input(int index) {
+    TF_Tensor* tensor = nullptr;
+    TF_GetInput(context_, index, &tensor, status_);
+    if (tensor) tensors_.push_back(tensor);
+    return tensor;
+  }
+
+  template <class T>
+  const T* input(int index, const std::vector<int64_t>& shape) {
+    TF_Tensor* tensor = input(index);
+    if (!tensor) return nullptr;
+    if (dims(tensor) != shape) fail("input " + std::to_string(index) + " has a shape that does not fit that of x");
+    return static_cast<const T*>(TF_TensorData(tensor));
+  }
+
+  // In the memory of the given input where nobody else needs that.
+  template <class T>
+  T* output(int index, std::vector<int64_t> shape, int instead_of = -1) {
+    TF_Tensor* tensor = TF_ForwardInputOrAllocateOutput(context_, &instead_of, instead_of >= 0, index, shape.data(),
+                                                        int(shape.size()), nullptr, status_);
+    if (!ok() || !tensor) return nullptr;
+    tensors_.push_back(tensor);
+    return static_cast<T*>(TF_TensorData(tensor));
+  }
+
+  static std::vector<int64_t> dims(TF_Tensor* tensor) {
+    std::vector<int64_t> shape(TF_NumDims(tensor));
+    for (size_t i = 0; i < shape.size(); ++i) shape[i] = TF_Dim(tensor, int(i));
+    return shape;
+  }
+
+  // The shape of x, which must be [batch, height, width, channels].
+  std::vector<int64_t> image(int index) {
+    TF_Tensor* tensor = input(index);
+    if (!tensor) return {};
+    if (tensor && TF_NumDims(tensor) != 4) fail("x must be [batch, height, width, channels]");
+    return dims(tensor);
+  }
+
+ private:
+  TF_OpKernelContext* context_;
+  TF_Status* status_;
+  std::vector<TF_Tensor*> tensors_;
+};
+
+Walk walk_of(const std::vector<int64_t>& shape) { return Walk(shape[0], shape[1] * shape[2], shape[3]); }
+
+void* create(TF_OpKernelConstruction* construction) {
+  Config* config = new Config;
+  TF_Status* status = TF_NewStatus();
+  TF_Bool strided = 0;
+  int32_t size = 0, total = 0;
+  TF_OpKernelConstruction_GetAttrInt32(construction, "groups", &config->groups, status);
+  TF_OpKernelConstruction_GetAttrBool(construction, "strided", &strided, status);
+  TF_OpKernelConstruction_GetAttrFloat(construction, "epsilon", &config->epsilon, status);
+  TF_OpKernelConstruction_GetAttrSize(construction, "activation", &size, &total, status);
+  std::vector<char> name(total + 1);
+  TF_OpKernelConstruction_GetAttrString(construction, "activation", name.data(), total, status);
+  config->strided = strided;
+  config->activation.assign(name.data(), total);
+  if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
+  TF_DeleteStatus(status);
+  return config;
+}
+
+void destroy(void* config) { delete static_cast<Config*>(config); }
+
+template <class T>
+void compute(void* kernel, TF_OpKernelContext* context) {
+  const Config& config = *static_cast<Config*>(kernel);
+  Call call(context);
+  const std::vector<int64_t> shape = call.image(0);
+  if (!call.ok()) return;
+  const Walk walk = walk_of(shape);
+  if (config.groups < 0 || (config.groups && walk.channels % config.groups)) {
+    call.fail("groups must divide the channels");
+    return;
+  }
+  const std::vector<int64_t> per_channel{walk.channels}, per_sample{walk.samples, walk.channels};
+  T* y = call.output<T>(0, shape, 0);
+  const T* x = call.input<T>(0, shape);
+  Channels given;
+  given.gamma = call.input<float>(1, per_channel);
+  given.beta = call.input<float>(2, per_channel);
+  given.centre = call.input<float>(3, per_channel);
+  given.scale = call.input<float>(4, per_channel);
+  float* mean = call.output<float>(1, per_sample);
+  float* inv_std = call.output<float>(2, per_sample);
+  float* pooled = call.output<float>(3, per_sample);
+  if (!call.ok()) return;
+  const auto run = config.activation == "swish"  ? forward<T, Swish>
+                   : config.activation == "relu" ? forward<T, Relu>
+                                                 : forward<T, Linear>;
+  run(walk, config, x, given, y, mean, inv_std, pooled);
+}
+
+template <class T>
+void compute_gradient(void* kernel, TF_OpKernelContext* context) {
+  const Config& config = *static_cast<Config*>(kernel);
+  Call call(context);
+  const std::vector<int64_t> shape = call.image(2);
+  if (!call.ok()) return;
+  const Walk walk = walk_of(shape);
+  const std::vector<int64_t> per_channel{walk.channels}, per_sample{walk.samples, walk.channels};
+  T* dx = call.output<T>(0, shape, 0);
+  const T* dy = call.input<T>(0, shape);
+  const float* dpooled = call.input<float>(1, per_sample);
+  const T* x = call.input<T>(2, shape);
+  Channels given;
+  given.gamma = call.input<float>(3, per_channel);
+  given.beta = call.input<float>(4, per_channel);
+  given.centre = call.input<float>(5, per_channel);
+  given.scale = call.input<float>(6, per_channel);
+  const float* mean = call.input<float>(7, per_sample);
+  const float* inv_std = call.input<float>(8, per_sample);
+  float* dgamma = call.output<float>(1, per_channel);
+  float* dbeta = call.output<float>(2, per_channel);
+  float* dcentre = call.output<float>(3, per_channel);
+  float* dscale = call.output<float>(4, per_channel);
+  if (!call.ok()) return;
+  const auto run = config.activation == "swish"  ? backward<T, Swish>
+                   : config.activation == "relu" ? backward<T, Relu>
+                                                 : backward<T, Linear>;
+  run(walk, config, dy, dpooled, x, given, mean, inv_std, dx, dgamma, dbeta, dcentre, dscale);
+}
+
+template <class T>
+void compute_multiply(void*, TF_OpKernelContext* context) {
+  Call call(context);
+  const std::vector<int64_t> shape = call.image(0);
+  if (!call.ok()) return;
+  T* y = call.output<T>(0, shape, 0);
+  const T* x = call.input<T>(0, shape);
+  const float* gate = call.input<float>(1, {shape[0], shape[3]});
+  if (call.ok()) multiply(walk_of(shape), x, gate, y);
+}
+
+template <class T>
+void compute_multiply_gradient(void*, TF_OpKernelContext* context) {
+  Call call(context);
+  const std::vector<int64_t> shape = call.image(1);
+  if (!call.ok()) return;
+  T* dx = call.output<T>(0, shape, 0);
+  const T* dy = call.input<T>(0, shape);
+  const T* x = call.input<T>(1, shape);
+  const float* gate = call.input<float>(2, {shape[0], shape[3]});
+  float* dgate = call.output<float>(1, {shape[0], shape[3]});
+  if (call.ok()) multiply_gradient(walk_of(shape), dy, x, gate, dx, dgate);
+}
+
+// The first output is like the first input, [batch, height, width, channels]. The shapes of the others are set in Python,
+// for in TensorFlow 2.6 this interface knows the first of each only.
+void like_first_input(TF_ShapeInferenceContext* context, TF_Status* status) {
+  TF_ShapeHandle* shape = TF_NewShapeHandle();
+  TF_ShapeInferenceContextSetUnknownShape(context, status);
+  TF_ShapeInferenceContextGetInput(context, 0, shape, status);
+  if (TF_GetCode(status) == TF_OK) TF_ShapeInferenceContextWithRank(context, shape, 4, shape, status);
+  if (TF_GetCode(status) == TF_OK) TF_ShapeInferenceContextSetOutput(context, 0, shape, status);
+  TF_DeleteShapeHandle(shape);
+}
+
+using Compute = void (*)(void*, TF_OpKernelContext*);
+
+void define(const char* name, const std::vector<const char*>& inputs, const std::vector<const char*>& outputs,
+            bool configured, Compute float32, Compute bfloat16) {
+  TF_Status* status = TF_NewStatus();
+  TF_OpDefinitionBuilder* definition = TF_NewOpDefinitionBuilder(name);
+  for (const char* input : inputs) TF_OpDefinitionBuilderAddInput(definition, input);
+  for (const char* output : outputs) TF_OpDefinitionBuilderAddOutput(definition, output);
+  TF_OpDefinitionBuilderAddAttr(definition, "T: {float, bfloat16}");
+  if (configured)
+    for (const char* attribute : {"groups: int", "strided: bool", "epsilon: float", "activation: string"})
+      TF_OpDefinitionBuilderAddAttr(definition, attribute);
+  TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, like_first_input);
+  TF_RegisterOpDefinition(definition, status);
+  for (const auto& kernel : {std::make_pair(TF_FLOAT, float32), std::make_pair(TF_BFLOAT16, bfloat16)}) {
+    TF_KernelBuilder* builder = TF_NewKernelBuilder(name, "CPU", configured ? create : nullptr, kernel.second,
+                                                    configured ? destroy : nullptr);
+    TF_KernelBuilder_TypeConstraint(builder, "T", kernel.first, status);
+    TF_RegisterKernelBuilder(name, builder, status);
+  }
+  TF_DeleteStatus(status);
+}
+
+__attribute__((constructor)) void define_all() {
+  define("G16NormActivation", {"x: T", "gamma: float", "beta: float", "centre: float", "scale: float"},
+         {"y: T", "mean: float", "inv_std: float", "pooled: float"}, true, compute<float>, compute<BFloat16>);
+  define("G16NormActivationGrad",
+         {"dy: T", "dpooled: float", "x: T", "gamma: float", "beta: float", "centre: float", "scale: float",
+          "mean: float", "inv_std: float"},
+         {"dx: T", "dgamma: float", "dbeta: float", "dcentre: float", "dscale: float"}, true, compute_gradient<float>,
+         compute_gradient<BFloat16>);
+  define("G16Gate", {"x: T", "gate: float"}, {"y: T"}, false, compute_multiply<float>, compute_multiply<BFloat16>);
+  define("G16GateGrad", {"dy: T", "x: T", "gate: float"}, {"dx: T", "dgate: float"}, false,
+         compute_multiply_gradient<float>, compute_multiply_gradient<BFloat16>);
+}
+
+}  // namespace
+
+// Called by g16net.native once, before the first use.
+extern "C" void g16_set_threads(int threads) { Pool::get().resize(threads); }

@@ -1,0 +1,33 @@
+"""The README's Python blocks run as they stand, in order, in one folder."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from g16net import compat
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def blocks():
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+        return re.findall(r"^```python\n(.*?)^```", file.read(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.skipif(not hasattr(compat.keras.layers, "Rescaling") or compat.TF_VERSION < (2, 12), reason="no .keras yet")
+def test_blocks_run(tmp_path):
+    scripts = blocks()
+    assert len(scripts) == 3
+    export = (
+        "import tensorflow as tf\nfrom g16net import export, models\n"
+        "model = models.create('efficientnet_g16_tiny_ln_pn', num_classes=10)\n"
+        "served = export.Served(model, [str(i) for i in range(10)])\n"
+        "tf.saved_model.save(served, 'saved_model', signatures=served.serve)\n"
+    )
+    environment = dict(os.environ, PYTHONPATH=ROOT)
+    for script in scripts[:2] + [export] + scripts[2:]:
+        subprocess.run([sys.executable, "-c", script], check=True, cwd=str(tmp_path), env=environment)
+    assert os.path.exists(tmp_path / "digits.keras")
