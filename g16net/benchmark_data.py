@@ -80,7 +80,7 @@ def stages(config, source):
         image = record["image"]
         if image.dtype != tf.string:
             return image[0, 0]
-        box = transforms.random_box(tf.image.extract_jpeg_shape(image)[:2], seed, area=(config.data.area_min, 1.0))
+        box = transforms.random_box(tf.image.extract_jpeg_shape(image), seed, area=(config.data.area_min, 1.0))
         return tf.image.decode_and_crop_jpeg(image, box, channels=3)[0, 0]
 
     runs = {"read": rows(source, read, batch)}

@@ -1,0 +1,138 @@
+"""A look at the data, its speed, and its service, as a user meets them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from g16net import assemble, benchmark_data, experiments, inspect_data, recipe
+from g16net.config import UserError
+from g16net.data import make_set
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A small set of real photos in class folders."""
+    folder = str(tmp_path_factory.mktemp("photos"))
+    sample = pytest.importorskip("sklearn.datasets").load_sample_images().filenames
+    make_set.main([*sample, "--out", folder, "--images", "48", "--classes", "3"])
+    return folder
+
+
+def run_of(folder, **changes):
+    config = experiments.load("g16_ln_pn:variant=TINY")
+    config.data.name, config.data.dir = folder
+    config.data.train_size = config.data.eval_size = 64
+    config.run.global_batch = 8
+    for key, value in changes.items():
+        section, field = key.split("__")
+        config[section][field] = value
+    return recipe.resolve(config)
+
+
+def folders(photos):
+    return "folder", os.path.join(photos, "folders")
+
+
+def test_inspect_data(photos, tmp_path):
+    figures = inspect_data.inspect_data(run_of(folders(photos)), str(tmp_path))
+    assert figures["classes"] == 3 and figures["images_per_second"] > 0
+    assert figures["height"] == {"least": 375, "median": 375, "most": 375}
+    assert figures["width"]["median"] == 500
+    sheet = tf.io.decode_png(tf.io.read_file(figures["contact_sheet"])).numpy()
+    assert sheet.shape[0] > 300 and sheet.std() > 10
+
+
+def test_labels_of_mixed_targets_are_the_larger_share():
+    targets = np.array([[3, 5, 0.8, 0.2], [1, 2, 0.3, 0.7]])
+    np.testing.assert_array_equal(inspect_data.main_labels(targets), [3, 2])
+
+
+def test_benchmark_data(photos, tmp_path):
+    figures = benchmark_data.benchmark_data(run_of(folders(photos)), str(tmp_path), ["tf"], rounds=1, seconds=0.1)
+    names = [row["name"] for row in figures["rows"]]
+    assert names == ["read", "decode", "crop_resize", "batch", "peer_tf"]
+    assert all(row["images_per_second"] > 0 for row in figures["rows"])
+    assert figures["batch_over_peer_tf"] > 0
+
+
+@pytest.mark.parametrize(
+    "config, peers, match",
+    [
+        ((("digits", ""), {}), ["keras"], "unknown peer 'keras'"),
+        ((("digits", ""), {}), ["tf"], "holds arrays"),
+        ((("digits", ""), {}), ["timm"], "class folders"),
+    ],
+)
+def test_benchmark_data_refuses(config, peers, match, tmp_path):
+    source, changes = config
+    with pytest.raises(UserError, match=match):
+        benchmark_data.benchmark_data(run_of(source, **changes), str(tmp_path), peers)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def serve(*arguments):
+    return subprocess.Popen(
+        [sys.executable, os.path.join(ROOT, "launch.py"), "--mode=data_service", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def wait_for(port, seconds=90):
+    end = time.time() + seconds
+    while time.time() < end:
+        with socket.socket() as client:
+            if client.connect_ex(("localhost", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise TimeoutError(f"nothing listens on port {port}")
+
+
+@pytest.mark.slow
+def test_the_service_completes_an_epoch_when_a_worker_dies(tmp_path):
+    ports = [free_port() for _ in range(3)]
+    servers = [serve("--role=dispatcher", f"--port={ports[0]}", f"--workdir={tmp_path}")]
+    try:
+        wait_for(ports[0])
+        for port in ports[1:]:
+            servers.append(serve("--role=worker", f"--port={port}", f"--dispatcher=localhost:{ports[0]}"))
+        for port in ports[1:]:
+            wait_for(port)
+        config = run_of(("digits", ""), data__service=f"grpc://localhost:{ports[0]}", data__crop="pad")
+        source = assemble.open_source_of(config, "train")
+        steps = source.num_examples // 8
+        batches = iter(assemble.train_batches(config, source))
+        images = [next(batches)[0].numpy() for _ in range(10)]
+        servers[2].send_signal(signal.SIGKILL)
+        servers[2].wait()
+        images += [next(batches)[0].numpy() for _ in range(steps - 10)]
+        assert len(images) == steps and images[-1].shape == (8, 64, 64, 3)
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
+
+
+@pytest.mark.parametrize(
+    "arguments, match", [(("",), "--role="), (("worker",), "--dispatcher=HOST:PORT"), (("reader",), "reader")]
+)
+def test_service_mistakes(arguments, match):
+    from g16net import data_service
+
+    with pytest.raises(UserError, match=match):
+        data_service.start(*arguments, port=0)
