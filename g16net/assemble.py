@@ -6,7 +6,7 @@ import os
 from g16net import checkpoint, mix_on_device, records
 from g16net.config import UserError
 from g16net.data import augment as augment_lib
-from g16net.data import mixing, pipeline, transforms
+from g16net.data import cache, mixing, pipeline, transforms
 from g16net.data.sources import open_source
 from g16net.models import efficientnet
 from g16net.optim import schedules
@@ -53,7 +53,7 @@ def train_batches(config, source, start_epoch=0, start_step=0, shard=(0, 1)):
     `shard`: (index, count) of this worker. Targets are class ids, or ids and weights where the batch is mixed.
     """
     return pipeline.train_batches(
-        source,
+        kept(config, source),
         train_transform(config),
         config.run.global_batch,
         config.run.seed,
@@ -79,6 +79,16 @@ def eval_batches(config, source, size, batch=None, shard=(0, 1)):
 
     batch = batch or config.eval.batch
     return pipeline.eval_batches(source, transform, batch, shard=shard, max_corrupt=config.data.max_corrupt)
+
+
+def kept(config, source):
+    """`source` as `data.cache` keeps it; reads it whole where that is not none."""
+    data = config.data
+    if data.cache == "encoded":
+        return cache.in_memory(source)
+    if data.cache == "decoded":
+        return cache.on_disk(source, data.cache_size, data.cache_dir, data.max_corrupt)
+    return source
 
 
 def mix(config):

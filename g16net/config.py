@@ -85,6 +85,7 @@ FIELDS = {
     ),
     "data.mix_on_device": Field(False, bool, "mix in the model's input instead of on the host"),
     "data.cache": _one_of("none", ("none", "encoded", "decoded"), "encoded bytes in memory, or decoded uint8 on disk"),
+    "data.cache_size": _at_least(None, 8, "pixels of the decoded cache; None: train_size x 8 / 7", optional=True),
     "data.cache_dir": Field("", str, "folder of the decoded cache"),
     "data.label_offset": Field(None, int, "subtracted from stored labels; None: the source's own rule", optional=True),
     "data.holdout": _fraction(0.2, "share of a folder without train/val that is held out for evaluation", closed=False),

@@ -70,6 +70,8 @@ def resolve(config):
     variant = architecture.VARIANTS[config.model.variant]
     if config.data.train_size is None:
         config.data.train_size = _train_size(config, variant)
+    if config.data.cache_size is None:
+        config.data.cache_size = config.data.train_size * 8 // 7
     if config.data.eval_size is None:
         config.data.eval_size = variant.native
     if config.regularise.dropout is None:
@@ -125,6 +127,10 @@ def _check_combinations(config):
     if config.data.mix_on_device and config.runtime.strategy != "default":
         raise ConfigError(
             f"data.mix_on_device works with runtime.strategy=default; got {config.runtime.strategy}: mix on the host"
+        )
+    if config.data.cache != "none" and config.data.service:
+        raise ConfigError(
+            f"data.cache={config.data.cache} keeps images here, but data.service reads them elsewhere; drop one of them"
         )
     if config.data.cache == "decoded" and not config.data.cache_dir:
         raise ConfigError("data.cache=decoded writes to disk: name a folder with --config.data.cache_dir=DIR")

@@ -136,3 +136,16 @@ def test_service_mistakes(arguments, match):
 
     with pytest.raises(UserError, match=match):
         data_service.start(*arguments, port=0)
+
+
+@pytest.mark.parametrize("mode", ["encoded", "decoded"])
+def test_cached_batches(photos, tmp_path, mode):
+    plain = run_of(folders(photos))
+    config = run_of(folders(photos), data__cache=mode, data__cache_dir=str(tmp_path))
+    source = assemble.open_source_of(config, "train")
+    images, labels = next(iter(assemble.train_batches(config, source)))
+    expected, expected_labels = next(iter(assemble.train_batches(plain, source)))
+    np.testing.assert_array_equal(labels, expected_labels)
+    assert images.shape == expected.shape and images.numpy().std() > 10
+    if mode == "encoded":
+        np.testing.assert_array_equal(images, expected)

@@ -114,6 +114,7 @@ REFUSED = {
     "bn": (dict(norm="bn", ipu__splits="3b"), "model.norm=bn cannot train in a pipeline"),
     "bfloat16": (dict(runtime__precision="mixed_bfloat16"), "no bfloat16"),
     "elsewhere": (dict(runtime__strategy="default", runtime__micro_batch=4), "runtime.micro_batch"),
+    "mixing": (dict(data__mix_on_device=True), "data.mix_on_device works on one device a process"),
     "proportion": (dict(ipu__available_memory_proportion=1.5), "above 0 and up to 1"),
     "schedule": (dict(ipu__schedule="grouped"), "Did you mean 'Grouped'"),
 }
@@ -139,7 +140,13 @@ def test_steps():
 
 @pytest.mark.parametrize(
     "given, expected",
-    [((768, 8, 12, 8), (12, 8)), ((768, 8), (96, 1)), ((768, 8, 12), (12, 8)), ((768, 8, None, 4), (24, 4)), ((1, 1), (1, 1))],
+    [
+        ((768, 8, 12, 8), (12, 8)),
+        ((768, 8), (96, 1)),
+        ((768, 8, 12), (12, 8)),
+        ((768, 8, None, 4), (24, 4)),
+        ((1, 1), (1, 1)),
+    ],
 )
 def test_split_of_a_batch(given, expected):
     assert batches.split(*given) == expected

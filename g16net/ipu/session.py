@@ -103,7 +103,7 @@ class Session(Devices):
         self.instances = 1
         cfg = device_config(ipu, config, self.plan)
         if config.runtime.strategy == "popdist":
-            self.popdist = popdist = poprun()
+            popdist = poprun()
             self.instances = popdist.getNumInstances()
             self.shard = popdist.getInstanceIndex(), self.instances
             self.chief = self.shard[0] == 0
@@ -292,6 +292,10 @@ class Score(keras.layers.Layer):
     numbers an image instead of all logits, and replicas need no reduction.
     """
 
+    def __init__(self, **kwargs):
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(**kwargs)
+
     def call(self, inputs):
         logits, labels, weights = inputs
         cross_entropy = SmoothedCrossEntropy(logits.shape[-1], label_smoothing=0.0, reduction="none")
@@ -352,7 +356,7 @@ class Evaluator:
             network = assemble.model(session.config, self.source.num_classes, size)
             label = keras.Input((1,), dtype="int32", name="label")
             weight = keras.Input((1,), dtype="float32", name="weight")
-            score = Score(name="score", dtype="float32")([network.output, label, weight])
+            score = Score(name="score")([network.output, label, weight])
             scorer = keras.Model([network.input, label, weight], score)
             if session.plan.pipelined:
                 session.assign_stages(scorer)
@@ -371,11 +375,13 @@ def export(config, workdir):
     It holds a program for this SDK's version and hardware: TensorFlow Serving of the same SDK runs it, nothing else
     does. Input: uint8 images [micro batch, size, size, 3] of `data.eval_size`; output: `logits`. The batch is fixed.
     """
-    model, class_names = assemble.trained(config, workdir)
     plan = settings.plan(config)._replace(replicas=1)
     if config.runtime.strategy != "ipu":
-        raise ConfigError(f"export for IPU serving runs in one process; got runtime.strategy={config.runtime.strategy}, "
-                          "set --config.runtime.strategy=ipu")  # fmt: skip
+        raise ConfigError(
+            f"the export for IPU serving runs in one process; got runtime.strategy={config.runtime.strategy}, "
+            "set --config.runtime.strategy=ipu"
+        )
+    model, class_names = assemble.trained(config, workdir)
     session = Session(config, plan)
     size, batch = config.data.eval_size, config.ipu.eval_micro_batch or plan.micro_batch
     path = os.path.join(workdir, "ipu_serving")

@@ -215,6 +215,11 @@ def _check(config, stages):
             f"runtime.grad_accumulation={accumulation} must be at least {step + 2} where ipu.io_tiles move data while "
             f"a pipeline of {stages} stages computes; the next multiple is {2 * step}"
         )
+    if config.data.mix_on_device:
+        raise ConfigError(
+            "data.mix_on_device works on one device a process: on IPUs an image's partner can be in another replica's "
+            "micro-batch; set --config.data.mix_on_device=false"
+        )
     if config.model.norm == "bn" and stages > 1:
         raise ConfigError(
             "model.norm=bn cannot train in a pipeline: its moving statistics change in the forward pass, variables of "

@@ -1,8 +1,8 @@
 // The norm-activation and the gate of squeeze-and-excite, forward and backward, on plain arrays.
 //
 // Their time is that of their passes over memory: a graph of TensorFlow's operations reads and writes a large tensor
-// some ten times, these read it once from memory and once more from the cache. One sample is one task; where samples are
-// few, they are cut into chunks of pixels. The order of every sum depends on the shape of one sample alone, so neither
+// some ten times, these read it once from memory and once more from the cache. One sample is one task; where samples
+// are few, they are cut into chunks of pixels. The order of every sum depends on the shape of one sample alone, so neither
 // threads nor batch mates change a bit of the result.
 //
 // Loops run over lines: as many pixels as make a few hundred numbers, next to each other in memory, with the numbers a
@@ -97,7 +97,6 @@ struct Linear {
     return u;
   }
 };
-
 
 // How a tensor [samples, pixels, channels] is walked.
 struct Walk {
@@ -204,7 +203,6 @@ template <class Partial, class Finish>
 void one_pass(const Walk& walk, int kinds, Partial partial, Finish finish) {
   two_passes(walk, kinds, partial, finish, [](int64_t, int64_t) {});
 }
-
 
 struct Config {
   int groups = 1;  // 0: x is normalised already
@@ -394,7 +392,6 @@ INDEPENDENT_ITERATIONS
     dgamma[c] = float(s[3] * given.scale[c]);
   }
 }
-
 
 // y = x * gate, with gate [samples, channels].
 template <class T>

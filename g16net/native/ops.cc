@@ -178,8 +178,8 @@ void compute_multiply_gradient(void*, TF_OpKernelContext* context) {
   if (call.ok()) multiply_gradient(walk_of(shape), dy, x, gate, dx, dgate);
 }
 
-// The first output is like the first input, [batch, height, width, channels]. The shapes of the others are set in Python,
-// for in TensorFlow 2.6 this interface knows the first of each only.
+// The first output is like the first input, [batch, height, width, channels]. The shapes of the others are set in
+// Python, for in TensorFlow 2.6 this interface knows the first of each only.
 void like_first_input(TF_ShapeInferenceContext* context, TF_Status* status) {
   TF_ShapeHandle* shape = TF_NewShapeHandle();
   TF_ShapeInferenceContextSetUnknownShape(context, status);

@@ -299,7 +299,9 @@ class IPUModel:
         rule = API["rules"]["pipelining"]["count_multiple"][self._ipu.schedule][mode]
         step = {"2 * stages": 2 * stages, "stages": stages, "1": 1}[rule]
         if count % step:
-            raise RuntimeError(f"The number of iterations of the pipeline must be a multiple of {step}, but it is {count}")
+            raise RuntimeError(
+                f"The number of iterations of the pipeline must be a multiple of {step}, but it is {count}"
+            )
 
     def _feed(self, data, steps, mode, accumulation):
         """`(data, steps of a replica, steps in one program)`, or the SDK's errors about the data."""
