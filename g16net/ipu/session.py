@@ -33,7 +33,7 @@ def sdk():
     """The SDK's module `tensorflow.python.ipu`. UserError where it cannot be had."""
     if compat.KERAS3:
         raise UserError(
-            f"IPUs need the SDK's own Keras 2.6, this is Keras {compat.KERAS_VERSION}; install the SDK's tensorflow and "
+            f"IPUs need the SDK's Keras 2.6, this is Keras {compat.KERAS_VERSION}; install the SDK's tensorflow and "
             "keras wheels as docs/ipu.md says"
         )
     try:
@@ -126,8 +126,8 @@ class Session(Devices):
         asked = self.plan.replicas, self.plan.ipus_per_replica
         if asked != (replicas, ipus_per_replica) or replicas % self.instances:
             raise ConfigError(
-                f"the run wants {asked[0]} replicas of {asked[1]} IPUs, poprun gives {replicas} of {ipus_per_replica} in "
-                f"{self.instances} processes; start it with --num-replicas {asked[0]} --ipus-per-replica {asked[1]} and "
+                f"the run wants {asked[0]} replicas of {asked[1]} IPUs, poprun has {replicas} of {ipus_per_replica} in "
+                f"{self.instances} processes; start with --num-replicas {asked[0]} --ipus-per-replica {asked[1]} and "
                 f"a --num-instances that divides {asked[0]}, or change ipu.replicas"
             )
 

@@ -3,7 +3,7 @@
 It refuses every name, parameter, type and combination that the table lacks or its rules forbid, with the SDK's kinds of
 errors, and notes which names a program used. `models` holds what the SDK adds to Keras models.
 
-What it cannot show: whether a program fits the device's memory, compiles on it, is fast, or computes the same in float16.
+What it cannot show: whether a program fits the device's memory, compiles on it, is fast, or is exact in float16.
 """
 
 import copy

@@ -1,6 +1,7 @@
 """What the IPU SDK adds to functional Keras models, executed on the CPU: stages, replicas and accumulation included.
 
-A program of the device draws micro-batches as the SDK does, each replica in turn, and adds up gradients of micro-batches
+A program of the device draws micro-batches as the SDK does, each replica in turn, and adds up gradients of micro-
+batches
 and then of replicas; each replica has metrics of its own, of which the last one's are reported.
 """
 
@@ -142,7 +143,6 @@ class IPUModel:
     ):
         if y is not None or batch_size is not None or others:
             raise NotImplementedError("the double fits tf.data.Dataset only")
-        state = self._ipu
         for name in ("train_step", "make_train_function"):
             if getattr(type(self), name) is not getattr(keras.Model, name):
                 raise RuntimeError(f"The function `{name}` for the model {self.name} has been overridden")
@@ -150,7 +150,7 @@ class IPUModel:
         data, steps, calls = self._feed(x, steps_per_epoch, "fit", accumulation)
         if calls % accumulation:
             raise RuntimeError(
-                f"steps_per_execution={calls} is not divisible by gradient_accumulation_steps_per_replica={accumulation}"
+                f"steps_per_execution={calls} is no multiple of gradient_accumulation_steps_per_replica={accumulation}"
             )
         self._check_optimizer()
         self._make_programs()
@@ -332,7 +332,7 @@ class IPUModel:
             raise ValueError("the provided optimizer must not override OptimizerV2.minimize")
 
     def _make_programs(self):
-        """Gradients of one micro-batch and the weight update, from `get_gradients` and `apply_gradients` as in the SDK."""
+        """Gradients of one micro-batch and the weight update: `get_gradients`, then `apply_gradients`."""
         state = self._ipu
         if state.step is not None:
             return
