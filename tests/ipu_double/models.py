@@ -150,7 +150,8 @@ class IPUModel:
         data, steps, calls = self._feed(x, steps_per_epoch, "fit", accumulation)
         if calls % accumulation:
             raise RuntimeError(
-                f"steps_per_execution={calls} is no multiple of gradient_accumulation_steps_per_replica={accumulation}"
+                f"steps_per_execution={calls} is not divisible by "
+                f"gradient_accumulation_steps_per_replica={accumulation}"
             )
         self._check_optimizer()
         self._make_programs()
