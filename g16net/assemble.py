@@ -1,5 +1,6 @@
 """From a resolved config to objects: sources, batches, model, optimizer, loss, trained weights."""
 
+import functools
 import json
 import os
 
@@ -44,7 +45,12 @@ def open_source_of(config, part):
     elif data.name == "synthetic":
         options = {"num_examples": data.num_examples, "num_classes": data.num_classes, "size": data.eval_size}
     split = {"train": data.train_split or "train", "eval": data.eval_split or "validation"}[part]
-    return open_source(data.name, split, data.dir or None, **options)
+    return _open(data.name, split, data.dir or None, tuple(options.items()))
+
+
+@functools.lru_cache(maxsize=8)  # modes that follow each other share what took time to list or count
+def _open(name, split, data_dir, options):
+    return open_source(name, split, data_dir, **dict(options))
 
 
 def train_batches(config, source, start_epoch=0, start_step=0, shard=(0, 1)):

@@ -123,6 +123,10 @@ def execute(assignments):
         dry_run(config)
         return 0
     workdir = FLAGS.workdir or os.path.join("runs", name)
+    if set(FLAGS.mode) - {"export"}:  # a mistake in the data is found before anything is written
+        from g16net import assemble
+
+        assemble.open_sources(config)
     settle_workdir(config, workdir, keep_config=bool(set(FLAGS.mode) & RUN_MODES))
     if demo:
         print(DEMO_START)

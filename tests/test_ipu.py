@@ -507,7 +507,14 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         Double().install(monkeypatch)
         config = tiny(
-            ipu__splits="3a", ipu__replicas=2, runtime__precision="mixed_float16", run__epochs=2, eval__batch=90
+            ipu__splits="3a",
+            ipu__replicas=2,
+            runtime__precision="mixed_float16",
+            run__epochs=2,
+            run__global_batch=64,
+            data__name="synthetic",
+            data__num_examples=200,
+            data__num_classes=10,
         )
         first = config.copy_and_resolve_references()
         with first.unlocked():
@@ -519,12 +526,12 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_whole_run_resumes_and_learns(trained):
+def test_a_whole_run_resumes(trained):
     _, workdir, figures = trained
     history = records.by_epoch(records.read_lines(train.records_path(workdir)))
-    assert figures["resumed_from_epoch"] == 1 and figures["steps"] == 22 and figures["images"] == 359
-    assert [record["step"] for record in history] == [11, 22]
-    assert history[1]["loss"] < history[0]["loss"] and figures["top1"] > 0.15
+    assert figures["resumed_from_epoch"] == 1 and figures["steps"] == 6
+    assert [record["step"] for record in history] == [3, 6]
+    assert history[1]["loss"] != history[0]["loss"]
     assert all(record["images_per_second"] > 0 for record in history)
 
 
@@ -538,7 +545,7 @@ def test_evaluation_on_ipus_equals_that_of_the_host(trained, machine):
     on_host = evaluate.evaluate(config, workdir)
     with config.unlocked():
         config.runtime.strategy = "ipu"
-    assert on_ipus["images"] == on_host["images"] == 359
+    assert on_ipus["images"] == on_host["images"] == figures["images"]
     for name in ("top1", "top5", "loss"):
         assert on_ipus[name] == pytest.approx(on_host[name], abs=2e-2)
         assert on_ipus[name] == pytest.approx(figures[name], abs=1e-6)
@@ -568,10 +575,10 @@ def test_serving_export_gives_the_logits_of_the_model(trained, machine):
     ],
     ids=["unpipelined", "popdist"],
 )
-def test_other_whole_runs(changes, machine, tmp_path):
+def test_whole_runs_learn(changes, machine, tmp_path):
     machine(poprun=poprun())
     figures = train.train(tiny(**changes), str(tmp_path))
-    assert figures["images"] == 359 and np.isfinite(figures["loss"])
+    assert figures["images"] == 359 and figures["loss"] < np.log(10)
 
 
 def test_an_epoch_that_is_no_whole_number_of_calls_is_refused_before_a_model_is_built(machine, tmp_path):
