@@ -2,8 +2,8 @@
 //
 // Their time is that of their passes over memory: a graph of TensorFlow's operations reads and writes a large tensor
 // some ten times, these read it once from memory and once more from the cache. One sample is one task; where samples
-// are few, they are cut into chunks of pixels. The order of every sum depends on the shape of one sample alone, so neither
-// threads nor batch mates change a bit of the result.
+// are few, they are cut into chunks of pixels. The order of every sum depends on the shape of one sample alone, so
+// neither threads nor batch mates change a bit of the result.
 //
 // Loops run over lines: as many pixels as make a few hundred numbers, next to each other in memory, with the numbers a
 // channel repeated to the same length. So all channel counts vectorise alike, by the compiler alone. Sums are float32
