@@ -4,7 +4,10 @@ Every row is timed in `rounds` turns, all rows in each turn, so that a machine w
 a row's figure is the median of its turns.
 """
 
+import importlib.util
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -29,15 +32,17 @@ def benchmark_data(config, workdir, peers=(), rounds=5, seconds=2.0):
     if unknown:
         raise UserError(f"unknown peer {sorted(unknown)[0]!r}; --peers takes {', '.join(PEERS)}")
     source = assemble.open_source_of(config, "train")
-    runs = stages(config, source)
+    runs, peers_rates = stages(config, source), {}
     if "tf" in peers:
         runs["peer_tf"] = plain_tensorflow(config, source)
     if "timm" in peers:
-        runs["peer_timm"] = timm_loader(config)
-    speeds = {name: [] for name in runs}
+        peers_rates["peer_timm"] = timm_rate(config)
+    speeds = {name: [] for name in [*runs, *peers_rates]}
     for turn in range(rounds):
         for name, batches in runs.items():
             speeds[name].append(measure(batches, seconds, warmup=3.0 if turn == 0 else 0.5))
+        for name, rate in peers_rates.items():
+            speeds[name].append(rate(seconds, warmup=1.0))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     rows = [
         {
@@ -142,32 +147,21 @@ def plain_tensorflow(config, source):
     return rows(source, example, config.run.global_batch)
 
 
-def timm_loader(config):
-    """timm's `create_loader` with its standard training transform and two workers, over the same class folders."""
+def timm_rate(config):
+    """A function that times timm's loader with two workers on the same class folders, see `timm_peer`."""
     if config.data.name != "folder":
         raise UserError(f"--peers=timm reads class folders; data.name is {config.data.name!r}: give --data=FOLDER")
-    try:
-        import timm.data
-    except ImportError as error:
-        raise UserError(f"--peers=timm needs timm and torchvision: pip install 'g16net[peers]' ({error})") from error
+    if importlib.util.find_spec("timm") is None:
+        raise UserError("--peers=timm needs timm and torchvision: pip install 'g16net[peers]'")
     folder = os.path.join(config.data.dir, "train")
     root = folder if os.path.isdir(folder) else config.data.dir
-    loader = timm.data.create_loader(
-        timm.data.create_dataset("", root=root),
-        input_size=(3, config.data.train_size, config.data.train_size),
-        batch_size=config.run.global_batch,
-        is_training=True,
-        num_workers=2,
-        use_prefetcher=False,
-        persistent_workers=True,
-    )
+    size, batch = str(config.data.train_size), str(config.run.global_batch)
 
-    def make():
-        while True:
-            for images, _ in loader:
-                yield images
+    def rate(seconds, warmup):
+        command = [sys.executable, "-m", "g16net.timm_peer", root, size, batch, str(seconds), str(warmup)]
+        return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
-    return make
+    return rate
 
 
 def measure(make, seconds, warmup):
