@@ -274,15 +274,26 @@ def service():
     address = dispatcher.target.split("://")[1]
     config = tf.data.experimental.service.WorkerConfig(dispatcher_address=address, heartbeat_interval_ms=200)
     workers = [tf.data.experimental.service.WorkerServer(config) for _ in range(2)]
-    yield dispatcher.target
+    yield dispatcher.target, workers
     del workers, dispatcher
 
 
 def test_a_service_shares_out_each_epoch(service, source):
-    steps = batches(source, mark, 4, seed=0, epochs=2, service=service)
+    steps = batches(source, mark, 4, seed=0, epochs=2, service=service[0])
     seen = np.concatenate([image[:, 0, 0, 0] for image, _ in steps])
     values, times = np.unique(seen, return_counts=True)
     if source.num_examples <= 256:
         assert times.max() <= 2
     # Each worker's last incomplete batch of record files is left out.
     assert len(steps) >= source.num_examples // 4 * 2 - (8 if source.part else 0)
+
+
+def test_a_service_goes_on_when_a_worker_dies(service):
+    source = open_source("synthetic", num_examples=240, num_classes=4, size=8)
+    address, workers = service
+    stream = iter(pipeline.train_batches(source, mark, 4, 0, service=address))
+    seen = [next(stream)[0][:, 0, 0, 0].numpy() for _ in range(20)]
+    workers[0]._stop()
+    seen += [next(stream)[0][:, 0, 0, 0].numpy() for _ in range(100)]  # two epochs of 60 steps in all
+    times = np.bincount(np.concatenate(seen), minlength=240)
+    assert times.max() <= 3 and (times == 0).sum() < 40  # what the worker had in hand is lost, or comes an epoch later

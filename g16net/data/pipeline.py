@@ -79,7 +79,8 @@ def train_batches(
         prefetch: batches made ahead.
         service: address ("grpc://host:port") of a tf.data service's dispatcher. Its workers share out the epochs'
             steps, or groups of record files, in no fixed order. Each comes at most once: the few that a dying worker
-            had in hand are lost. All trainers take from one stream; `shard` only says how large a batch is.
+            had in hand are lost. All trainers take from one stream; `shard` only says how large a batch is. Leave
+            `epochs` None with it: the end of a finite stream waits until a dead worker is back.
 
     Returns:
         A tf.data.Dataset of (images: uint8 [batch, size, size, 3], targets: int32 [batch], or what `mix` gives).
