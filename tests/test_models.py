@@ -354,6 +354,7 @@ def test_errors(arguments, message):
 
 @pytest.mark.parametrize("variant", ["B0", pytest.param("B3", marks=pytest.mark.slow)])
 def test_depthwise_batch_norm_network_is_that_of_keras_applications(variant, tmp_path):
+    compat.set_seed(1)
     source = getattr(keras.applications, f"EfficientNet{variant}")(weights=None, classifier_activation=None)
     size = source.input.shape[1]
     norms = [layer for layer in source.layers if isinstance(layer, keras.layers.BatchNormalization)]
@@ -369,7 +370,7 @@ def test_depthwise_batch_norm_network_is_that_of_keras_applications(variant, tmp
 
     target = convert.from_keras_applications(path, variant)
     expected = np.asarray(source(x))
-    assert expected.std() > 0.1
+    assert expected.std() > 0.02  # else the bound below says little
     assert np.abs(np.asarray(target(x)) - expected).max() < 1e-4
 
 
