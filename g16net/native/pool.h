@@ -8,7 +8,12 @@
 #include <functional>
 #include <mutex>
 #include <thread>
+#include <vector>
 
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
@@ -38,7 +43,11 @@ class Pool {
 
   void resize(int threads) {
     std::lock_guard<std::mutex> owner(owner_);
-    for (; size_ < threads; ++size_) std::thread([this] { wait_for_work(); }).detach();
+    for (; size_ < threads; ++size_) {
+      std::thread thread([this] { wait_for_work(); });
+      workers_.push_back(thread.native_handle());
+      thread.detach();
+    }
   }
 
   int size() const { return size_; }
@@ -57,6 +66,7 @@ class Pool {
       open_ = true;
       ++job_;
     }
+    keep_workers_elsewhere();
     wake_.notify_all();
     work();
     {
@@ -68,6 +78,21 @@ class Pool {
   }
 
  private:
+  // Linux likes to wake a thread on the core of the one that wakes it, and leaves it there for milliseconds, longer than
+  // most tasks take: both then share one core beside an idle one. Of many workers one at most meets that.
+  void keep_workers_elsewhere() {
+#if defined(__linux__)
+    const int cpu = sched_getcpu();
+    if (cpu == avoided_ || cpu < 0 || size_ > 8) return;
+    if (avoided_ < 0 && sched_getaffinity(0, sizeof allowed_, &allowed_)) return;
+    avoided_ = cpu;
+    cpu_set_t others = allowed_;
+    CPU_CLR(cpu, &others);
+    if (!CPU_COUNT(&others)) return;
+    for (std::thread::native_handle_type worker : workers_) pthread_setaffinity_np(worker, sizeof others, &others);
+#endif
+  }
+
   void work() {
     for (int64_t i; (i = next_.fetch_add(1)) < count_;) (*body_)(i);
   }
@@ -87,6 +112,11 @@ class Pool {
   }
 
   std::mutex owner_, mutex_;
+  std::vector<std::thread::native_handle_type> workers_;
+#if defined(__linux__)
+  cpu_set_t allowed_;
+  int avoided_ = -1;  // the core that workers keep off
+#endif
   std::condition_variable wake_, done_;
   const std::function<void(int64_t)>* body_ = nullptr;
   std::atomic<int64_t> next_{0};
