@@ -155,20 +155,23 @@ class IPUModel:
             )
         self._check_optimizer()
         self._make_programs()
-        callbacks = keras.callbacks.CallbackList(callbacks, add_history=True, model=self, epochs=epochs, steps=steps)
-        callbacks.on_train_begin()
-        batches, logs = iter(data), None
-        for epoch in range(initial_epoch, epochs):
-            callbacks.on_epoch_begin(epoch)
-            metrics = [None] * self._replicas()
-            for step in range(0, steps, calls):
-                callbacks.on_train_batch_begin(step)
-                for _ in range(calls // accumulation):
-                    self._update(batches, metrics, accumulation)
-                logs = self._results(metrics)
-                callbacks.on_train_batch_end(step + calls - 1, logs)
-            callbacks.on_epoch_end(epoch, dict(logs))
-        callbacks.on_train_end(logs)
+        with self._ipu.strategy.scope():  # where callbacks find themselves, too
+            callbacks = keras.callbacks.CallbackList(
+                callbacks, add_history=True, model=self, epochs=epochs, steps=steps
+            )
+            callbacks.on_train_begin()
+            batches, logs = iter(data), None
+            for epoch in range(initial_epoch, epochs):
+                callbacks.on_epoch_begin(epoch)
+                metrics = [None] * self._replicas()
+                for step in range(0, steps, calls):
+                    callbacks.on_train_batch_begin(step)
+                    for _ in range(calls // accumulation):
+                        self._update(batches, metrics, accumulation)
+                    logs = self._results(metrics)
+                    callbacks.on_train_batch_end(step + calls - 1, logs)
+                callbacks.on_epoch_end(epoch, dict(logs))
+            callbacks.on_train_end(logs)
         return self.history
 
     @checked
@@ -181,9 +184,10 @@ class IPUModel:
         if state.infer is None:
             state.infer = tf.function(lambda inputs: self(inputs, training=False))
         outputs = []
-        for element in data.take(steps * self._replicas()):
-            inputs = element[0] if isinstance(element, tuple) else element
-            outputs.append(state.strategy.run(state.infer, args=(inputs,)).numpy())
+        with state.strategy.scope():
+            for element in data.take(steps * self._replicas()):
+                inputs = element[0] if isinstance(element, tuple) else element
+                outputs.append(state.strategy.run(state.infer, args=(inputs,)).numpy())
         return np.concatenate(outputs)
 
     @checked
