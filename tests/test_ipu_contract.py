@@ -5,7 +5,11 @@ import json
 import os
 import re
 
-from g16net.ipu import settings
+import pytest
+
+from g16net import compat
+from g16net.config import UserError
+from g16net.ipu import session, settings
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SOURCE = os.path.join(ROOT, "g16net", "ipu", "session.py")
@@ -101,3 +105,9 @@ def test_the_documented_table_is_the_data():
             )
     expected = {(variant, *key): row for key, table in settings.PUBLISHED.items() for variant, row in table.items()}
     assert documented == expected
+
+
+def test_keras_3_is_refused(monkeypatch):
+    monkeypatch.setattr(compat, "KERAS3", True)
+    with pytest.raises(UserError, match="IPUs need the SDK's Keras 2.6"):
+        session.sdk()
