@@ -10,7 +10,7 @@ import shutil
 import tensorflow as tf
 from absl import logging
 
-from g16net import assemble
+from g16net import assemble, native
 
 
 class Served(tf.Module):
@@ -46,7 +46,8 @@ def export(config, workdir):
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # Keras lists functions that it does not save and nobody calls
     try:
-        tf.saved_model.save(served, partial, signatures=served.serve)
+        with native.disabled():
+            tf.saved_model.save(served, partial, signatures=served.serve)
     finally:
         logging.set_verbosity(verbosity)
     sizes = sorted({config.data.eval_size, config.data.train_size, config.data.eval_size + 32})
@@ -67,6 +68,7 @@ def export(config, workdir):
 def logits_difference(model, path, size, batch=2):
     """The largest absolute difference between the logits of `model` and those of the SavedModel at `path`."""
     images = tf.cast(tf.random.stateless_uniform([batch, size, size, 3], [0, size], 0, 256, tf.int32), tf.uint8)
-    exported = tf.saved_model.load(path).signatures["serving_default"](images=images)["logits"]
+    loaded = tf.saved_model.load(path)  # kept in a name: its signatures do not keep its variables alive
+    exported = loaded.signatures["serving_default"](images=images)["logits"]
     live = tf.cast(model(tf.cast(images, tf.float32), training=False), tf.float32)
     return float(tf.reduce_max(tf.abs(exported - live)))

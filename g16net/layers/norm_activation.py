@@ -19,7 +19,7 @@ for it is the mean squared difference from the mean in both forms.
 
 import tensorflow as tf
 
-from g16net import compat
+from g16net import compat, native
 
 ACTIVATIONS = {"swish": tf.nn.silu, "relu": tf.nn.relu}
 
@@ -47,6 +47,8 @@ def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre
     Returns:
         A tensor of the shape and dtype of `x`.
     """
+    if fused is None and native.enabled(x.dtype):
+        return native.norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre, scale)
     if fused is None:
         fused = not compat.compiled_device()
     return (_fused if fused else _plain)(x, gamma, beta, groups, strided, epsilon, activation, centre, scale)

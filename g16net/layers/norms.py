@@ -7,7 +7,7 @@ are computed in float32 whatever the dtype policy is; the result has the compute
 import tensorflow as tf
 from tensorflow import keras
 
-from g16net import compat
+from g16net import compat, native
 from g16net.layers.norm_activation import check_activation, norm_activation
 
 
@@ -54,6 +54,7 @@ class GroupNorm(keras.layers.Layer):
         self.groups = groups
         self.strided = strided
         self.epsilon = epsilon
+        self.supports_jit = not native.enabled()  # Keras 3 asks: XLA does not know the native operations
         self.scale = scale
         self.center = center
         self.activation = activation

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-from g16net import compat
+from g16net import compat, native
 from g16net.layers.norm_activation import ACTIVATIONS, check_activation, norm_activation
 from g16net.layers.norms import check_epsilon, check_groups
 
@@ -111,6 +111,7 @@ class ProxyNormActivation(keras.layers.Layer):
         self.groups = groups
         self.strided = strided
         self.epsilon = epsilon
+        self.supports_jit = not native.enabled()  # Keras 3 asks: XLA does not know the native operations
         self.proxy_epsilon = proxy_epsilon
         self.delayed_scale = delayed_scale
         self.quadrature = quadrature

@@ -3,7 +3,7 @@
 import tensorflow as tf
 from tensorflow import keras
 
-from g16net import compat
+from g16net import compat, native
 from g16net.layers.norm_activation import ACTIVATIONS, check_activation
 
 
@@ -31,6 +31,7 @@ class SqueezeExcite(keras.layers.Layer):
             raise ValueError(f"reduced must be a positive integer, the channels inside; got {reduced!r}")
         check_activation(activation)
         self.reduced = reduced
+        self.supports_jit = not native.enabled()  # Keras 3 asks: XLA does not know the native operations
         self.activation = activation
         self.seed = seed
 
@@ -51,7 +52,10 @@ class SqueezeExcite(keras.layers.Layer):
     def call(self, inputs):
         x, inv_std = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
         x = tf.cast(x, compat.compute_dtype(self))
-        means = tf.cast(tf.reduce_mean(tf.cast(x, tf.float32), axis=[1, 2]), x.dtype)
+        means = native.pixel_means(x)
+        if means is None:
+            means = tf.reduce_mean(tf.cast(x, tf.float32), axis=[1, 2])
+        means = tf.cast(means, x.dtype)
 
         def dense(name, y):
             kernel, bias = (tf.cast(getattr(self, f"{name}_{part}"), x.dtype) for part in ("kernel", "bias"))
@@ -61,6 +65,8 @@ class SqueezeExcite(keras.layers.Layer):
         gate = tf.sigmoid(tf.cast(logits, tf.float32))
         if inv_std is not None:
             gate = gate * tf.cast(inv_std, tf.float32)
+        if native.enabled(x.dtype):
+            return native.multiply(x, gate)
         return x * tf.cast(gate, x.dtype)[:, None, None, :]
 
     def compute_output_shape(self, input_shape):
