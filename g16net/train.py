@@ -20,12 +20,13 @@ from g16net.report import curves
 
 def train(config, workdir):
     """Trains `config` (resolved) in `workdir` to its last epoch, resuming what is there. Returns the figures."""
-    os.makedirs(workdir, exist_ok=True)
     devices = runtime.setup(config)
     train_source, eval_source = assemble.open_sources(config)
     steps = steps_per_epoch(config, train_source)
     devices.check(steps)
-    assemble.save_classes(workdir, train_source)
+    if devices.chief:
+        os.makedirs(workdir, exist_ok=True)
+        assemble.save_classes(workdir, train_source)
     with devices.strategy.scope():
         model = assemble.model(config, train_source.num_classes, config.data.train_size)
         devices.prepare(model)
@@ -58,7 +59,7 @@ def train(config, workdir):
                 [
                     Progress(epochs, steps, config.run.global_batch),
                     StopOnNotFinite(),
-                    EpochEnd(config, workdir, saved, average, evaluator, optimizer, steps),
+                    EpochEnd(config, workdir, saved, average, evaluator, optimizer, steps, devices.chief),
                 ]
             ),
             verbose=0,
@@ -72,8 +73,9 @@ def train(config, workdir):
         resumed_from_epoch=start_epoch,
         records=records_path(workdir),
         checkpoints=checkpoint_folder(workdir),
-        curves=curves.draw(history, os.path.join(workdir, "curves.png"), title=assemble.title(config)),
     )
+    if devices.chief:
+        figures["curves"] = curves.draw(history, os.path.join(workdir, "curves.png"), title=assemble.title(config))
     return figures
 
 
@@ -196,13 +198,14 @@ def duration(seconds):
 
 
 class EpochEnd(keras.callbacks.Callback):
-    """Average, evaluation, record and checkpoint of each epoch, in this order."""
+    """Average, evaluation, record and checkpoint of each epoch, in this order; only the chief writes."""
 
-    def __init__(self, config, workdir, saved, average, evaluator, optimizer, steps):
+    def __init__(self, config, workdir, saved, average, evaluator, optimizer, steps, chief=True):
         super().__init__()
         self.config, self.workdir, self.saved = config, workdir, saved
         self.average, self.evaluator, self.optimizer, self.steps = average, evaluator, optimizer, steps
-        self.summary = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
+        self.chief = chief
+        self.summary = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard")) if chief else None
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started, self.first_step_done, self.batches = time.time(), None, 0
@@ -234,6 +237,8 @@ class EpochEnd(keras.callbacks.Callback):
         }
         if done % self.config.eval.every_epochs == 0 or done == self.config.run.epochs:
             record.update(self._evaluate())
+        if not self.chief:
+            return
         records.append_line(records_path(self.workdir), record)
         with self.summary.as_default():
             for name, value in record.items():
