@@ -15,8 +15,10 @@ from g16net.optim.losses import Top1
 
 
 def connect(config):
-    """Joins the other processes of the run, where there are any: before anything else is asked of TensorFlow."""
-    if config.runtime.strategy == "multiworker":
+    """What must come before anything else is asked of TensorFlow: devices are cut, other processes joined."""
+    if config.runtime.strategy == "mirrored":
+        _local_devices(config.runtime.virtual_cpus)
+    elif config.runtime.strategy == "multiworker":
         _multiworker(*_cluster(config))
     elif config.runtime.strategy == "tpu":
         _tpu(config.runtime.tpu)
@@ -102,9 +104,9 @@ def _tpu(name):
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
-    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+    except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
         raise UserError(
-            f"runtime.strategy=tpu found no TPU by runtime.tpu={name!r} ({error}); give the TPU's name, or `local` on "
+            f"runtime.strategy=tpu found no TPU by runtime.tpu={name!r} ({str(error).splitlines()[0]}); give the TPU's name, or `local` on "
             "a TPU virtual machine"
         ) from error
 
