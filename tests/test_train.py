@@ -183,3 +183,41 @@ def test_mixing_on_the_device_equals_mixing_on_the_host():
 )
 def test_mixing_and_augmentation_train(changes, tmp_path):
     assert train.train(tiny(**changes), str(tmp_path))["images"] == 359
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"runtime__precision": "mixed_bfloat16"},
+        {"runtime__precision": "mixed_float16"},
+        {"runtime__precision": "mixed_float16", "runtime__dynamic_loss_scale": True, "runtime__loss_scale": 2.0**15},
+        {"runtime__precision": "mixed_float16", "runtime__grad_accumulation": 2},
+    ],
+)
+def test_each_precision_trains_with_float32_statistics(changes, tmp_path):
+    if changes["runtime__precision"] == "mixed_bfloat16" and compat.TF_VERSION < (2, 8):
+        pytest.skip("TensorFlow 2.6 has no bfloat16 convolution on the CPU")
+    try:
+        figures = train.train(tiny(**changes, run__epochs=2), str(tmp_path))
+    finally:
+        compat.set_policy("float32")
+    losses = [record["loss"] for record in records.read_lines(tmp_path / "records.jsonl")]
+    assert losses[1] < losses[0] and np.isfinite(figures["loss"])
+    folder, _ = checkpoint.newest_whole(str(tmp_path / "checkpoints"))
+    stored = tf.train.load_checkpoint(os.path.join(folder, "state")).get_variable_to_dtype_map()
+    assert {dtype for name, dtype in stored.items() if name.startswith(("model", "average/b"))} == {tf.float32}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"runtime__dynamic_loss_scale": True}, "for runtime.precision=mixed_float16; got float32"),
+        ({"runtime__micro_batch": 100}, "runtime.micro_batch=100 x runtime.grad_accumulation=1 x 1 replica = 100"),
+        ({"data__mix_on_device": True, "runtime__grad_accumulation": 2}, "mixes the whole batch in one pass"),
+        ({"runtime__strategy": "ipu", "runtime__max_skipped": 1}, "runtime.max_skipped waits for values"),
+    ],
+)
+def test_combinations_that_cannot_run(changes, message):
+    with pytest.raises(config_lib.ConfigError, match=message):
+        tiny(**changes)
