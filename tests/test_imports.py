@@ -21,7 +21,7 @@ ALLOWED = {
     "native": {"compat", "native"},
     "models": {"compat", "groups", "layers", "models", "config"},
     "optim": {"compat", "optim"},
-    "data": {"compat", "config", "data"},
+    "data": {"compat", "config", "data", "native"},
     "report": {"config", "records", "report"},
     "batches": {"config"},
     "recipe": {"batches", "config", "ipu", "models"},
