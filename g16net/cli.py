@@ -26,13 +26,14 @@ from g16net.config import UserError  # noqa: E402
 
 MODES = {
     "train": "g16net.train",
+    "finetune": "g16net.finetune",
     "evaluate": "g16net.evaluate",
     "export": "g16net.export",
     "inspect_data": "g16net.inspect_data",
     "benchmark_data": "g16net.benchmark_data",
 }
 
-RUN_MODES = {"train", "evaluate", "export"}  # they belong to one run, whose config the workdir keeps
+RUN_MODES = {"train", "finetune", "evaluate", "export"}  # they belong to one run, whose config the workdir keeps
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("experiment", None, "Name of an experiment, or a .py file, with its arguments after a colon.")
@@ -122,6 +123,8 @@ def execute(assignments):
     if FLAGS.dry_run:
         dry_run(config)
         return 0
+    for mode in FLAGS.mode:  # what a mode cannot do is found before another has spent time
+        getattr(importlib.import_module(MODES[mode]), "check", lambda config: None)(config)
     workdir = FLAGS.workdir or os.path.join("runs", name)
     if set(FLAGS.mode) - {"export"}:  # a mistake in the data is found before anything is written
         from g16net import assemble

@@ -209,6 +209,12 @@ else:
             return self._resource_apply_dense(dense, var, apply_state)
 
 
+def build_optimizer(optimizer, variables):
+    """Makes the optimizer's state for `variables` where the generation can, so that a checkpoint restores into it."""
+    if KERAS3:
+        optimizer.build(variables)
+
+
 def ignore_errors(dataset):
     """`dataset` without the elements that raise; each error is logged."""
     if hasattr(dataset, "ignore_errors"):

@@ -28,7 +28,8 @@ def train(config, workdir):
         os.makedirs(workdir, exist_ok=True)
         assemble.save_classes(workdir, train_source)
     with devices.strategy.scope():
-        model = assemble.model(config, train_source.num_classes, config.data.train_size)
+        size = None if config.data.progressive else config.data.train_size
+        model = assemble.model(config, train_source.num_classes, size)
         devices.prepare(model)
         optimizer = devices.optimizer(assemble.optimizer(config, steps))
         loss = assemble.loss(config, train_source.num_classes)
@@ -49,11 +50,14 @@ def train(config, workdir):
     describe(config, model, train_source, eval_source, steps, start_epoch, devices)
 
     evaluator = devices.evaluator(model, eval_source)
-    if start_epoch < epochs:
+    for size, first, end in assemble.progressive_parts(config):
+        first = max(first, start_epoch)
+        if first >= end:
+            continue
         trainer.fit(
-            devices.feed(assemble.train_batches(config, train_source, start_epoch, shard=devices.shard)),
-            epochs=epochs,
-            initial_epoch=start_epoch,
+            devices.feed(assemble.train_batches(config, train_source, first, shard=devices.shard, size=size)),
+            epochs=end,
+            initial_epoch=first,
             steps_per_epoch=devices.steps(steps),
             callbacks=devices.callbacks(
                 [
@@ -117,7 +121,7 @@ def final_figures(config, evaluator, average, history):
     size = config.data.eval_size
     raw = evaluator(size)
     figures = dict(raw, weights="raw")
-    if config.eval.weights == "average":
+    if config.eval.weights != "raw" and average.decay:
         with average.applied():
             figures = dict(evaluator(size), weights="average")
     speeds = sorted(record["images_per_second"] for record in history)
@@ -142,13 +146,17 @@ def records_path(workdir):
 class StopOnNotFinite(keras.callbacks.Callback):
     """Ends the run, naming the step, when the loss is not finite; the last good checkpoint stays."""
 
+    def __init__(self, rate="optim.learning_rate"):
+        super().__init__()
+        self.rate = rate
+
     def on_train_batch_end(self, batch, logs=None):
         loss = float((logs or {}).get("loss", 0.0))
         if not -float("inf") < loss < float("inf"):
             step = int(self.model.optimizer.iterations)
             raise FloatingPointError(
                 f"the training loss is {loss} at step {step}; the checkpoint before it is kept. "
-                "Lower --config.optim.learning_rate, or use --config.runtime.precision=float32"
+                f"Lower --config.{self.rate}, or use --config.runtime.precision=float32"
             )
 
 
