@@ -163,7 +163,11 @@ def run_sweep(assignments):
     if FLAGS.dry_run:
         print(sweep.plan(FLAGS.experiment, workdir, assignments, FLAGS.data or ""))
         return 0
-    summary = sweep.sweep(FLAGS.experiment, workdir, assignments, FLAGS.data or "", FLAGS.jobs, FLAGS.retry)
+    try:
+        summary = sweep.sweep(FLAGS.experiment, workdir, assignments, FLAGS.data or "", FLAGS.jobs, FLAGS.retry)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
     return 0 if summary["done"] == len(summary["runs"]) else 1
 
 

@@ -18,6 +18,7 @@ import multiprocessing.connection
 import os
 import re
 import shlex
+import signal
 import socket
 import sys
 import threading
@@ -299,6 +300,7 @@ def _read(path):
 
 def work(argv, claim, log, beat=BEAT_SECONDS):
     """Does one claimed run in this process, which does nothing else: `launch.py` with `argv`, its output in `log`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the scheduler's, which ends its runs
     claim.take()
 
     def beats():

@@ -312,6 +312,21 @@ def test_a_run_outlives_its_scheduler_and_is_not_done_twice(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_interrupt_ends_the_runs_and_leaves_them_to_go_on(tmp_path):
+    path, workdir, checkpoint = long_run(tmp_path)
+    scheduler = start(path, workdir)
+    wait_for(checkpoint.exists)
+    run = json.loads(open(os.path.join(workdir, "queue", "long.1.claim")).read())["pid"]
+    os.kill(run, signal.SIGINT)  # a terminal sends it to all
+    os.kill(scheduler.pid, signal.SIGINT)
+    output, _ = scheduler.communicate(timeout=60)
+    assert scheduler.returncode == 130 and "the same command goes on" in output
+    wait_for(lambda: not sweep._alive(run), seconds=20)
+    queue = sweep.Queue(os.path.join(workdir, "queue"))
+    assert queue.state("long")[0] == sweep.STALE
+
+
+@pytest.mark.slow
 def test_a_run_killed_under_a_living_scheduler_fails_by_name(tmp_path):
     path, workdir, checkpoint = long_run(tmp_path)
     scheduler = start(path, workdir)
