@@ -223,16 +223,13 @@ def inputs(config, size, train_source, eval_source, trunk, head):
         evaluator = evaluate.Evaluator(config, head, eval_source, eval_batches)
         return stream(sources[0], as_it_is), evaluator, head, True
 
+    # Of the caches only that of encoded images has what another size needs.
+    source = assemble.kept(config, train_source) if config.data.cache == "encoded" else train_source
     image = keras.Input((size, size, 3), dtype="float32", name="image")
-    frozen = trunk if fine.noise == "all" else split.Inference(trunk, name="frozen", dtype=trunk.output.dtype)
+    frozen = trunk if fine.noise == "all" else split.Inference(trunk, name="frozen", dtype="float32")
     model = keras.Model(image, head(frozen(image)), name=f"{head.name}_on_trunk")
     mix = assemble.mix(config) if fine.noise == "all" else None
-    return (
-        stream(assemble.kept(config, train_source), transform, mix),
-        evaluate.Evaluator(config, model, eval_source),
-        model,
-        False,
-    )
+    return stream(source, transform, mix), evaluate.Evaluator(config, model, eval_source), model, False
 
 
 def fits(config, trunk, *sources):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from g16net import assemble, checkpoint, evaluate, experiments, export, finetune, recipe, records, train
+from g16net import assemble, checkpoint, compat, evaluate, experiments, export, finetune, recipe, records, train
 from g16net.config import ConfigError, UserError
 
 SCHEDULES = json.loads((pathlib.Path(__file__).parent / "golden" / "schedules.json").read_text())
@@ -83,6 +83,22 @@ def test_kept_features_give_the_results_of_computing_them_anew(trained, workdir,
     assert found["kept"][0]["loss"] == pytest.approx(found["anew"][0]["loss"], rel=1e-5)
     for name, value in found["kept"][1].items():
         np.testing.assert_allclose(value, found["anew"][1][name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_half_precision_keeps_the_features_as_they_are(trained, workdir):
+    found = []
+    for cache_gb in (4.0, 0.0):
+        config = tiny(
+            trained[0],
+            runtime__precision="mixed_bfloat16",
+            finetune__folder=f"cache-{cache_gb:g}",
+            finetune__cache_gb=cache_gb,
+        )
+        found.append(finetune.finetune(config, workdir))
+    compat.set_policy("float32")
+    assert [figures["features_kept"] for figures in found] == [True, False]
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=2e-3)
 
 
 class Killed(Exception):

@@ -52,9 +52,6 @@ class Inference(keras.layers.Layer):
     def call(self, inputs):
         return self.model(inputs, training=False)
 
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0],) + tuple(self.model.output.shape[1:])
-
 
 def _flat(tensors):
     return list(tensors) if isinstance(tensors, (list, tuple)) else [tensors]
