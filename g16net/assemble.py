@@ -169,11 +169,13 @@ def train_transform(config, size=None):
     return lambda record, seed: dict(record, image=prepare(record, seed))
 
 
-def progressive_parts(config):
-    """The run as `(size, first epoch, end)` in order: one part, or the equal ones of `data.progressive`."""
+def progressive_parts(config, first=0, last=None):
+    """The epochs from `first` to before `last` as `(size, begin, end)`, by the parts of `data.progressive`."""
     sizes, epochs = config.data.progressive or (config.data.train_size,), config.run.epochs
+    last = epochs if last is None else last
     ends = [epochs * (part + 1) // len(sizes) for part in range(len(sizes))]
-    return list(zip(sizes, [0] + ends, ends))
+    parts = [(size, max(begin, first), min(end, last)) for size, begin, end in zip(sizes, [0] + ends, ends)]
+    return [part for part in parts if part[1] < part[2]]
 
 
 def model(config, num_classes, size=None):
@@ -217,14 +219,19 @@ def schedule(config, steps_per_epoch):
     return base
 
 
-def optimizer(config, steps_per_epoch):
-    """TensorFlow 1's RMSProp with weight decay inside, as the recipe has it."""
+def optimizer(config, steps_per_epoch, accumulation=1, guard="none"):
+    """TensorFlow 1's RMSProp with weight decay inside, as the recipe has it.
+
+    `accumulation` and `guard`: see `compat.Optimizer`.
+    """
     return RMSProp(
         schedule(config, steps_per_epoch),
         rho=config.optim.decay,
         momentum=config.optim.momentum,
         epsilon=config.optim.epsilon,
         weight_decay=config.optim.weight_decay,
+        accumulation=accumulation,
+        guard=guard,
     )
 
 
@@ -257,14 +264,16 @@ def trained(config, workdir, size=None, weights=None):
     class_names = load_classes(workdir)
     if weights == "finetuned":
         network = model(config, len(class_names), size)
-        checkpoint.read(_newest(finetuned_folder(config, workdir), "finetune"), model=network)
+        checkpoint.read(_newest(finetuned_folder(config, workdir), "finetune"), checkpoint.model_state(network))
         return network, class_names
     folder = _newest(workdir, "train")
     network = model(config, len(class_names), size)
     average = WeightAverage(network, config.regularise.average)
-    checkpoint.read(folder, model=network, average=average)
     if weights == "average":
+        checkpoint.read(folder, checkpoint.state(average=average))
         average.copy_to()
+    else:
+        checkpoint.read(folder, checkpoint.model_state(network))
     return network, class_names
 
 

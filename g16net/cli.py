@@ -2,7 +2,8 @@
 
     launch.py --experiment=g16_ln_pn:variant=B2,resolution=half --workdir=DIR --config.run.epochs=100
 
-Exit status: 0, or 1 where a run failed, or 2 where the command, the config or the data is wrong.
+Exit status: 0, or 1 where a run failed, or 2 where the command, the config or the data is wrong, or 128 and the
+signal's number where SIGTERM or SIGINT ended a training that saved.
 """
 
 import os
@@ -12,6 +13,7 @@ import os
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import errno  # noqa: E402
 import importlib  # noqa: E402
 import logging as std_logging  # noqa: E402
 import sys  # noqa: E402
@@ -22,7 +24,8 @@ from absl import app, flags, logging  # noqa: E402
 
 from g16net import config as config_lib  # noqa: E402
 from g16net import experiments, recipe  # noqa: E402
-from g16net.config import UserError  # noqa: E402
+from g16net.config import RunError, UserError  # noqa: E402
+from g16net.signals import Stopped  # noqa: E402
 
 MODES = {
     "train": "g16net.train",
@@ -34,6 +37,7 @@ MODES = {
 }
 
 RUN_MODES = {"train", "finetune", "evaluate", "export"}  # they belong to one run, whose config the workdir keeps
+WORKER_MODES = {"train", "evaluate"}  # all workers of a run do them together; the others are the chief's
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("experiment", None, "Name of an experiment, or a .py file, with its arguments after a colon.")
@@ -87,6 +91,12 @@ def run(rest, assignments):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.status
 
 
 def ours_or_warning(record):
@@ -136,17 +146,26 @@ def execute(assignments):
     for mode in FLAGS.mode:  # what a mode cannot do is found before another has spent time
         getattr(importlib.import_module(MODES[mode]), "check", lambda config: None)(config)
     workdir = FLAGS.workdir or os.path.join("runs", name)
+    from g16net import runtime
+
+    runtime.connect(config)
     if set(FLAGS.mode) - {"export"}:  # a mistake in the data is found before anything is written
         from g16net import assemble
 
         assemble.open_sources(config)
-    settle_workdir(config, workdir, keep_config=bool(set(FLAGS.mode) & RUN_MODES))
+    chief = runtime.chief(config)
+    check_workdir(config, workdir)
+    if chief:
+        settle_workdir(config, workdir, keep_config=bool(set(FLAGS.mode) & RUN_MODES))
     if demo:
         print(DEMO_START)
     for mode in FLAGS.mode:
-        run_mode(mode, config, workdir)
+        if chief or mode in WORKER_MODES:
+            run_mode(mode, config, workdir, chief)
+    if not chief:
+        return 0
     print(f"Everything is in {workdir}:")
-    for entry in sorted(os.listdir(workdir)):
+    for entry in sorted(name for name in os.listdir(workdir) if not name.startswith(".")):
         print(f"  {os.path.join(workdir, entry)}")
     if demo:
         print(DEMO_END)
@@ -224,40 +243,53 @@ def resolve(assignments, experiment, data=None, workdir=None):
     return recipe.resolve(config), name, demo
 
 
-def settle_workdir(config, workdir, keep_config):
-    """Makes `workdir` the folder of this run, or with `keep_config` checks that it is and keeps the config there."""
-    from g16net import records
-
+def check_workdir(config, workdir):
+    """Refuses a `workdir` that holds a run which these settings would make another one."""
     path = os.path.join(workdir, "config.json")
-    if keep_config and os.path.exists(path):
+    if set(FLAGS.mode) & RUN_MODES and os.path.exists(path):
         different = recipe.training_differences(recipe.resolve(config_lib.load(path)), config)
         if different:
             raise UserError(
                 f"{workdir!r} holds another run; it differs in\n  " + "\n  ".join(different) + "\n"
                 "Give another --workdir, or the same settings to resume it."
             )
+
+
+def settle_workdir(config, workdir, keep_config):
+    """Makes `workdir` the folder of this run and of no other process that trains there."""
+    from g16net import records
+
     try:
         os.makedirs(workdir, exist_ok=True)
+        if "train" in FLAGS.mode:
+            records.lock(workdir)
         if keep_config:
-            config_lib.save(config, path)
+            config_lib.save(config, os.path.join(workdir, "config.json"))
             records.write_json(os.path.join(workdir, "versions.json"), records.versions())
     except OSError as error:
         raise UserError(
             f"cannot write to --workdir={workdir}: {error.strerror}; name a folder you may write to"
         ) from error
-    return config
 
 
-def run_mode(mode, config, workdir):
-    """Runs one mode, writes its `<mode>.json` and prints the same."""
+def run_mode(mode, config, workdir, chief=True):
+    """Runs one mode; the chief writes its `<mode>.json` and prints the same."""
     from g16net import records
 
-    started = time.time()
+    started = time.monotonic()
     module = importlib.import_module(MODES[mode])
     options = {"peers": FLAGS.peers} if mode == "benchmark_data" else {}
-    figures = getattr(module, mode)(config, workdir, **options)
-    result = records.finish(workdir, mode, started, figures)
-    print(summary(mode, result))
+    try:
+        figures = getattr(module, mode)(config, workdir, **options)
+        if chief:
+            print(summary(mode, records.finish(workdir, mode, started, figures)))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise RunError(
+            f"--mode={mode} could not write {error.filename or workdir}: {error.strerror}; what was written before is "
+            "kept: mend the cause and run the same command again"
+        ) from error
 
 
 def summary(mode, result):

@@ -20,12 +20,13 @@ class Evaluator:
       config: the resolved run.
       model: takes images of any size that it was built for and returns logits.
       source: the evaluation source.
+      devices: on which the model lies; each replica takes its part of the images.
       batches: `size -> batches` of (what `model` takes, labels, weights); by default the source's images.
     """
 
-    def __init__(self, config, model, source, batches=None):
-        self.config, self.model, self.source = config, model, source
-        self._batches = batches or (lambda size: assemble.eval_batches(config, source, size))
+    def __init__(self, config, model, source, devices, batches=None):
+        self.config, self.model, self.source, self.devices = config, model, source, devices
+        self._batches = batches or self._images
         self._cross_entropy = SmoothedCrossEntropy(source.num_classes, label_smoothing=0.0, reduction="none")
         self._step = tf.function(self._sums)
 
@@ -38,12 +39,11 @@ class Evaluator:
         """
         started, first = time.time(), 0.0
         sums = np.zeros(4, np.float64)
-        for images, labels, weights in self._batches(size):
-            batch_sums, predicted = self._step(images, labels, weights)
+        for batch in self.devices.distributed(self._batches(size)):
+            batch_sums, *counts = self._step(batch, confusion is not None)
             sums += batch_sums.numpy()
-            if confusion is not None:
-                sound = weights.numpy() > 0
-                np.add.at(confusion, (labels.numpy()[sound], predicted.numpy()[sound]), 1)
+            if counts:
+                confusion += counts[0].numpy()
             if not first:
                 began, first = started, sums[3]
                 started = time.time()
@@ -58,12 +58,28 @@ class Evaluator:
             "images_per_second": round(timed / (time.time() - since), 2),
         }
 
-    def _sums(self, images, labels, weights):
+    def _images(self, size):
+        local = self.devices.local_replicas
+        batch = -(-self.config.eval.batch // self.devices.replicas)
+        data = assemble.eval_batches(self.config, self.source, size, batch=batch * local, shard=self.devices.shard)
+        return data if local == 1 else runtime.cut(data, batch)
+
+    def _sums(self, batch, count):
+        """Sums over the replicas: those of the figures and, where asked for, the confusion matrix."""
+        strategy = self.devices.strategy
+        own = strategy.run(self._replica_sums, args=(*batch, count))
+        return [strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None) for values in own]
+
+    def _replica_sums(self, images, labels, weights, count):
         logits = tf.cast(self.model(images, training=False), tf.float32)
         right = [in_top(labels, logits, k) for k in (1, 5)]
         values = [tf.cast(r, tf.float32) for r in right] + [self._cross_entropy(labels, logits), tf.ones_like(weights)]
         sums = tf.stack([tf.reduce_sum(tf.cast(v * weights, tf.float64)) for v in values])
-        return sums, tf.math.top_k(logits, 1).indices[:, 0]  # of equal logits the lower class, as in `in_top`
+        if not count:
+            return (sums,)
+        predicted = tf.math.top_k(logits, 1).indices[:, 0]  # of equal logits the lower class, as in `in_top`
+        classes, sound = self.source.num_classes, tf.cast(weights > 0, tf.int64)
+        return sums, tf.math.confusion_matrix(labels, predicted, classes, weights=sound, dtype=tf.int64)
 
 
 def evaluate(config, workdir):
@@ -72,17 +88,20 @@ def evaluate(config, workdir):
     Plain names hold the figures at `data.eval_size` (for fine-tuned weights: at their size; or the first of
     `eval.sizes`), `sizes` those of every size. Each is appended to `WORKDIR/evaluations.jsonl` too.
     """
-    model, class_names = assemble.trained(config, workdir)
+    devices = runtime.setup(config)
+    with devices.evaluation_scope():
+        model, class_names = assemble.trained(config, workdir)
     source = assemble.open_source_of(config, "eval")
     if list(source.class_names) != class_names:
         raise UserError(
             f"{config.data.name} has {source.num_classes} classes, the run in {workdir!r} was trained on "
             f"{len(class_names)}, or on others; evaluate it on the data that it was trained for"
         )
-    evaluator = runtime.setup(config).evaluator(model, source)
-    if config.eval.per_class and not isinstance(evaluator, Evaluator):
+    evaluator = devices.evaluator(model, source)
+    if config.eval.per_class and devices.on_ipu:
         raise ConfigError(
-            f"eval.per_class=true works with runtime.strategy=default; got {config.runtime.strategy}: evaluate there"
+            f"eval.per_class=true cannot be had with runtime.strategy={config.runtime.strategy}; evaluate the workdir "
+            "with --config.runtime.strategy=default"
         )
     which, usual = {"weights": config.eval.weights}, config.data.eval_size
     if config.eval.weights == "finetuned":
@@ -94,9 +113,10 @@ def evaluate(config, workdir):
         confusion = np.zeros([source.num_classes] * 2, np.int64) if config.eval.per_class else None
         figures = evaluator(size, confusion) if config.eval.per_class else evaluator(size)
         row = dict(size=size, **figures, multiply_adds=multiply_adds(config, size, source.num_classes))
-        if confusion is not None:
+        if confusion is not None and devices.chief:
             row.update(write_classes(workdir, "-".join(map(str, which.values())), size, class_names, confusion))
-        records.append_line(os.path.join(workdir, "evaluations.jsonl"), {"kind": "evaluation", **which, **row})
+        if devices.chief:
+            records.append_line(os.path.join(workdir, "evaluations.jsonl"), {"kind": "evaluation", **which, **row})
         rows.append(row)
     main = rows[sizes.index(usual)] if usual in sizes else rows[0]
     return dict(main, **which, sizes=rows)

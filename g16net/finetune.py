@@ -22,7 +22,7 @@ import tensorflow as tf
 from absl import logging
 from tensorflow import keras
 
-from g16net import assemble, checkpoint, compat, evaluate, recipe, records, runtime, train
+from g16net import assemble, checkpoint, evaluate, recipe, records, runtime, train
 from g16net.config import ConfigError, UserError
 from g16net.data import cache, features, pipeline
 from g16net.models import split
@@ -102,14 +102,20 @@ def fit_size(config, workdir, size, start):
     parts = recipe.trained_parts(config)
     trunk, head = split.split(network, split.first_layer(network, parts))
     trunk.trainable = False
-    batches, evaluator, model, kept = inputs(config, size, train_source, eval_source, trunk, head)
+    batches, evaluator, model, kept = inputs(config, size, train_source, eval_source, trunk, head, devices)
     prepared = time.time() - started
     loss = assemble.loss(config, train_source.num_classes)
-    optimizer = devices.optimizer(make_optimizer(config, steps))
-    model.compile(optimizer, loss=loss, metrics=devices.metrics(loss), steps_per_execution=devices.steps_per_execution)
-    compat.build_optimizer(optimizer, model.trainable_variables)
-    saved = checkpoint.Checkpoints(_path(folder, "checkpoints"), 1, model=network, optimizer=optimizer)
-    epoch = (saved.restore_latest() or {"epoch": 0})["epoch"]
+    inner = make_optimizer(config, steps)
+    optimizer = devices.optimizer(inner)
+    model.compile(
+        optimizer,
+        loss=loss,
+        metrics=devices.metrics(loss),
+        steps_per_execution=config.runtime.steps_per_execution,
+    )
+    saved = checkpoint.Checkpoints(_path(folder, "checkpoints"), checkpoint.state(network, optimizer), keep=1)
+    position = train.Position(steps, saved.restore_latest())
+    epoch = position.epoch
     logging.info(
         "fine-tuning of %s at %d px: %s parameters of %s; epochs %d to %d of %d steps, batch %d; features %s",
         ",".join(parts),
@@ -132,12 +138,16 @@ def fit_size(config, workdir, size, start):
             initial_epoch=epoch,
             steps_per_epoch=steps,
             callbacks=[
-                train.Progress(config.finetune.epochs, steps, config.finetune.global_batch),
-                train.StopOnNotFinite("finetune.learning_rate"),
-                EpochEnd(size, lines, saved, evaluator, steps),
+                position,
+                train.Progress(position, config.finetune.epochs, config.finetune.global_batch),
+                train.StopOnNotFinite(
+                    inner, head.trainable_variables, position, config.runtime.max_skipped, "finetune.learning_rate"
+                ),
+                EpochEnd(size, lines, saved, evaluator, position),
             ],
             verbose=0,
         )
+        saved.wait()
     history = records.by_epoch(records.read_lines(lines))
     figures = {
         "size": size,
@@ -181,10 +191,11 @@ def make_optimizer(config, steps):
         momentum=config.optim.momentum,
         epsilon=config.optim.epsilon,
         weight_decay=config.optim.weight_decay,
+        guard="skip" if config.runtime.max_skipped else "report",
     )
 
 
-def inputs(config, size, train_source, eval_source, trunk, head):
+def inputs(config, size, train_source, eval_source, trunk, head, devices):
     """`(batches, evaluator, model, kept)`: how the top is trained and tested, with kept features where they fit.
 
     batches: `epoch -> endless batches` from there on; model: what to compile and fit on them.
@@ -220,7 +231,7 @@ def inputs(config, size, train_source, eval_source, trunk, head):
         def eval_batches(size):
             return pipeline.eval_batches(sources[1], as_it_is, config.eval.batch, max_corrupt=config.data.max_corrupt)
 
-        evaluator = evaluate.Evaluator(config, head, eval_source, eval_batches)
+        evaluator = evaluate.Evaluator(config, head, eval_source, devices, eval_batches)
         return stream(sources[0], as_it_is), evaluator, head, True
 
     # Of the caches only that of encoded images has what another size needs.
@@ -229,7 +240,7 @@ def inputs(config, size, train_source, eval_source, trunk, head):
     frozen = trunk if fine.noise == "all" else split.Inference(trunk, name="frozen", dtype="float32")
     model = keras.Model(image, head(frozen(image)), name=f"{head.name}_on_trunk")
     mix = assemble.mix(config) if fine.noise == "all" else None
-    return stream(source, transform, mix), evaluate.Evaluator(config, model, eval_source), model, False
+    return stream(source, transform, mix), evaluate.Evaluator(config, model, eval_source, devices), model, False
 
 
 def fits(config, trunk, *sources):
@@ -250,28 +261,29 @@ def fits(config, trunk, *sources):
 class EpochEnd(keras.callbacks.Callback):
     """Evaluation, record and checkpoint of each epoch, in this order."""
 
-    def __init__(self, size, lines, saved, evaluator, steps):
+    def __init__(self, size, lines, saved, evaluator, position):
         super().__init__()
-        self.size, self.lines, self.saved, self.evaluator, self.steps = size, lines, saved, evaluator, steps
+        self.size, self.lines, self.saved, self.evaluator, self.position = size, lines, saved, evaluator, position
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.time()
 
     def on_epoch_end(self, epoch, logs=None):
-        done = epoch + 1
+        self.position.finish_epoch()
+        done, step = self.position.epoch, self.position.step
         record = {
             "kind": "epoch",
             "epoch": done,
-            "step": done * self.steps,
+            "step": step,
             "loss": float(logs["loss"]),
             "top1": float(logs["top1"]),
-            "learning_rate": train.learning_rate(self.model.optimizer, done * self.steps - 1),
+            "learning_rate": train.learning_rate(self.model.optimizer, step - 1),
             "seconds": round(time.time() - self.started, 3),
             **_named(self.evaluator(self.size)),
         }
         records.append_line(self.lines, record)
         logging.info("Epoch %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in record.items() if isinstance(v, float)))
-        self.saved.save(done * self.steps, epoch=done)
+        self.saved.save(step, epoch=done)
 
 
 def _named(figures):

@@ -30,6 +30,7 @@ from g16net import experiments, recipe, records
 from g16net.config import ConfigError, UserError
 
 BEAT_SECONDS = 5.0  # between the touches of a claim
+SAVE_SECONDS = 60.0  # that a run which is ended may take to save
 POLL_SECONDS = 1.0  # between looks at what others do
 STALE_SECONDS = 120.0  # without a touch, after which the claim of another machine is taken over
 MODES = ("train", "finetune", "evaluate", "export")  # what a run may do
@@ -332,7 +333,8 @@ def work(argv, claim, log, beat=BEAT_SECONDS):
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    _finish(claim, status, time.time() - started, log)
+    if status < 128:  # otherwise a signal stopped it: who takes the claim over goes on
+        _finish(claim, status, time.time() - started, log)
     sys.exit(status)
 
 
@@ -438,6 +440,8 @@ def sweep(
     finally:
         for process, *_ in working.values():  # only where this process is being ended
             process.terminate()
+        for process, *_ in working.values():
+            process.join(SAVE_SECONDS)
 
 
 def forkserver():

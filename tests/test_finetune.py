@@ -115,6 +115,7 @@ def test_a_killed_run_resumes_and_ends_with_the_weights_of_an_uninterrupted_one(
 
     def save_then_die(self, step, **meta):
         save(self, step, **meta)
+        self.wait()
         if meta["epoch"] == 1:
             raise Killed
 
