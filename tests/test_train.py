@@ -137,8 +137,8 @@ def test_progressive_training_changes_the_size_at_its_epochs_and_resumes(tmp_pat
     assert assemble.progressive_parts(config) == [(16, 0, 2), (32, 2, 5)]
     sizes, batches = [], assemble.train_batches
 
-    def watched(config, source, start_epoch=0, **options):
-        data = batches(config, source, start_epoch, **options)
+    def watched(config, source, start_epoch, start_step=0, **options):
+        data = batches(config, source, start_epoch, start_step, **options)
         sizes.append((start_epoch, data.element_spec[0].shape[1]))
         return data
 
