@@ -35,11 +35,14 @@ class Served(tf.Module):
 def export(config, workdir):
     """Writes the trained weights of `workdir` (averaged by default) to `WORKDIR/saved_model`. Returns the figures.
 
+    Fine-tuned weights go to `saved_model` in the folder of their size.
+
     The export is compared with the live model before it takes the place of an older one: the largest difference of
     a logit is in the figures.
     """
     model, class_names = assemble.trained(config, workdir)
-    path = os.path.join(workdir, "saved_model")
+    finetuned = config.eval.weights == "finetuned"
+    path = os.path.join(assemble.finetuned_folder(config, workdir) if finetuned else workdir, "saved_model")
     partial = f"{path}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     served = Served(model, class_names)
