@@ -106,8 +106,8 @@ def _tpu(name):
         return tf.distribute.TPUStrategy(resolver)
     except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
         raise UserError(
-            f"runtime.strategy=tpu found no TPU by runtime.tpu={name!r} ({str(error).splitlines()[0]}); give the TPU's name, or `local` on "
-            "a TPU virtual machine"
+            f"runtime.strategy=tpu found no TPU by runtime.tpu={name!r} ({str(error).splitlines()[0]}); give the TPU's "
+            "name, or `local` on a TPU virtual machine"
         ) from error
 
 
