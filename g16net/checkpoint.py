@@ -123,9 +123,8 @@ class Checkpoints:
             self._prune()
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            reason = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
             raise RunError(
-                f"cannot save the checkpoint {final}: {reason}. The checkpoints before it are kept; make room, or let "
+                f"cannot save the checkpoint {final}: {compat.reason(error)}. The checkpoints before it are kept; make room, or let "
                 "the folder be written to, and run the same command again to go on from the newest"
             ) from error
 

@@ -5,6 +5,7 @@ API common to all three and take the few things that differ from here.
 """
 
 import random
+import re
 
 import numpy as np
 import tensorflow as tf
@@ -372,3 +373,17 @@ def set_deterministic(options, value):
     """Sets whether a tf.data.Dataset keeps its order."""
     name = "deterministic" if TF_VERSION >= (2, 7) else "experimental_deterministic"
     setattr(options, name, value)
+
+
+def reason(error):
+    """What an error says to a person: without the names of graph nodes in which TensorFlow wraps it."""
+    text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
+    lines = []
+    for line in re.sub(r"\{\{[^}]*\}\}|\[Op:[^]]*\]", "", text).splitlines():
+        line = line.strip()
+        if line and not re.match(
+            r"Graph execution error|Detected at node|<stack traces|\[\[|\d+ root error|\(\d+\)", line
+        ):
+            asserted = re.match(r"assertion failed: \[(.*)\]$", line)
+            lines.append(" ".join(asserted[1].split("] [")) if asserted else line)
+    return " ".join(lines) or type(error).__name__

@@ -106,7 +106,7 @@ def _tpu(name):
         return tf.distribute.TPUStrategy(resolver)
     except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
         raise UserError(
-            f"runtime.strategy=tpu found no TPU by runtime.tpu={name!r} ({str(error).splitlines()[0]}); give the TPU's "
+            f"runtime.strategy=tpu found no TPU by runtime.tpu={name!r} ({compat.reason(error)}); give the TPU's "
             "name, or `local` on a TPU virtual machine"
         ) from error
 
@@ -225,7 +225,7 @@ class Devices:
         gone = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError)
         if self.shard[1] > 1 and isinstance(error, gone + (tf.errors.DeadlineExceededError,)):
             return RunError(
-                f"worker {self.shard[0]} of {self.shard[1]} lost the others ({str(error).splitlines()[0][:200]}); "
+                f"worker {self.shard[0]} of {self.shard[1]} lost the others ({compat.reason(error)[:200]}); "
                 "start all workers again with the same command: they go on from the newest checkpoint"
             )
         return None

@@ -129,10 +129,9 @@ def run_error(error, devices, workdir, position):
     known = devices.failed(error)
     if known is not None:
         return known
-    reason = getattr(error, "message", None) or str(error)
     return RunError(
-        f"the run in {workdir!r} ended at step {position.step + 1}: {reason.strip()}\n"
-        "The newest checkpoint is kept; mend the cause and run the same command again to go on from it"
+        f"the run in {workdir!r} ended at step {position.step + 1}: {compat.reason(error)}. The newest checkpoint is "
+        "kept; mend the cause and run the same command again to go on from it"
     )
 
 

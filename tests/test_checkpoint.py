@@ -5,7 +5,7 @@ import os
 import pytest
 import tensorflow as tf
 
-from g16net import checkpoint, config
+from g16net import checkpoint, compat, config
 
 
 def _saved(directory, steps, keep=3):
@@ -108,3 +108,19 @@ def test_a_save_that_fails_in_the_background_is_told_at_the_next(tmp_path):
     with pytest.raises(config.RunError, match="cannot save the checkpoint .*00000001.*are kept"):
         saved.save(2)
     saved.wait()
+
+
+@pytest.mark.parametrize(
+    "message, expected",
+    [
+        (
+            "Graph execution error:\n\nDetected at node Assert defined at (most recent call last):\n<stack traces "
+            "unavailable>\nassertion failed: [folder: too many:] [7] [allowed]\n\t [[{{node Assert}}]] [Op:__x_1]",
+            "folder: too many: 7 allowed",
+        ),
+        ("{{function_node __wrapped__SaveV2}} a/b.partial; No space left on device [Op:SaveV2]",
+         "a/b.partial; No space left on device"),
+    ],
+)  # fmt: skip
+def test_tensorflows_errors_are_told_without_names_of_nodes(message, expected):
+    assert compat.reason(tf.errors.InvalidArgumentError(None, None, message)) == expected
