@@ -124,8 +124,8 @@ class Checkpoints:
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise RunError(
-                f"cannot save the checkpoint {final}: {compat.reason(error)}. The checkpoints before it are kept; make room, or let "
-                "the folder be written to, and run the same command again to go on from the newest"
+                f"cannot save the checkpoint {final}: {compat.reason(error)}. The checkpoints before it are kept; make "
+                "room, or let the folder be written to, and run the same command again to go on from the newest"
             ) from error
 
     def _prune(self):
