@@ -103,6 +103,10 @@ FIELDS = {
     "model.expand_ratio": _at_least(4, 1, "channels in a block over channels between blocks"),
     "model.norm": _one_of("ln_pn", NORMS, "normalisation; _pn: with proxy-normalised activations"),
     "model.norm_groups": _at_least(4, 1, "groups of gn and gn_pn"),
+    "model.norm_group_size": _at_least(
+        None, 1, "channels in a group of gn and gn_pn, instead of norm_groups (timm's form)", optional=True
+    ),
+    "model.norm_epsilon": _above_zero(1e-3, "added to the variance of every norm"),
     "model.strided_groups": Field(
         False, bool, "channel c in group c modulo groups, as the published GN networks have it"
     ),
@@ -188,6 +192,17 @@ FIELDS = {
     "eval.every_epochs": _at_least(1, 1, "epochs between evaluations in training"),
     "eval.weights": _one_of("average", ("average", "raw"), "which weights to evaluate and export; average needs one"),
     "eval.sizes": _sizes((), "test sizes in pixels; empty: data.eval_size"),
+    # export
+    "export.format": _one_of("saved_model", ("saved_model", "tflite", "onnx", "keras"), "what --mode=export writes"),
+    "export.precision": _one_of(
+        "float16", ("float32", "float16", "int8"), "of TFLite's weights; int8: activations too"
+    ),
+    "export.calibration": _at_least(128, 1, "training images from which int8 takes the ranges of activations"),
+    "export.check_images": _at_least(256, 1, "test images on which an export is compared with its checkpoint"),
+    # predict
+    "predict.top": _at_least(5, 1, "classes shown for an image"),
+    "predict.output": _one_of("table", ("table", "jsonl"), "on stdout; jsonl: JSON lines and nothing else"),
+    "predict.grid": Field(False, bool, "draw the images with their classes to WORKDIR/predictions.png"),
 }
 
 

@@ -18,7 +18,7 @@ MIXING["B6"] = MIXING["B7"] = MIXING["B5"]  # not published: as the largest publ
 RATE_PER_IMAGE = 2.0**-14  # learning rate, and 1 - decay of the mean square, for each image of the global batch
 
 # Fields that may differ between the run that made a workdir and a later command on it.
-FREE_SECTIONS = ("eval", "checkpoint", "runtime", "ipu")
+FREE_SECTIONS = ("eval", "export", "predict", "checkpoint", "runtime", "ipu")
 FREE_KEYS = (
     "data.dir",
     "data.cache",
