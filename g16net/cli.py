@@ -2,7 +2,8 @@
 
     launch.py --experiment=g16_ln_pn:variant=B2,resolution=half --workdir=DIR --config.run.epochs=100
 
-Exit status: 0, or 1 where a run failed, or 2 where the command, the config or the data is wrong.
+Exit status: 0; 1 where a run failed, an export differs from its checkpoint, or an image for prediction is broken;
+2 where the command, the config or the data is wrong.
 """
 
 import os
@@ -12,6 +13,7 @@ import os
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import contextlib  # noqa: E402
 import importlib  # noqa: E402
 import logging as std_logging  # noqa: E402
 import sys  # noqa: E402
@@ -28,11 +30,15 @@ MODES = {
     "train": "g16net.train",
     "evaluate": "g16net.evaluate",
     "export": "g16net.export",
+    "verify_export": "g16net.export.verify",
+    "predict": "g16net.predict",
     "inspect_data": "g16net.inspect_data",
     "benchmark_data": "g16net.benchmark_data",
 }
 
 RUN_MODES = {"train", "evaluate", "export"}  # they belong to one run, whose config the workdir keeps
+NO_DATA_MODES = {"export", "predict"}  # they open no data, or only what they need of it
+OPTIONS = {"benchmark_data": ("peers",), "verify_export": ("file",), "predict": ("images",)}  # flags that modes take
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("experiment", None, "Name of an experiment, or a .py file, with its arguments after a colon.")
@@ -43,6 +49,9 @@ flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/EXPERIMEN
 flags.DEFINE_string("data", None, "A folder with data, or a source: digits, synthetic, tfds:NAME.")
 flags.DEFINE_bool("list", False, "List the experiments and end.")
 flags.DEFINE_bool("dry_run", False, "Print the resolved config, the costs and the steps, and end.")
+flags.DEFINE_string("format", "", "export, verify_export: the same as --config.export.format.")
+flags.DEFINE_string("file", "", "verify_export: the exported file; default: where export writes it.")
+flags.DEFINE_list("images", [], "predict: image files, folders and globs.")
 flags.DEFINE_list("peers", [], "What benchmark_data is compared with: timm, tf.")
 flags.DEFINE_string("role", "", "data_service: dispatcher or worker.")
 flags.DEFINE_integer("port", 0, "data_service: port to listen on; 0 takes a free one.")
@@ -123,21 +132,23 @@ def execute(assignments):
         dry_run(config)
         return 0
     workdir = FLAGS.workdir or os.path.join("runs", name)
-    if set(FLAGS.mode) - {"export"}:  # a mistake in the data is found before anything is written
+    if set(FLAGS.mode) - NO_DATA_MODES:  # a mistake in the data is found before anything is written
         from g16net import assemble
 
         assemble.open_sources(config)
     settle_workdir(config, workdir, keep_config=bool(set(FLAGS.mode) & RUN_MODES))
     if demo:
         print(DEMO_START)
-    for mode in FLAGS.mode:
-        run_mode(mode, config, workdir)
-    print(f"Everything is in {workdir}:")
-    for entry in sorted(os.listdir(workdir)):
-        print(f"  {os.path.join(workdir, entry)}")
-    if demo:
-        print(DEMO_END)
-    return 0
+    # JSON lines have stdout to themselves
+    lines_only = FLAGS.mode == ["predict"] and config.predict.output == "jsonl"
+    with contextlib.redirect_stdout(sys.stderr if lines_only else sys.stdout):
+        failed = [mode for mode in FLAGS.mode if not run_mode(mode, config, workdir)]
+        print(f"Everything is in {workdir}:")
+        for entry in sorted(os.listdir(workdir)):
+            print(f"  {os.path.join(workdir, entry)}")
+        if demo:
+            print(DEMO_END)
+    return 1 if failed else 0
 
 
 def serve_data():
@@ -175,6 +186,8 @@ def resolve(assignments):
         from g16net.data.detect import detect
 
         config.data.name, config.data.dir = detect(FLAGS.data)
+    if FLAGS.format:
+        assignments = assignments + [("export.format", FLAGS.format)]
     config_lib.override(config, assignments)
     if demo or config.data.name == "auto":
         from g16net.data.detect import prepared_imagenet
@@ -220,15 +233,19 @@ def settle_workdir(config, workdir, keep_config):
 
 
 def run_mode(mode, config, workdir):
-    """Runs one mode, writes its `<mode>.json` and prints the same."""
+    """Runs one mode, writes its `<mode>.json` and prints the same. False where the figures say what `failed`."""
     from g16net import records
 
     started = time.time()
     module = importlib.import_module(MODES[mode])
-    options = {"peers": FLAGS.peers} if mode == "benchmark_data" else {}
+    options = {name: getattr(FLAGS, name) for name in OPTIONS.get(mode, ())}
     figures = getattr(module, mode)(config, workdir, **options)
+    text = figures.pop("text", None)  # the result itself, where a mode's result is text
+    if text:
+        print(text, file=sys.__stdout__)
     result = records.finish(workdir, mode, started, figures)
     print(summary(mode, result))
+    return "failed" not in result
 
 
 def summary(mode, result):
