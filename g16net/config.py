@@ -7,6 +7,7 @@ names the key, the value and a valid one, before a dataset or a device is opened
 
 import difflib
 import json
+import math
 from typing import Any, Callable, NamedTuple, Optional, Tuple
 
 import ml_collections
@@ -304,7 +305,9 @@ def _checked(key, field, value):
     right = isinstance(value, field.type) and (field.type is bool or not isinstance(value, bool))
     if right and field.type is tuple:
         right = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
-    if not right or (field.check and not field.check(value)):
+    numbers = value if isinstance(value, tuple) else (value,)
+    finite = all(math.isfinite(v) for v in numbers if isinstance(v, float))  # infinity is above 0, and nan passes tests
+    if not right or not finite or (field.check and not field.check(value)):
         hint = (
             suggest(value, field.rule[len("one of ") :].split(", "))
             if field.rule.startswith("one of") and isinstance(value, str)
@@ -312,7 +315,7 @@ def _checked(key, field, value):
         )
         raise ConfigError(
             f"config key {key!r} ({field.comment}) is {_describe(field)}; got {value!r}. "
-            f"{hint or 'For example: ' + str(example(field))}"
+            f"{'' if finite else 'Numbers must be finite. '}{hint or 'For example: ' + str(example(field))}"
         )
     return value
 
