@@ -124,7 +124,7 @@ def state_dict(model):
         ):
             raise ValueError(f"{layer.name}: timm has no {'strided' if layer.groups != 1 else 'proxy'} norm")
         for key, weight in zip(keys, layer.weights):
-            result[key] = _theirs(np.asarray(weight, np.float32), key)
+            result[key] = _theirs(np.asarray(weight).astype(np.float32), key)
         if isinstance(layer, layers.BatchNorm):
             result[keys[0].replace("weight", "num_batches_tracked")] = np.zeros((), np.int64)
     return result
