@@ -200,14 +200,19 @@ def schedule(config, steps_per_epoch):
     return base
 
 
-def optimizer(config, steps_per_epoch):
-    """TensorFlow 1's RMSProp with weight decay inside, as the recipe has it."""
+def optimizer(config, steps_per_epoch, accumulation=1, guard="none"):
+    """TensorFlow 1's RMSProp with weight decay inside, as the recipe has it.
+
+    `accumulation` and `guard`: see `compat.Optimizer`.
+    """
     return RMSProp(
         schedule(config, steps_per_epoch),
         rho=config.optim.decay,
         momentum=config.optim.momentum,
         epsilon=config.optim.epsilon,
         weight_decay=config.optim.weight_decay,
+        accumulation=accumulation,
+        guard=guard,
     )
 
 
@@ -240,7 +245,9 @@ def trained(config, workdir):
         raise UserError(f"{workdir!r} holds no checkpoint; train there first with --mode=train")
     network = model(config, len(class_names))
     average = WeightAverage(network, config.regularise.average)
-    checkpoint.read(folder, model=network, average=average)
     if config.eval.weights == "average":
+        checkpoint.read(folder, checkpoint.state(average=average))
         average.copy_to()
+    else:
+        checkpoint.read(folder, checkpoint.model_state(network))
     return network, class_names

@@ -3,7 +3,8 @@
     launch.py --experiment=g16_ln_pn:variant=B2,resolution=half --workdir=DIR --config.run.epochs=100
 
 Exit status: 0; 1 where a run failed, an export differs from its checkpoint, or an image for prediction is broken;
-2 where the command, the config or the data is wrong.
+2 where the command, the config or the data is wrong; 128 and the signal's number where SIGTERM or SIGINT ended a
+training that saved.
 """
 
 import os
@@ -14,6 +15,7 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import contextlib  # noqa: E402
+import errno  # noqa: E402
 import importlib  # noqa: E402
 import logging as std_logging  # noqa: E402
 import sys  # noqa: E402
@@ -24,7 +26,8 @@ from absl import app, flags, logging  # noqa: E402
 
 from g16net import config as config_lib  # noqa: E402
 from g16net import experiments, recipe  # noqa: E402
-from g16net.config import UserError  # noqa: E402
+from g16net.config import RunError, UserError  # noqa: E402
+from g16net.signals import Stopped  # noqa: E402
 
 MODES = {
     "train": "g16net.train",
@@ -37,6 +40,7 @@ MODES = {
 }
 
 RUN_MODES = {"train", "evaluate", "export"}  # they belong to one run, whose config the workdir keeps
+WORKER_MODES = {"train", "evaluate"}  # all workers of a run do them together; the others are the chief's
 NO_DATA_MODES = {"export", "predict"}  # they open no data, or only what they need of it
 OPTIONS = {"benchmark_data": ("peers",), "verify_export": ("file",), "predict": ("images",)}  # flags that modes take
 
@@ -91,6 +95,12 @@ def run(rest, assignments):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.status
 
 
 def ours_or_warning(record):
@@ -132,19 +142,28 @@ def execute(assignments):
         dry_run(config)
         return 0
     workdir = FLAGS.workdir or os.path.join("runs", name)
+    from g16net import runtime
+
+    runtime.connect(config)
     if set(FLAGS.mode) - NO_DATA_MODES:  # a mistake in the data is found before anything is written
         from g16net import assemble
 
         assemble.open_sources(config)
-    settle_workdir(config, workdir, keep_config=bool(set(FLAGS.mode) & RUN_MODES))
+    chief = runtime.chief(config)
+    check_workdir(config, workdir)
+    if chief:
+        settle_workdir(config, workdir, keep_config=bool(set(FLAGS.mode) & RUN_MODES))
     if demo:
         print(DEMO_START)
     # JSON lines have stdout to themselves
     lines_only = FLAGS.mode == ["predict"] and config.predict.output == "jsonl"
     with contextlib.redirect_stdout(sys.stderr if lines_only else sys.stdout):
-        failed = [mode for mode in FLAGS.mode if not run_mode(mode, config, workdir)]
+        modes = [mode for mode in FLAGS.mode if chief or mode in WORKER_MODES]
+        failed = [mode for mode in modes if not run_mode(mode, config, workdir, chief)]
+        if not chief:
+            return 0
         print(f"Everything is in {workdir}:")
-        for entry in sorted(os.listdir(workdir)):
+        for entry in sorted(name for name in os.listdir(workdir) if not name.startswith(".")):
             print(f"  {os.path.join(workdir, entry)}")
         if demo:
             print(DEMO_END)
@@ -208,44 +227,57 @@ def resolve(assignments):
     return recipe.resolve(config), name, demo
 
 
-def settle_workdir(config, workdir, keep_config):
-    """Makes `workdir` the folder of this run, or with `keep_config` checks that it is and keeps the config there."""
-    from g16net import records
-
+def check_workdir(config, workdir):
+    """Refuses a `workdir` that holds a run which these settings would make another one."""
     path = os.path.join(workdir, "config.json")
-    if keep_config and os.path.exists(path):
+    if set(FLAGS.mode) & RUN_MODES and os.path.exists(path):
         different = recipe.training_differences(recipe.resolve(config_lib.load(path)), config)
         if different:
             raise UserError(
                 f"{workdir!r} holds another run; it differs in\n  " + "\n  ".join(different) + "\n"
                 "Give another --workdir, or the same settings to resume it."
             )
+
+
+def settle_workdir(config, workdir, keep_config):
+    """Makes `workdir` the folder of this run and of no other process that trains there."""
+    from g16net import records
+
     try:
         os.makedirs(workdir, exist_ok=True)
+        if "train" in FLAGS.mode:
+            records.lock(workdir)
         if keep_config:
-            config_lib.save(config, path)
+            config_lib.save(config, os.path.join(workdir, "config.json"))
             records.write_json(os.path.join(workdir, "versions.json"), records.versions())
     except OSError as error:
         raise UserError(
             f"cannot write to --workdir={workdir}: {error.strerror}; name a folder you may write to"
         ) from error
-    return config
 
 
-def run_mode(mode, config, workdir):
-    """Runs one mode, writes its `<mode>.json` and prints the same. False where the figures say what `failed`."""
+def run_mode(mode, config, workdir, chief=True):
+    """Runs one mode; the chief writes its `<mode>.json` and prints the same. False where the figures say `failed`."""
     from g16net import records
 
-    started = time.time()
+    started = time.monotonic()
     module = importlib.import_module(MODES[mode])
     options = {name: getattr(FLAGS, name) for name in OPTIONS.get(mode, ())}
-    figures = getattr(module, mode)(config, workdir, **options)
-    text = figures.pop("text", None)  # the result itself, where a mode's result is text
-    if text:
-        print(text, file=sys.__stdout__)
-    result = records.finish(workdir, mode, started, figures)
-    print(summary(mode, result))
-    return "failed" not in result
+    try:
+        figures = getattr(module, mode)(config, workdir, **options)
+        text = figures.pop("text", None)  # the result itself, where a mode's result is text
+        if chief:
+            if text:
+                print(text, file=sys.__stdout__)
+            print(summary(mode, records.finish(workdir, mode, started, figures)))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise RunError(
+            f"--mode={mode} could not write {error.filename or workdir}: {error.strerror}; what was written before is "
+            "kept: mend the cause and run the same command again"
+        ) from error
+    return "failed" not in figures
 
 
 def summary(mode, result):

@@ -104,8 +104,6 @@ class Random:
         self.state = None
         if KERAS3:
             self.state = keras.random.SeedGenerator(seed)
-            layer.random_holder = tf.Module()  # tf.train.Checkpoint does not look into a seed generator
-            layer.random_holder.state = self.state.state
         elif TF_VERSION >= (2, 11):
             self.state = (
                 tf.random.Generator.from_non_deterministic_state()
@@ -113,6 +111,12 @@ class Random:
                 else tf.random.Generator.from_seed(seed)
             )
         layer.random_state = self.state
+
+    def variables(self):
+        """{name: tf.Variable} of the state."""
+        if self.state is None:
+            return {}
+        return {"state": self.state.state.value if KERAS3 else self.state.state}
 
     def uniform(self, shape):
         """Float32 draws in [0, 1) of the given shape (a tensor or a tuple)."""
@@ -138,6 +142,49 @@ def set_policy(name):
     keras.mixed_precision.set_global_policy(name)
 
 
+def optimizer_state(optimizer, variables):
+    """{name: tf.Variable} of all that `optimizer` keeps for `variables`, created where it is not yet.
+
+    The names are the same in every Keras generation.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if KERAS3:
+        optimizer.build(variables)
+        state = {"step": inner._iterations.value}
+        for slot, values in inner._slots.items():
+            state.update({f"{slot}/{name_of(v)}": value.value for v, value in zip(variables, values)})
+        for v, value in zip(variables, getattr(inner, "_accumulated_gradients", ())):
+            state[f"accumulated/{name_of(v)}"] = value.value
+        if inner is not optimizer:
+            state.update(loss_scale=optimizer.dynamic_scale.value, good_steps=optimizer.step_counter.value)
+        return state
+    inner._create_all_weights(variables)
+    state = {"step": inner.iterations}
+    for slot in inner.get_slot_names():
+        state.update({f"{slot}/{name_of(v)}": inner.get_slot(v, slot) for v in variables})
+    if inner.accumulation > 1:
+        state["micro_batches"] = inner.micro_batches
+    if getattr(optimizer, "dynamic", False):
+        state.update(loss_scale=optimizer._loss_scale.current_loss_scale, good_steps=optimizer.dynamic_counter)
+    return state
+
+
+def scale_loss(optimizer, scale, dynamic):
+    """`optimizer` for float16: the loss is multiplied by `scale`, which `dynamic` halves after an overflow, skipping
+    that update, and doubles after 2,000 updates without one."""
+    if not KERAS3:
+        return keras.mixed_precision.LossScaleOptimizer(optimizer, dynamic=dynamic, initial_scale=scale)
+    if dynamic:
+        return keras.mixed_precision.LossScaleOptimizer(optimizer, initial_scale=scale)
+    optimizer.loss_scale_factor = scale
+    return optimizer
+
+
+def name_of(variable):
+    """`block1a_conv/kernel`: the name of a variable, the same in every Keras generation."""
+    return getattr(variable, "path", variable.name).split(":")[0]
+
+
 if KERAS3:
 
     class Optimizer(keras.optimizers.Optimizer):
@@ -147,12 +194,20 @@ if KERAS3:
         `update(variable, gradient, learning_rate, **slots)` on `tf.Variable`s and a dense gradient. `minimize`,
         `apply_gradients` and their reduction over replicas stay the framework's own, as the IPU and the distribution
         strategies demand. Sparse gradients become dense ones.
+
+        Args:
+            accumulation: gradients of so many calls are averaged for one update.
+            guard: of gradients that are not finite: "none"; "report" counts such updates in `skipped` and keeps in
+                `not_finite` which variables' they were; "skip" also leaves the update out.
         """
 
         slots = {}
 
-        def __init__(self, learning_rate, name, **kwargs):
+        def __init__(self, learning_rate, name, accumulation=1, guard="none", **kwargs):
+            if accumulation > 1:
+                kwargs["gradient_accumulation_steps"] = accumulation
             super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+            self.accumulation, self.guard = accumulation, guard
 
         def check_variables(self, variables):
             """Raises for variables that the optimiser cannot train; for subclasses."""
@@ -162,6 +217,9 @@ if KERAS3:
                 return
             self.check_variables(variables)
             super().build(variables)
+            if self.guard != "none":
+                self.not_finite = tf.Variable(tf.zeros([len(variables)], tf.int32), trainable=False)
+                self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False)
             self._slots = {
                 name: [self.add_variable_from_reference(v, name=name, initializer=initializer) for v in variables]
                 for name, initializer in self.slots.items()
@@ -173,17 +231,37 @@ if KERAS3:
             variable = variable.value if isinstance(variable, keras.Variable) else variable
             self.update(variable, tf.convert_to_tensor(gradient), tf.cast(learning_rate, variable.dtype), **slots)
 
+        def apply(self, grads, trainable_variables=None):
+            if self.guard == "none":
+                return super().apply(grads, trainable_variables)
+            if not self.built:
+                with tf.init_scope():
+                    self.build(trainable_variables)
+            good = note_finite(self, _finite(grads))
+            if self.guard == "report":
+                return super().apply(grads, trainable_variables)
+            apply = super().apply
+
+            def update():
+                apply(grads, trainable_variables)
+                return True
+
+            return tf.cond(good, update, lambda: False)
+
 else:
     # Keras 2.6 has OptimizerV2, which the IPU needs, as `keras.optimizers.Optimizer`; tf-keras moved it to `legacy`.
-    class Optimizer(getattr(keras.optimizers, "legacy", keras.optimizers).Optimizer):
+    _OptimizerV2 = getattr(keras.optimizers, "legacy", keras.optimizers).Optimizer
+
+    class Optimizer(_OptimizerV2):
         """Base optimiser with one interface on every generation: see the class of Keras 3 above."""
 
         slots = {}
 
-        def __init__(self, learning_rate, name, **kwargs):
+        def __init__(self, learning_rate, name, accumulation=1, guard="none", **kwargs):
             super().__init__(name=name, **kwargs)
             self._set_hyper("learning_rate", learning_rate)
             self._set_hyper("decay", self._initial_decay)  # read by the base class
+            self.accumulation, self.guard = accumulation, guard
 
         def check_variables(self, variables):
             """Raises for variables that the optimiser cannot train; for subclasses."""
@@ -196,6 +274,62 @@ else:
             for name, initializer in self.slots.items():
                 for variable in var_list:
                     self.add_slot(variable, name, initializer)
+            if self.accumulation > 1:
+                for variable in var_list:
+                    self.add_slot(variable, "accumulated", "zeros")
+
+        def _create_all_weights(self, var_list):
+            super()._create_all_weights(var_list)
+            if self.accumulation > 1 and not hasattr(self, "micro_batches"):
+                self.micro_batches = self._counter("micro_batches", [], tf.int64)
+            if self.guard != "none" and not hasattr(self, "skipped"):
+                self.not_finite = self._counter("not_finite", [len(var_list)], tf.int32)
+                self.skipped = self._counter("skipped", [], tf.int64)
+
+        def _counter(self, name, shape, dtype):
+            first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+            return self.add_weight(name, shape=shape, dtype=dtype, trainable=False, aggregation=first)
+
+        def _distributed_apply(self, distribution, grads_and_vars, apply_state, name):
+            """The update from gradients that are reduced over replicas, which thus all decide alike."""
+
+            def apply(pairs):
+                return _OptimizerV2._distributed_apply(self, distribution, pairs, apply_state=apply_state, name=name)
+
+            if self.accumulation == 1 and self.guard == "none":
+                return apply(grads_and_vars)
+            good = tf.constant(True)
+            if self.guard != "none":
+                local = distribution.experimental_local_results
+                finite = _finite([local(gradient)[0] for gradient, _ in grads_and_vars])
+                all_finite = note_finite(self, finite)
+                good = all_finite if self.guard == "skip" else good
+            if self.accumulation > 1:
+                return self._accumulate(distribution, grads_and_vars, good, apply)
+            if self.guard == "report":
+                return apply(grads_and_vars)
+            return tf.cond(good, lambda: _group(apply(grads_and_vars)), tf.no_op)
+
+        def _accumulate(self, distribution, grads_and_vars, good, apply):
+            """Adds the gradients of one micro-batch, where they are `good`; after the last one, updates."""
+            variables = [variable for _, variable in grads_and_vars]
+            sums = [self.get_slot(variable, "accumulated") for variable in variables]
+            update = distribution.extended.update
+
+            def add(total, gradient):
+                share = tf.where(good, gradient / self.accumulation, tf.zeros_like(gradient))
+                return total.assign_add(tf.cast(share, total.dtype))
+
+            added = [update(total, add, args=(g,), group=False) for total, (g, _) in zip(sums, grads_and_vars)]
+            with tf.control_dependencies(tf.nest.flatten(added)):
+                count = tf.convert_to_tensor(self.micro_batches.assign_add(1))
+
+            def last():
+                done = apply(list(zip(sums, variables)))
+                with tf.control_dependencies([_group(done)]):
+                    return _group([update(total, lambda t: t.assign(tf.zeros_like(t)), group=False) for total in sums])
+
+            return tf.cond(tf.equal(count % self.accumulation, 0), last, tf.no_op)
 
         def _resource_apply_dense(self, grad, var, apply_state=None):
             key = (var.device, var.dtype.base_dtype)
@@ -207,6 +341,24 @@ else:
         def _resource_apply_sparse(self, grad, var, indices, apply_state=None):
             dense = tf.convert_to_tensor(tf.IndexedSlices(grad, indices, tf.shape(var)))
             return self._resource_apply_dense(dense, var, apply_state)
+
+
+def _finite(gradients):
+    """Which of the gradients are finite in all their elements: bool [gradients]."""
+    return tf.stack([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+
+
+def note_finite(optimizer, finite):
+    """Counts an update whose gradients are not all finite, and keeps which were not. Returns whether all are."""
+    all_finite = tf.reduce_all(finite)
+    known = tf.convert_to_tensor(optimizer.not_finite)
+    optimizer.not_finite.assign(tf.where(all_finite, known, 1 - tf.cast(finite, tf.int32)))
+    optimizer.skipped.assign_add(1 - tf.cast(all_finite, tf.int64))
+    return all_finite
+
+
+def _group(operations):
+    return tf.group(*tf.nest.flatten([operations]))
 
 
 def ignore_errors(dataset):

@@ -17,6 +17,10 @@ class UserError(ValueError):
     """A mistake that the user can mend: the message names the thing, its value and the remedy."""
 
 
+class RunError(RuntimeError):
+    """What ended a run that was under way: the message says what is kept and how to go on."""
+
+
 class ConfigError(UserError):
     """A wrong key, type, value or combination in a run's configuration."""
 
@@ -148,7 +152,15 @@ FIELDS = {
     ),
     "regularise.average": _fraction(0.97, "decay an epoch of the averaged weights; 0 turns them off", closed=False),
     # runtime
-    "runtime.strategy": _one_of("default", ("default", "ipu", "popdist"), "devices that train together"),
+    "runtime.strategy": _one_of(
+        "default",
+        ("default", "mirrored", "multiworker", "tpu", "ipu", "popdist"),
+        "devices that train together: one, this machine's GPUs, several machines, a TPU, IPUs, IPUs under poprun",
+    ),
+    "runtime.workers": Field("", str, "multiworker: HOST:PORT of each, the chief first; slurm; empty: from TF_CONFIG"),
+    "runtime.worker": _at_least(None, 0, "multiworker: which of them this is; None: by its host name", optional=True),
+    "runtime.tpu": Field("local", str, "name of the TPU, or local on a TPU virtual machine"),
+    "runtime.virtual_cpus": _at_least(0, 0, "mirrored: cut the CPU into so many devices, to try it without GPUs"),
     "runtime.precision": _one_of(
         "float32", ("float32", "mixed_bfloat16", "mixed_float16"), "of compute; weights are float32"
     ),
@@ -161,6 +173,12 @@ FIELDS = {
         None, 1, "micro-batches added up for one weight update; None: what micro_batch leaves, or 1", optional=True
     ),
     "runtime.loss_scale": _above_zero(128.0, "factor of the loss in mixed_float16, taken off its gradients"),
+    "runtime.dynamic_loss_scale": Field(
+        False, bool, "start from loss_scale, halve it after an overflow, double it after 2,000 updates without one"
+    ),
+    "runtime.max_skipped": _at_least(
+        0, 0, "weight updates with gradients that are not finite to leave out before the run stops"
+    ),
     # ipu: read where runtime.strategy is ipu or popdist
     "ipu.use_published": Field(False, bool, "fill what is left open from the published 16-IPU configuration"),
     "ipu.replicas": _at_least(None, 1, "copies of the model, over all processes; None: 1 or published", optional=True),
@@ -185,9 +203,13 @@ FIELDS = {
     ),
     "ipu.connection": _one_of("ALWAYS", ("ALWAYS", "ON_DEMAND", "PRE_COMPILE"), "PRE_COMPILE: without a device"),
     "ipu.version": _one_of("ipu2", ("ipu2", "ipu21"), "hardware to compile for in PRE_COMPILE"),
-    # checkpoints
-    "checkpoint.keep": _at_least(3, 1, "newest checkpoints kept"),
+    # where weights come from, and checkpoints
+    "init.checkpoint": Field("", str, "a workdir, a checkpoint or a .keras file to start from; empty: scratch"),
+    "init.weights": _one_of("average", ("average", "raw"), "which weights of that run; average falls back to raw"),
+    "checkpoint.keep": _at_least(3, 1, "newest checkpoints kept; the best one is kept besides"),
     "checkpoint.every_epochs": _at_least(1, 1, "epochs between checkpoints"),
+    "checkpoint.every_steps": _at_least(None, 1, "weight updates between checkpoints within epochs", optional=True),
+    "checkpoint.background": Field(True, bool, "write checkpoints beside the training"),
     # evaluation
     "eval.batch": _at_least(None, 1, "images in an evaluation step; None: as in training, at most 256", optional=True),
     "eval.every_epochs": _at_least(1, 1, "epochs between evaluations in training"),

@@ -17,10 +17,11 @@ class Evaluator:
       config: the resolved run.
       model: takes images of any size that it was built for and returns logits.
       source: the evaluation source.
+      devices: on which the model lies; each replica takes its part of the images.
     """
 
-    def __init__(self, config, model, source):
-        self.config, self.model, self.source = config, model, source
+    def __init__(self, config, model, source, devices):
+        self.config, self.model, self.source, self.devices = config, model, source, devices
         self._cross_entropy = SmoothedCrossEntropy(source.num_classes, label_smoothing=0.0, reduction="none")
         self._step = tf.function(self._sums)
 
@@ -29,8 +30,8 @@ class Evaluator:
         (images that could not be read, which weigh nothing), `images_per_second`."""
         started = time.time()
         sums = np.zeros(4, np.float64)
-        for images, labels, weights in assemble.eval_batches(self.config, self.source, size):
-            sums += self._step(images, labels, weights).numpy()
+        for batch in self.devices.distributed(self._batches(size)):
+            sums += self._step(batch).numpy()
         images = int(round(sums[3]))
         return {
             "top1": float(sums[0] / images),
@@ -41,7 +42,17 @@ class Evaluator:
             "images_per_second": round(images / (time.time() - started), 2),
         }
 
-    def _sums(self, images, labels, weights):
+    def _batches(self, size):
+        local = self.devices.local_replicas
+        batch = -(-self.config.eval.batch // self.devices.replicas)
+        data = assemble.eval_batches(self.config, self.source, size, batch=batch * local, shard=self.devices.shard)
+        return data if local == 1 else runtime.cut(data, batch)
+
+    def _sums(self, batch):
+        strategy = self.devices.strategy
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(self._replica_sums, args=batch), axis=None)
+
+    def _replica_sums(self, images, labels, weights):
         logits = tf.cast(self.model(images, training=False), tf.float32)
         right = [in_top(labels, logits, k) for k in (1, 5)]
         values = [tf.cast(r, tf.float32) for r in right] + [self._cross_entropy(labels, logits), tf.ones_like(weights)]
@@ -53,14 +64,16 @@ def evaluate(config, workdir):
 
     Plain names hold the figures at `data.eval_size` (or the first of `eval.sizes`), `sizes` those of every size.
     """
-    model, class_names = assemble.trained(config, workdir)
+    devices = runtime.setup(config)
+    with devices.evaluation_scope():
+        model, class_names = assemble.trained(config, workdir)
     source = assemble.open_source_of(config, "eval")
     if list(source.class_names) != class_names:
         raise UserError(
             f"{config.data.name} has {source.num_classes} classes, the run in {workdir!r} was trained on "
             f"{len(class_names)}, or on others; evaluate it on the data that it was trained for"
         )
-    evaluator = runtime.setup(config).evaluator(model, source)
+    evaluator = devices.evaluator(model, source)
     sizes = list(config.eval.sizes) or [config.data.eval_size]
     rows = [dict(size=size, **evaluator(size)) for size in sizes]
     main = rows[sizes.index(config.data.eval_size)] if config.data.eval_size in sizes else rows[0]

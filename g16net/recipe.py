@@ -6,6 +6,7 @@ it checks the fields and their combinations and fills each derived one, without 
 
 import math
 
+from g16net import batches
 from g16net import config as config_lib
 from g16net.config import ConfigError
 from g16net.ipu import settings as ipu_settings
@@ -89,11 +90,8 @@ def resolve(config):
         config.eval.batch = min(config.run.global_batch, 256)
     if config.runtime.strategy in ipu_settings.STRATEGIES:
         ipu_settings.resolve(config)
-    elif config.runtime.micro_batch or config.runtime.grad_accumulation:
-        raise ConfigError(
-            "runtime.micro_batch and runtime.grad_accumulation work with runtime.strategy=ipu or popdist; "
-            f"got {config.runtime.strategy}: leave them out"
-        )
+    elif config.runtime.strategy == "default":
+        batches.split(config.run.global_batch, 1, config.runtime.micro_batch, config.runtime.grad_accumulation)
     _check_combinations(config)
     return config.lock()
 
@@ -124,9 +122,24 @@ def _check_combinations(config):
         )
     if config.data.cutmix < 1 and config.run.global_batch < 2:
         raise ConfigError("data.cutmix needs a partner in the batch: run.global_batch is 1, set it to 2 or more")
-    if config.data.mix_on_device and config.runtime.strategy != "default":
+    split = config.runtime.micro_batch or config.runtime.grad_accumulation
+    if config.data.mix_on_device and (split or config.runtime.strategy != "default"):
         raise ConfigError(
-            f"data.mix_on_device works with runtime.strategy=default; got {config.runtime.strategy}: mix on the host"
+            "data.mix_on_device mixes the whole batch in one pass of one device, with runtime.strategy=default and "
+            f"without runtime.micro_batch or grad_accumulation; got {config.runtime.strategy}"
+            f"{' and smaller passes' if split else ''}: mix on the host"
+        )
+    if config.runtime.strategy in ipu_settings.STRATEGIES:
+        for name in ("dynamic_loss_scale", "max_skipped"):
+            if config.runtime[name]:
+                raise ConfigError(
+                    f"runtime.{name} waits for values that are not finite, and float16 on an IPU saturates instead; "
+                    "leave it out"
+                )
+    if config.runtime.dynamic_loss_scale and config.runtime.precision != "mixed_float16":
+        raise ConfigError(
+            "runtime.dynamic_loss_scale is for runtime.precision=mixed_float16; got "
+            f"{config.runtime.precision}: leave it out"
         )
     if config.data.cache != "none" and config.data.service:
         raise ConfigError(

@@ -8,6 +8,7 @@ import sys
 import time
 
 import g16net
+from g16net.config import UserError
 
 
 def write_json(path, value):
@@ -17,6 +18,37 @@ def write_json(path, value):
         json.dump(value, file, indent=2)
         file.write("\n")
     os.replace(partial, path)
+
+
+_locks = {}  # held to the end of the process, however it ends
+
+
+def lock(workdir):
+    """Makes this process the one that trains in `workdir`. UserError, naming the other one, where there is another."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    path = os.path.realpath(os.path.join(workdir, ".lock"))
+    if path in _locks:
+        return
+    file = open(path, "a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise UserError(
+            f"{workdir!r} is in use: {holder} trains there; wait for it, stop it, or give another --workdir"
+        ) from None
+    except OSError:  # a file system without locks
+        file.close()
+        return
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    _locks[path] = file
 
 
 def append_line(path, value):
@@ -67,12 +99,15 @@ def command():
 
 
 def finish(workdir, mode, started, figures):
-    """Writes `WORKDIR/<mode>.json`: the command, the versions, the wall time in seconds and the mode's figures."""
+    """Writes `WORKDIR/<mode>.json`: the command, the versions, the wall time in seconds and the mode's figures.
+
+    `started`: by `time.monotonic`.
+    """
     result = {
         "mode": mode,
         "command": command(),
         "versions": versions(),
-        "wall_seconds": round(time.time() - started, 3),
+        "wall_seconds": round(time.monotonic() - started, 3),
         **figures,
     }
     write_json(os.path.join(workdir, f"{mode}.json"), result)

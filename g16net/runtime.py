@@ -1,16 +1,32 @@
 """The hardware of a run: seeds, precision and the devices that train together. The only place that knows hardware."""
 
+import functools
+import json
 import os
 
 import tensorflow as tf
+from absl import logging
+from tensorflow import keras
 
-from g16net import compat
+from g16net import batches, compat, workers
+from g16net.config import RunError, UserError
 from g16net.ipu.settings import STRATEGIES as IPU_STRATEGIES
 from g16net.optim.losses import Top1
 
 
+def connect(config):
+    """What must come before anything else is asked of TensorFlow: devices are cut, other processes joined."""
+    if config.runtime.strategy == "mirrored":
+        _local_devices(config.runtime.virtual_cpus)
+    elif config.runtime.strategy == "multiworker":
+        _multiworker(*_cluster(config))
+    elif config.runtime.strategy == "tpu":
+        _tpu(config.runtime.tpu)
+
+
 def setup(config):
     """Prepares this process for `config` and returns the `Devices` on which to build and train."""
+    connect(config)
     if config.runtime.deterministic and hasattr(tf.config.experimental, "enable_op_determinism"):
         tf.config.experimental.enable_op_determinism()
     compat.set_seed(config.run.seed)
@@ -22,21 +38,112 @@ def setup(config):
     return Devices(config)
 
 
+def chief(config):
+    """Whether this process writes the run's files; known before devices are touched."""
+    if config.runtime.strategy == "multiworker":
+        return workers.cluster(config)[1] == 0
+    if config.runtime.strategy == "popdist":
+        from g16net.ipu import session
+
+        return session.poprun().getInstanceIndex() == 0
+    return True
+
+
+def _strategy(config):
+    """The `tf.distribute` strategy of the run."""
+    name = config.runtime.strategy
+    if name == "default":
+        return tf.distribute.get_strategy()
+    if compat.KERAS3:
+        raise UserError(
+            f"runtime.strategy={name} needs tf-keras, and this process runs Keras {compat.KERAS_VERSION}, which cannot "
+            "fit on several workers (keras-team/keras#20585); set TF_USE_LEGACY_KERAS=1, which launch.py does itself"
+        )
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy(_local_devices(config.runtime.virtual_cpus))
+    if name == "multiworker":
+        return _multiworker(*_cluster(config))
+    return _tpu(config.runtime.tpu)
+
+
+def _local_devices(virtual_cpus):
+    """The names of the devices to mirror on; None: TensorFlow's choice, all GPUs."""
+    if not virtual_cpus:
+        return None
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    present = len(tf.config.get_logical_device_configuration(cpu) or [cpu])
+    if present != virtual_cpus:
+        try:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * virtual_cpus)
+        except RuntimeError as error:
+            raise UserError(
+                f"runtime.virtual_cpus={virtual_cpus} comes too late: this process has started TensorFlow with "
+                f"{present}; set it in a new process"
+            ) from error
+    return [f"CPU:{i}" for i in range(virtual_cpus)]
+
+
+def _cluster(config):
+    addresses, index = workers.cluster(config)
+    return tuple(addresses), index
+
+
+@functools.lru_cache(maxsize=None)  # a process can join one cluster once
+def _multiworker(addresses, index):
+    os.environ["TF_CONFIG"] = json.dumps(
+        {"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": index}}
+    )
+    logging.info("Worker %d of %d at %s waits for the others", index, len(addresses), addresses[index])
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+@functools.lru_cache(maxsize=None)
+def _tpu(name):
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
+        raise UserError(
+            f"runtime.strategy=tpu found no TPU by runtime.tpu={name!r} ({str(error).splitlines()[0]}); give the TPU's name, or `local` on "
+            "a TPU virtual machine"
+        ) from error
+
+
 class Devices:
-    """What differs between kinds of hardware in the one training loop; here the one device that TensorFlow picks.
+    """What differs between kinds of hardware in the one training loop; here everything that TensorFlow itself runs.
 
     Attributes:
         strategy: the `tf.distribute` strategy under whose scope to build, compile and restore.
+        replicas: copies of the model that train together, over all workers.
         shard: `(index, count)` of this process's part of the data.
         chief: whether this process writes the run's files.
+        micro_batch, accumulation: images in one pass of a replica, and passes in one weight update.
     """
 
     shard = (0, 1)
-    chief = True
+    on_ipu = False
 
     def __init__(self, config):
         self.config = config
-        self.strategy = tf.distribute.get_strategy()
+        self.strategy = _strategy(config)
+        self.replicas = self.strategy.num_replicas_in_sync
+        if config.runtime.strategy == "multiworker":
+            addresses, index = _cluster(config)
+            self.shard = index, len(addresses)
+        self.micro_batch, self.accumulation = batches.split(
+            config.run.global_batch, self.replicas, config.runtime.micro_batch, config.runtime.grad_accumulation
+        )
+
+    @property
+    def chief(self):
+        return self.shard[0] == 0
+
+    @property
+    def local_replicas(self):
+        """Replicas of this process."""
+        return self.replicas // self.shard[1]
 
     def check(self, updates_per_epoch):
         """Raises ConfigError where an epoch of so many weight updates cannot be run; before a model is built."""
@@ -44,9 +151,20 @@ class Devices:
     def prepare(self, model):
         """Readies a new model for training."""
 
+    def evaluation_scope(self):
+        """Context in which to build a model that is only evaluated."""
+        return self.strategy.scope()
+
+    @property
+    def optimizer_accumulation(self):
+        """Passes that the optimizer itself adds up."""
+        return self.accumulation
+
     def optimizer(self, optimizer):
-        """The optimizer to compile with."""
-        return optimizer
+        """The optimizer to compile with: in float16 the loss is scaled up and its gradients down."""
+        if self.config.runtime.precision != "mixed_float16":
+            return optimizer
+        return compat.scale_loss(optimizer, self.config.runtime.loss_scale, self.config.runtime.dynamic_loss_scale)
 
     def metrics(self, loss):
         """The metrics to compile with."""
@@ -55,29 +173,116 @@ class Devices:
     @property
     def steps_per_execution(self):
         """Keras' steps in one call of the device."""
-        return self.config.runtime.steps_per_execution
+        return self.config.runtime.steps_per_execution * self.accumulation
 
     def steps(self, updates):
-        """What `fit` has to be told to make so many weight updates an epoch."""
-        return updates
+        """What `fit` has to be told to make so many weight updates."""
+        return updates * self.accumulation
 
     def feed(self, data):
         """From batches of this process's images of a weight update to what `fit` takes."""
-        return data
+        if self.accumulation * self.local_replicas > 1:
+            data = cut(data, self.micro_batch).prefetch(2 * self.local_replicas)
+        return self.distributed(data)
+
+    def distributed(self, data):
+        """From batches of one replica to those of all; the replicas of a process take them in turn."""
+        if self.config.runtime.strategy == "default":
+            return data
+        return self.strategy.distribute_datasets_from_function(lambda _: data)
 
     def callbacks(self, callbacks):
         """Callbacks that count weight updates, as `fit` takes them."""
-        return callbacks
+        return callbacks if self.accumulation == 1 else [CountUpdates(callbacks, self.accumulation)]
 
     def evaluator(self, model, source):
         """`size -> figures` of the model's present weights."""
         from g16net import evaluate
 
-        return evaluate.Evaluator(self.config, model, source)
+        return evaluate.Evaluator(self.config, model, source, self)
+
+    def sum_over_workers(self, values):
+        """The sum of a float32 vector over all processes, which must ask for it at the same time."""
+        if self.shard[1] == 1:
+            return values
+        return self._sum(tf.constant(values, tf.float32)).numpy() / self.local_replicas
+
+    @functools.cached_property
+    def _sum(self):
+        strategy = self.strategy
+        return tf.function(lambda v: strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: v), axis=None))
+
+    def any(self, flag):
+        """Whether `flag` is true in any process."""
+        return bool(self.sum_over_workers([float(bool(flag))])[0])
+
+    def equal(self, value):
+        """Whether a whole number is the same in all processes; false in at least one of them otherwise."""
+        return round(float(self.sum_over_workers([float(value)])[0])) == value * self.shard[1]
+
+    def failed(self, error):
+        """The RunError that says what ended a run of several workers, or None where `error` is of another kind."""
+        gone = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError)
+        if self.shard[1] > 1 and isinstance(error, gone + (tf.errors.DeadlineExceededError,)):
+            return RunError(
+                f"worker {self.shard[0]} of {self.shard[1]} lost the others ({str(error).splitlines()[0][:200]}); "
+                "start all workers again with the same command: they go on from the newest checkpoint"
+            )
+        return None
 
     def __str__(self):
         gpus = tf.config.list_physical_devices("GPU")
         if gpus:
-            return f"{len(gpus)} GPU"
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return f"CPU, {cores} cores"
+            text = f"{len(gpus)} GPU"
+        else:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+            text = f"CPU, {cores} cores"
+        if self.replicas > 1:
+            text += f", {self.replicas} replicas in {self.shard[1]} process{'es' if self.shard[1] > 1 else ''}"
+        if self.accumulation > 1:
+            text += f", micro batch {self.micro_batch} x {self.accumulation} accumulated"
+        return text
+
+
+def cut(data, size):
+    """Cuts batches into smaller ones of static shape."""
+
+    def reshape(*batch):
+        return tf.nest.map_structure(lambda x: tf.reshape(x, [-1, size] + x.shape[1:].as_list()), batch)
+
+    return data.map(reshape).unbatch()
+
+
+class CountUpdates(keras.callbacks.Callback):
+    """Hands Keras' calls, which count micro-batches, to callbacks that count weight updates."""
+
+    def __init__(self, callbacks, accumulation):
+        super().__init__()
+        self.callbacks, self.accumulation = callbacks, accumulation
+
+    def set_model(self, model):
+        super().set_model(model)
+        for callback in self.callbacks:
+            callback.set_model(model)
+
+    def _each(self, name, *arguments):
+        for callback in self.callbacks:
+            getattr(callback, name)(*arguments)
+
+    def on_train_begin(self, logs=None):
+        self._each("on_train_begin", logs)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._each("on_epoch_begin", epoch, logs)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._each("on_train_batch_begin", batch // self.accumulation, logs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._each("on_train_batch_end", batch // self.accumulation, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._each("on_epoch_end", epoch, logs)
+
+    def on_train_end(self, logs=None):
+        self._each("on_train_end", logs)

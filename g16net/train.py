@@ -1,7 +1,9 @@
 """The training loop: `compile` and `fit` with callbacks, for every experiment and all hardware.
 
 An epoch ends in this order: the weight average is updated, raw and averaged weights are evaluated, the record is
-written, the checkpoint is saved. A run that is started again goes on from the newest checkpoint that is whole.
+written, the checkpoint is saved. A run that is started again goes on from the newest checkpoint that is whole, in the
+middle of an epoch too: the next batch is the one that would have come. Where there is none, it starts from
+`init.checkpoint`; without that, from scratch.
 """
 
 import os
@@ -12,14 +14,20 @@ import tensorflow as tf
 from absl import logging
 from tensorflow import keras
 
-from g16net import assemble, checkpoint, records, runtime
-from g16net.config import ConfigError
+from g16net import assemble, checkpoint, compat, records, runtime, warm_start
+from g16net.config import ConfigError, RunError
 from g16net.optim.weight_average import WeightAverage
 from g16net.report import curves
+from g16net.signals import Signals, Stopped
 
 
 def train(config, workdir):
-    """Trains `config` (resolved) in `workdir` to its last epoch, resuming what is there. Returns the figures."""
+    """Trains `config` (resolved) in `workdir` to its last epoch, resuming what is there. Returns the figures.
+
+    Raises:
+        RunError: the run ended before its last epoch; the message says why and what is kept.
+        Stopped: SIGTERM or SIGINT came; a checkpoint of the step is saved.
+    """
     devices = runtime.setup(config)
     train_source, eval_source = assemble.open_sources(config)
     steps = steps_per_epoch(config, train_source)
@@ -30,7 +38,9 @@ def train(config, workdir):
     with devices.strategy.scope():
         model = assemble.model(config, train_source.num_classes, config.data.train_size)
         devices.prepare(model)
-        optimizer = devices.optimizer(assemble.optimizer(config, steps))
+        guard = "none" if devices.on_ipu else "skip" if config.runtime.max_skipped else "report"
+        inner = assemble.optimizer(config, steps, devices.optimizer_accumulation, guard)
+        optimizer = devices.optimizer(inner)
         loss = assemble.loss(config, train_source.num_classes)
         trainer = assemble.training_model(config, model)
         trainer.compile(
@@ -39,38 +49,60 @@ def train(config, workdir):
             metrics=devices.metrics(loss),
             steps_per_execution=devices.steps_per_execution,
         )
+        trainer.distribute_reduction_method = "first"  # metrics are reduced over replicas before they are logged
     average = WeightAverage(model, config.regularise.average)  # outside the scope: on the host
-    saved = checkpoint.Checkpoints(
-        checkpoint_folder(workdir), config.checkpoint.keep, model=model, optimizer=optimizer, average=average
-    )
     with devices.strategy.scope():
-        manifest = saved.restore_latest() or {"epoch": 0, "step": 0}
-    start_epoch, epochs = manifest["epoch"], config.run.epochs
-    describe(config, model, train_source, eval_source, steps, start_epoch, devices)
+        saved = checkpoint.Checkpoints(
+            checkpoint_folder(workdir),
+            checkpoint.state(model, optimizer, average),
+            config.checkpoint.keep,
+            write=devices.chief,
+            background=config.checkpoint.background,
+        )
+        manifest = saved.restore_latest()
+        if manifest is None and config.init.checkpoint:
+            warm_start.load(config, model)
+    position = Position(steps, manifest)
+    if not devices.equal(position.step):
+        raise RunError(
+            f"the workers found different checkpoints in {workdir!r} (this one step {position.step}); the workdir must "
+            "be one folder that all of them see"
+        )
+    describe(config, model, train_source, eval_source, position, devices)
 
     evaluator = devices.evaluator(model, eval_source)
-    if start_epoch < epochs:
-        trainer.fit(
-            devices.feed(assemble.train_batches(config, train_source, start_epoch, shard=devices.shard)),
-            epochs=epochs,
-            initial_epoch=start_epoch,
-            steps_per_epoch=devices.steps(steps),
-            callbacks=devices.callbacks(
-                [
-                    Progress(epochs, steps, config.run.global_batch),
-                    StopOnNotFinite(),
-                    EpochEnd(config, workdir, saved, average, evaluator, optimizer, steps, devices.chief),
-                ]
-            ),
-            verbose=0,
+    with Signals() as signals:
+        callbacks = devices.callbacks(
+            [
+                position,
+                Progress(position, config.run.epochs, config.run.global_batch),
+                StopOnNotFinite(inner, model.trainable_variables, position, config.runtime.max_skipped),
+                Bookkeeping(config, workdir, position, saved, average, evaluator, optimizer, devices, signals),
+            ]
         )
+        try:
+            # A resumed run first finishes its epoch, which is a shorter one, and then goes on with whole ones.
+            for epoch, first, epochs in position.stretches(config.run.epochs):
+                batches = assemble.train_batches(config, train_source, epoch, first, shard=devices.shard)
+                trainer.fit(
+                    devices.feed(batches),
+                    initial_epoch=epoch,
+                    epochs=epochs,
+                    steps_per_epoch=devices.steps(steps - first),
+                    callbacks=callbacks,
+                    verbose=0,
+                )
+            saved.wait()
+        except (tf.errors.OpError, OSError) as error:
+            raise run_error(error, devices, workdir, position) from error
     history = records.by_epoch(records.read_lines(records_path(workdir)))
     figures = final_figures(config, evaluator, average, history)
     figures.update(
         train_size=config.data.train_size,
-        epochs=epochs,
-        steps=epochs * steps,
-        resumed_from_epoch=start_epoch,
+        epochs=config.run.epochs,
+        steps=config.run.epochs * steps,
+        resumed_from_epoch=manifest["epoch"] if manifest else 0,
+        resumed_from_step=manifest["step"] if manifest else 0,
         records=records_path(workdir),
         checkpoints=checkpoint_folder(workdir),
     )
@@ -90,12 +122,24 @@ def steps_per_epoch(config, source):
     return steps
 
 
-def describe(config, model, train_source, eval_source, steps, start_epoch, devices):
+def run_error(error, devices, workdir, position):
+    """What the user is told of an error from below in the middle of a run."""
+    known = devices.failed(error)
+    if known is not None:
+        return known
+    reason = getattr(error, "message", None) or str(error)
+    return RunError(
+        f"the run in {workdir!r} ended at step {position.step + 1}: {reason.strip()}\n"
+        "The newest checkpoint is kept; mend the cause and run the same command again to go on from it"
+    )
+
+
+def describe(config, model, train_source, eval_source, position, devices):
     """One log line with what the run is about to do."""
     parameters = sum(int(tf.size(v)) for v in model.trainable_weights)
     logging.info(
         "%s: %s parameters, %d px; %s: %d training and %d test images, %d classes; "
-        "epochs %d to %d of %d steps, global batch %d; %s, %s",
+        "epochs %d to %d of %d steps%s, global batch %d; %s, %s",
         assemble.title(config),
         f"{parameters:,}",
         config.data.train_size,
@@ -103,9 +147,10 @@ def describe(config, model, train_source, eval_source, steps, start_epoch, devic
         train_source.num_examples,
         eval_source.num_examples,
         train_source.num_classes,
-        start_epoch + 1,
+        position.epoch + 1,
         config.run.epochs,
-        steps,
+        position.steps,
+        f", from step {position.in_epoch + 1}" if position.in_epoch else "",
         config.run.global_batch,
         devices,
         config.runtime.precision,
@@ -139,25 +184,93 @@ def records_path(workdir):
     return os.path.join(workdir, "records.jsonl")
 
 
-class StopOnNotFinite(keras.callbacks.Callback):
-    """Ends the run, naming the step, when the loss is not finite; the last good checkpoint stays."""
+class Position(keras.callbacks.Callback):
+    """How far the run is: `epoch` whole epochs and `in_epoch` weight updates of the next; `step` in all.
+
+    The first of the callbacks, so that the others see the present.
+    """
+
+    def __init__(self, steps, manifest=None):
+        super().__init__()
+        manifest = manifest or {}
+        self.steps = steps
+        self.epoch, self.in_epoch = manifest.get("epoch", 0), manifest.get("in_epoch", 0)
+        self.resumed = manifest if self.in_epoch else {}
+        self._first = self.in_epoch
+
+    @property
+    def step(self):
+        return self.epoch * self.steps + self.in_epoch
+
+    def stretches(self, epochs):
+        """`(epoch, first step, last epoch)` of each call of `fit`, at its start."""
+        if self.in_epoch:
+            yield self.epoch, self.in_epoch, self.epoch + 1
+        if self.epoch < epochs:
+            yield self.epoch, 0, epochs
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        self._first = self.in_epoch if self.in_epoch < self.steps else 0
+        self.in_epoch = self._first
 
     def on_train_batch_end(self, batch, logs=None):
+        self.in_epoch = self._first + batch + 1
+
+    def finish_epoch(self):
+        self.epoch, self.in_epoch, self.resumed = self.epoch + 1, 0, {}
+
+
+class StopOnNotFinite(keras.callbacks.Callback):
+    """Ends the run, naming the step and the variables, when the loss or a gradient is not finite.
+
+    Up to `max_skipped` updates with such gradients, which the optimizer leaves out, are only told. The last good
+    checkpoint stays.
+    """
+
+    def __init__(self, optimizer, variables, position, max_skipped):
+        super().__init__()
+        self.optimizer, self.position, self.max_skipped = optimizer, position, max_skipped
+        self.names = [compat.name_of(variable) for variable in variables]
+        self.skipped = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = self.position.step
         loss = float((logs or {}).get("loss", 0.0))
-        if not -float("inf") < loss < float("inf"):
-            step = int(self.model.optimizer.iterations)
-            raise FloatingPointError(
-                f"the training loss is {loss} at step {step}; the checkpoint before it is kept. "
-                "Lower --config.optim.learning_rate, or use --config.runtime.precision=float32"
-            )
+        if self.optimizer.guard != "none":
+            skipped = int(self.optimizer.skipped.numpy())
+            if skipped > self.skipped:
+                self.skipped = skipped
+                bad = [name for name, flag in zip(self.names, self.optimizer.not_finite.numpy()) if flag]
+                named = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+                if skipped > self.max_skipped:
+                    raise NotFinite(step, f"the gradients of {named} are not finite", loss)
+                logging.warning(
+                    "Step %d: the gradients of %s are not finite; update left out, %d of %d that may be.",
+                    step, named, skipped, self.max_skipped,
+                )  # fmt: skip
+                return
+        if not -float("inf") < loss < float("inf") and not self.skipped:
+            raise NotFinite(step, f"the training loss is {loss}", loss)
+
+
+class NotFinite(RunError, FloatingPointError):
+    """Values of the training that are not finite."""
+
+    def __init__(self, step, what, loss):
+        super().__init__(
+            f"{what} at step {step} (loss {loss:.4g}); the checkpoint before it is kept. Lower "
+            "--config.optim.learning_rate, use --config.runtime.precision=float32, or let some such updates be left "
+            "out: --config.runtime.max_skipped=10"
+        )
 
 
 class Progress(keras.callbacks.Callback):
     """Images a second and time left: a bar on a terminal, otherwise `lines` log lines an epoch."""
 
-    def __init__(self, epochs, steps, global_batch, lines=4, stream=None):
+    def __init__(self, position, epochs, global_batch, lines=4, stream=None):
         super().__init__()
-        self.epochs, self.steps, self.global_batch, self.lines = epochs, steps, global_batch, lines
+        self.position, self.epochs, self.global_batch, self.lines = position, epochs, global_batch, lines
         self.stream = stream or sys.stderr
         self.terminal = self.stream.isatty()
 
@@ -166,26 +279,26 @@ class Progress(keras.callbacks.Callback):
         self.shown = 0.0
 
     def on_train_batch_end(self, batch, logs=None):
-        now, done = time.time(), batch + 1
+        now, done, steps = time.monotonic(), self.position.in_epoch, self.position.steps
         if self.first is None:  # the first step compiles: speed counts from its end
             self.first = (now, done)
             return
-        every = max(self.steps // self.lines, 1)
+        every = max(steps // self.lines, 1)
         due = now - self.shown > 0.2 if self.terminal else done // every > (done - 1) // every
-        if not due and done < self.steps:
+        if not due and done < steps:
             return
         self.shown = now
         speed = (done - self.first[1]) / max(now - self.first[0], 1e-9)
-        left = ((self.epochs - self.epoch) * self.steps - done) / speed
+        left = ((self.epochs - self.epoch) * steps - done) / speed
         text = (
-            f"epoch {self.epoch + 1}/{self.epochs} step {done}/{self.steps} loss {float(logs['loss']):.4f} "
+            f"epoch {self.epoch + 1}/{self.epochs} step {done}/{steps} loss {float(logs['loss']):.4f} "
             f"{speed * self.global_batch:.0f} images/s, {duration(left)} left"
         )
         if not self.terminal:
             logging.info(text)
             return
-        filled = 24 * done // self.steps
-        end = "\n" if done == self.steps else ""
+        filled = 24 * done // steps
+        end = "\n" if done == steps else ""
         self.stream.write(f"\r[{'#' * filled}{'.' * (24 - filled)}] {text}\033[K{end}")
         self.stream.flush()
 
@@ -197,57 +310,99 @@ def duration(seconds):
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-class EpochEnd(keras.callbacks.Callback):
-    """Average, evaluation, record and checkpoint of each epoch, in this order; only the chief writes."""
+class Bookkeeping(keras.callbacks.Callback):
+    """At the end of each epoch average, evaluation, record and checkpoint, in this order; checkpoints in between.
 
-    def __init__(self, config, workdir, saved, average, evaluator, optimizer, steps, chief=True):
+    Only the chief writes.
+    """
+
+    def __init__(self, config, workdir, position, saved, average, evaluator, optimizer, devices, signals):
         super().__init__()
-        self.config, self.workdir, self.saved = config, workdir, saved
-        self.average, self.evaluator, self.optimizer, self.steps = average, evaluator, optimizer, steps
-        self.chief = chief
-        self.summary = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard")) if chief else None
+        self.config, self.workdir, self.position, self.saved = config, workdir, position, saved
+        self.average, self.evaluator, self.optimizer = average, evaluator, optimizer
+        self.devices, self.signals = devices, signals
+        self.summary = None
+        if devices.chief:
+            self.summary = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.started, self.first_step_done, self.batches = time.time(), None, 0
+        self.started, self.first_step_done = time.monotonic(), None
+        self.resumed = self.position.resumed
+        self.before = self.resumed.get("seconds", 0.0)
 
     def on_train_batch_end(self, batch, logs=None):
-        self.batches = batch + 1
+        done = self.position.in_epoch
         if self.first_step_done is None:
-            self.first_step_done = (time.time(), self.batches)
+            self.first_step_done, self.timed_from = time.monotonic(), done
+        if done == self.position.steps:
+            return  # the epoch's end saves, with its figures
+        every = self.config.checkpoint.every_steps
+        stop = self.devices.any(self.signals.received)
+        if stop or every and self.position.step // every > (self.position.step - self._updates()) // every:
+            self.saved.save(
+                self.position.step,
+                epoch=self.position.epoch,
+                in_epoch=done,
+                seconds=self.before + time.monotonic() - self.started,
+                **self._means(logs),
+            )
+        if stop:
+            self._stop()
+
+    def _updates(self):
+        return self.config.runtime.steps_per_execution
+
+    def _stop(self):
+        self.saved.wait()
+        raise Stopped(self.signals.received, self.position.step, self.workdir)
+
+    def _means(self, logs):
+        """Loss and top-1 over the steps of the epoch so far, those before a resume included."""
+        before, now = self.resumed.get("in_epoch", 0), self.position.in_epoch
+        return {
+            name: (self.resumed.get(name, 0.0) * before + float(logs[name]) * (now - before)) / now
+            for name in ("loss", "top1")
+        }
 
     def on_epoch_end(self, epoch, logs=None):
-        trained = time.time()
+        trained = time.monotonic()
+        means = self._means(logs)
         self.average.update()
-        done = epoch + 1
-        step = done * self.steps
-        since, before = self.first_step_done
-        timed = self.batches - before
+        self.position.finish_epoch()
+        done, step = self.position.epoch, self.position.step
+        timed = self.position.steps - self.timed_from
+        since, images = (self.first_step_done, timed) if timed else (self.started, self._updates())
         record = {
             "kind": "epoch",
             "epoch": done,
             "step": step,
-            "loss": float(logs["loss"]),
-            "top1": float(logs["top1"]),
+            **means,
             "learning_rate": learning_rate(self.optimizer, step - 1),
-            "images_per_second": round(
-                (timed or self.batches) * self.config.run.global_batch / (trained - (since if timed else self.started)),
-                2,
-            ),
-            "seconds": round(trained - self.started, 3),
+            "images_per_second": round(images * self.config.run.global_batch / (trained - since), 2),
+            "seconds": round(self.before + trained - self.started, 3),
         }
-        if done % self.config.eval.every_epochs == 0 or done == self.config.run.epochs:
+        last = done == self.config.run.epochs
+        if done % self.config.eval.every_epochs == 0 or last:
             record.update(self._evaluate())
-        if not self.chief:
+        self._record(record)
+        stop = self.devices.any(self.signals.received)
+        if done % self.config.checkpoint.every_epochs == 0 or last or stop:
+            score = record.get("eval_top1_average", record.get("eval_top1"))
+            self.saved.save(step, epoch=done, in_epoch=0, score=score)
+        if stop:
+            self._stop()
+
+    def _record(self, record):
+        if not self.devices.chief:
             return
         records.append_line(records_path(self.workdir), record)
         with self.summary.as_default():
             for name, value in record.items():
                 if isinstance(value, float):
-                    tf.summary.scalar(name, value, step=step)
+                    tf.summary.scalar(name, value, step=record["step"])
         self.summary.flush()
-        logging.info("Epoch %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in record.items() if isinstance(v, float)))
-        if done % self.config.checkpoint.every_epochs == 0 or done == self.config.run.epochs:
-            self.saved.save(step, epoch=done)
+        figures = ", ".join(f"{k} {v:.4g}" for k, v in record.items() if isinstance(v, float))
+        logging.info("Epoch %d: %s", record["epoch"], figures)
 
     def _evaluate(self):
         size = self.config.data.eval_size

@@ -5,12 +5,12 @@ import os
 import pytest
 import tensorflow as tf
 
-from g16net import checkpoint
+from g16net import checkpoint, config
 
 
 def _saved(directory, steps, keep=3):
     variable = tf.Variable(0.0)
-    saved = checkpoint.Checkpoints(directory, keep, state=variable)
+    saved = checkpoint.Checkpoints(directory, {"state": variable}, keep, background=False)
     for step in steps:
         variable.assign(float(step))
         saved.save(step, epoch=step // 10)
@@ -68,3 +68,43 @@ def test_an_unfinished_checkpoint_is_ignored_and_replaced(tmp_path):
     saved.save(20, epoch=2)
     assert not os.path.exists(tmp_path / "00000020.partial")
     assert saved.restore_latest()["step"] == 20
+
+
+def test_a_save_beside_the_training_holds_the_values_of_its_moment(tmp_path):
+    variables = {f"v{i}": tf.Variable(tf.zeros([256, 256])) for i in range(20)}
+    saved = checkpoint.Checkpoints(str(tmp_path), variables)
+    for step in (1, 2, 3):
+        saved.save(step)
+        for variable in variables.values():
+            variable.assign_add(tf.ones([256, 256]))
+            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=1.0, delta=-tf.ones([256, 256]))
+    saved.wait()
+    for step in (1, 2, 3):
+        stored = tf.train.load_checkpoint(str(tmp_path / f"{step:08d}" / "state"))
+        assert {float(stored.get_tensor(name)[-1, -1]) for name in variables} == {2.0 * (step - 1)}
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    saved = checkpoint.Checkpoints(str(tmp_path), {"state": tf.Variable(0.0)}, keep=2, background=False)
+    for step, score in enumerate([0.1, 0.7, 0.5, None, 0.6, 0.65], start=1):
+        saved.save(step, score=score)
+    assert sorted(os.listdir(tmp_path)) == ["00000002", "00000005", "00000006"]
+
+
+def test_a_checkpoint_of_another_network_is_refused_by_name(tmp_path):
+    checkpoint.Checkpoints(str(tmp_path), {"a": tf.Variable([1.0, 2.0])}, background=False).save(1)
+    for variables, message in (
+        ({"a": tf.Variable([0.0])}, r"a \[1\] has the shape \[2\] there"),
+        ({"b": tf.Variable(0.0)}, r"b \[\] is not in it"),
+    ):
+        with pytest.raises(config.UserError, match=message):
+            checkpoint.Checkpoints(str(tmp_path), variables).restore_latest()
+
+
+def test_a_save_that_fails_in_the_background_is_told_at_the_next(tmp_path):
+    (tmp_path / "file").write_text("")
+    saved = checkpoint.Checkpoints(str(tmp_path / "file"), {"a": tf.Variable(0.0)})
+    saved.save(1)
+    with pytest.raises(config.RunError, match="cannot save the checkpoint .*00000001.*are kept"):
+        saved.save(2)
+    saved.wait()

@@ -290,7 +290,8 @@ def make_run(workdir, settings):
     model = assemble.model(settings, source.num_classes)
     average = WeightAverage(model, settings.regularise.average)
     average.update(model)
-    checkpoint.Checkpoints(str(workdir / "checkpoints"), model=model, average=average).save(1, epoch=1)
+    variables = checkpoint.state(model=model, average=average)
+    checkpoint.Checkpoints(str(workdir / "checkpoints"), variables, background=False).save(1, epoch=1)
     assemble.save_classes(str(workdir), source)
     return settings, str(workdir)
 

@@ -25,8 +25,11 @@ ALLOWED = {
     "data": {"compat", "config", "data"},
     "report": {"config", "records", "report"},
     "batches": {"config"},
-    "recipe": {"config", "ipu", "models"},
-    "records": {"__init__", "compat"},
+    "recipe": {"batches", "config", "ipu", "models"},
+    "records": {"__init__", "compat", "config"},
+    "signals": set(),
+    "workers": {"config"},
+    "checkpoint": {"compat", "config", "records"},
     "experiments": {"config"},
 }
 

@@ -122,7 +122,7 @@ def test_averaged_and_raw_weights_differ_where_asked(trained):
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(tmp_path):
     config = tiny(optim__learning_rate=1e30, run__epochs=2)
-    with pytest.raises(FloatingPointError, match=r"at step \d+; .*learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"at step \d+ .*learning_rate"):
         train.train(config, str(tmp_path))
 
 

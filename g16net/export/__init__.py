@@ -11,7 +11,7 @@ import shutil
 from absl import logging
 
 from g16net import assemble, compat, extras
-from g16net.config import UserError
+from g16net.config import RunError, UserError
 from g16net.export import folding, onnx_graph, runners, saved_model, tflite, verify
 
 
@@ -109,7 +109,7 @@ def calibration(config):
 
 
 def check(config, model, path):
-    """Figures of the export at `path` against `model`; UserError where its logits are others."""
+    """Figures of the export at `path` against `model`; RunError where its logits are others."""
     runner = runners.load(path)
     sizes = sorted({config.data.eval_size, config.data.train_size, config.data.eval_size + 32})
     differences = [verify.on_noise(model, runner, size) for size in sizes]
@@ -122,7 +122,7 @@ def check(config, model, path):
     if tolerance is not None:
         figures["tolerance"] = tolerance * max(1.0, figures["largest_logit"])
         if not figures["largest_logit_difference"] <= figures["tolerance"]:
-            raise UserError(
+            raise RunError(
                 f"the export's logits differ from the model's by {figures['largest_logit_difference']:.3g}, more than "
                 f"{figures['tolerance']:.3g}: nothing was replaced; please report it with the versions of versions.json"
             )

@@ -7,6 +7,7 @@ What it leaves to us, with the reason, is in the functions below; how a run is d
 Graphcore's documentation: "Targeting the IPU from TensorFlow 2", "Keras with IPUs".
 """
 
+import contextlib
 import os
 import shutil
 import time
@@ -20,7 +21,7 @@ from g16net import assemble, compat
 from g16net.config import ConfigError, UserError
 from g16net.ipu import settings
 from g16net.optim.losses import SmoothedCrossEntropy, Top1, in_top
-from g16net.runtime import Devices
+from g16net.runtime import CountUpdates, Devices, cut
 
 # Bytes up to which the device merges the reductions of single variables over replicas and within one.
 MERGED_REDUCTION = 10 * 2**20
@@ -106,7 +107,6 @@ class Session(Devices):
             popdist = poprun()
             self.instances = popdist.getNumInstances()
             self.shard = popdist.getInstanceIndex(), self.instances
-            self.chief = self.shard[0] == 0
             self._check_poprun(popdist.getNumTotalReplicas(), popdist.getNumIpusPerReplica())
             popdist.tensorflow.set_ipu_config(cfg, ipus_per_replica=self.plan.ipus_per_replica, configure_device=True)
         else:
@@ -160,6 +160,12 @@ class Session(Devices):
             part.pipeline_stage = stages[part.layer.name]
         model.set_pipeline_stage_assignment(assignment)
 
+    on_ipu = True
+    optimizer_accumulation = 1  # the SDK adds up gradients itself
+
+    def evaluation_scope(self):
+        return contextlib.nullcontext()  # on the host: the evaluator has models of its own on the device
+
     def optimizer(self, optimizer):
         """Makes the update a mean over replicas and, in float16, scales the loss by a constant.
 
@@ -199,12 +205,7 @@ class Session(Devices):
 
     def feed(self, data):
         """Cuts batches into micro-batches of static shape. Replicas take them in turn."""
-        size = self.plan.micro_batch
-
-        def cut(*batch):
-            return tf.nest.map_structure(lambda x: tf.reshape(x, [-1, size] + x.shape[1:].as_list()), batch)
-
-        return data.map(cut).unbatch().prefetch(2 * self.local_replicas)
+        return cut(data, self.plan.micro_batch).prefetch(2 * self.local_replicas)
 
     def callbacks(self, callbacks):
         return [CountUpdates(callbacks, self.plan.accumulation)]
@@ -212,7 +213,7 @@ class Session(Devices):
     def evaluator(self, model, source):
         return Evaluator(self, model, source)
 
-    def sum_over_instances(self, values):
+    def sum_over_workers(self, values):
         """The sum of a float32 vector over all processes."""
         if self.instances == 1:
             return values
@@ -247,41 +248,6 @@ class Top1OverReplicas(Top1):
 
     def result(self):
         return super().result() if self._mean is None else self._mean(super().result())
-
-
-class CountUpdates(keras.callbacks.Callback):
-    """Hands Keras' calls, which count micro-batches, to callbacks that count weight updates."""
-
-    def __init__(self, callbacks, accumulation):
-        super().__init__()
-        self.callbacks, self.accumulation = callbacks, accumulation
-
-    def set_model(self, model):
-        super().set_model(model)
-        for callback in self.callbacks:
-            callback.set_model(model)
-
-    def _each(self, name, *arguments):
-        for callback in self.callbacks:
-            getattr(callback, name)(*arguments)
-
-    def on_train_begin(self, logs=None):
-        self._each("on_train_begin", logs)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._each("on_epoch_begin", epoch, logs)
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self._each("on_train_batch_begin", batch // self.accumulation, logs)
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._each("on_train_batch_end", batch // self.accumulation, logs)
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._each("on_epoch_end", epoch, logs)
-
-    def on_train_end(self, logs=None):
-        self._each("on_train_end", logs)
 
 
 @compat.register
@@ -328,7 +294,7 @@ class Evaluator:
         scorer = self._models[size]
         scorer.set_weights(self.model.get_weights())
         rows = scorer.predict(data, steps=micro_batches * session.local_replicas)
-        sums = session.sum_over_instances(np.sum(rows, axis=0, dtype=np.float64))
+        sums = session.sum_over_workers(np.sum(rows, axis=0, dtype=np.float64))
         images = int(round(float(sums[3])))
         return {
             "top1": float(sums[0] / images),

@@ -41,7 +41,7 @@ class RMSProp(compat.Optimizer):
         weight_decay: L2 coefficient in the gradient; not multiplied by anything but the learning rate.
         exclude_from_weight_decay: regular expressions that match the whole last part of a variable's name. The default
             leaves out scales and shifts of norms; kernels, every bias, `proxy_gamma` and `proxy_beta` are decayed.
-        **kwargs: of the Keras optimiser, such as `clipnorm`.
+        **kwargs: of the Keras optimiser, such as `clipnorm`, and `accumulation` and `guard` (see `compat.Optimizer`).
 
     Raises:
         ValueError: for values out of range, and for float16 or bfloat16 variables, whose accumulator would stall.
@@ -125,6 +125,8 @@ class RMSProp(compat.Optimizer):
             momentum=self.momentum,
             epsilon=self.epsilon,
             weight_decay=self.l2,
+            accumulation=self.accumulation,
+            guard=self.guard,
             exclude_from_weight_decay=list(self.undecayed),
         )
         return config

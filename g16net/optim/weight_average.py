@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
+from g16net import compat
+
 
 def exponential(values, decay=0.97):
     """The average of an iterable of arrays: the first, then decay * average + (1 - decay) * next, in float64."""
@@ -54,6 +56,11 @@ class WeightAverage(tf.Module):
             tf.Variable(tf.zeros(weight.shape), trainable=False, name=f"average_{index}")
             for index, weight in enumerate(_averaged(model) if decay else [])
         ]
+
+    def named(self):
+        """{name: variable} of the average, by the names of the weights."""
+        names = [compat.name_of(weight) for weight in _averaged(self._model())] if self.decay else []
+        return {"updates": self.updates, **dict(zip(names, self.averages))}
 
     def update(self, model=None):
         """Takes the weights of `model` (by default the model given first) into the average."""

@@ -1,0 +1,84 @@
+"""Initial weights from another run or file: everything that has the same name and shape.
+
+The order is one for every run: the workdir's own newest checkpoint, then `init.checkpoint`, then scratch.
+"""
+
+import os
+
+import tensorflow as tf
+from absl import logging
+from tensorflow import keras
+
+from g16net import checkpoint, compat
+from g16net.config import UserError
+
+
+def load(config, model):
+    """Overwrites the weights of `model` with those of `init.checkpoint` that fit; the log lists what did not.
+
+    Raises:
+        UserError: there is nothing to read, or not one weight fits.
+    """
+    path = config.init.checkpoint
+    stored = read(path, config.init.weights)
+    loaded, kept = [], []
+    for variable in checkpoint.model_state(model).values():
+        name = compat.name_of(variable)
+        if name in stored and stored[name].shape == tuple(variable.shape):
+            variable.assign(stored[name])
+            loaded.append(name)
+        else:
+            kept.append(f"{name} ({'shape ' + str(stored[name].shape) if name in stored else 'not'} there)")
+    if not loaded:
+        raise UserError(
+            f"init.checkpoint={path}: not one of its {len(stored)} weights fits this {model.name}; its names are "
+            f"{', '.join(list(stored)[:3])}, ..."
+        )
+    unused = sorted(set(stored) - set(loaded))
+    logging.info(
+        "Started from %s: %d of %d weights loaded%s%s",
+        path,
+        len(loaded),
+        len(loaded) + len(kept),
+        f"; new: {_few(kept)}" if kept else "",
+        f"; not used: {_few(unused)}" if unused else "",
+    )
+    return loaded, kept
+
+
+def read(path, weights="average"):
+    """{name: array} of the weights in `path`: a workdir, a checkpoint's folder, or a `.keras` file."""
+    if path.endswith(".keras"):
+        return _from_keras(path)
+    folder = path
+    if not os.path.exists(os.path.join(path, "state.index")):
+        inner = os.path.join(path, "checkpoints")
+        folder, _ = checkpoint.newest_whole(inner if os.path.isdir(inner) else path)
+    if folder is None:
+        raise UserError(
+            f"init.checkpoint={path} holds no whole checkpoint; give a workdir, one of its checkpoints/STEP, or a "
+            ".keras file"
+        )
+    stored = tf.train.load_checkpoint(os.path.join(folder, "state"))
+    names = stored.get_variable_to_shape_map()
+    averaged = weights == "average" and any(name.startswith("average/") and "/" in name[8:] for name in names)
+    prefix = "average/" if averaged else "model/"
+    return {
+        name[len(prefix) :]: stored.get_tensor(name)
+        for name in sorted(names)
+        if name.startswith(prefix) and name != "average/updates"
+    }
+
+
+def _from_keras(path):
+    from g16net import layers, optim  # noqa: F401  what the file may name
+
+    try:
+        model = keras.models.load_model(path, compile=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"init.checkpoint={path} cannot be read as a Keras model: {error}") from error
+    return {compat.name_of(v): v.numpy() for v in model.weights if tf.as_dtype(v.dtype).is_floating}
+
+
+def _few(names, most=6):
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
