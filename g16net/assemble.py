@@ -53,14 +53,15 @@ def _open(name, split, data_dir, options):
     return open_source(name, split, data_dir, **dict(options))
 
 
-def train_batches(config, source, start_epoch=0, start_step=0, shard=(0, 1)):
+def train_batches(config, source, start_epoch=0, start_step=0, shard=(0, 1), size=None):
     """Batches of (uint8 images, targets) from any step of any epoch on, endless.
 
-    `shard`: (index, count) of this worker. Targets are class ids, or ids and weights where the batch is mixed.
+    `shard`: (index, count) of this worker; `size`: pixels, by default `data.train_size`. Targets are class ids, or ids
+    and weights where the batch is mixed.
     """
     return pipeline.train_batches(
         kept(config, source),
-        train_transform(config),
+        train_transform(config, size),
         config.run.global_batch,
         config.run.seed,
         start_epoch=start_epoch,
@@ -78,13 +79,23 @@ def eval_batches(config, source, size, batch=None, shard=(0, 1)):
 
     `batch`: images in one, by default `eval.batch`.
     """
+    return pipeline.eval_batches(
+        source,
+        eval_transform(config, size),
+        batch or config.eval.batch,
+        shard=shard,
+        max_corrupt=config.data.max_corrupt,
+    )
+
+
+def eval_transform(config, size):
+    """`(record, seed) -> record` with the test image of `size` pixels; draws nothing."""
     fit = "resize" if config.data.crop == "pad" else "crop"
 
     def transform(record, seed):
         return dict(record, image=transforms.eval_image(record["image"], size, fit=fit, resize=config.data.resize))
 
-    batch = batch or config.eval.batch
-    return pipeline.eval_batches(source, transform, batch, shard=shard, max_corrupt=config.data.max_corrupt)
+    return transform
 
 
 def kept(config, source):
@@ -125,14 +136,15 @@ def augment(config):
     return None
 
 
-def train_transform(config):
-    """`(record, seed) -> record` with the training image of `data.train_size` pixels."""
+def train_transform(config, size=None):
+    """`(record, seed) -> record` with the training image of `size` (default: `data.train_size`) pixels."""
     data, policy = config.data, augment(config)
+    size = size or data.train_size
 
     def box(record, seed):
         return transforms.train_image(
             record["image"],
-            data.train_size,
+            size,
             seed,
             area=(data.area_min, 1.0),
             boxes=record.get("boxes"),
@@ -145,9 +157,9 @@ def train_transform(config):
     def pad(record, seed):
         image = transforms.small_image(
             record["image"],
-            data.train_size,
+            size,
             seed,
-            pad=data.train_size // 8,
+            pad=size // 8,
             flip=data.flip,
             resize=data.resize,
         )
@@ -155,6 +167,15 @@ def train_transform(config):
 
     prepare = {"box": box, "pad": pad}[data.crop]
     return lambda record, seed: dict(record, image=prepare(record, seed))
+
+
+def progressive_parts(config, first=0, last=None):
+    """The epochs from `first` to before `last` as `(size, begin, end)`, by the parts of `data.progressive`."""
+    sizes, epochs = config.data.progressive or (config.data.train_size,), config.run.epochs
+    last = epochs if last is None else last
+    ends = [epochs * (part + 1) // len(sizes) for part in range(len(sizes))]
+    parts = [(size, max(begin, first), min(end, last)) for size, begin, end in zip(sizes, [0] + ends, ends)]
+    return [part for part in parts if part[1] < part[2]]
 
 
 def model(config, num_classes, size=None):
@@ -234,20 +255,54 @@ def load_classes(workdir):
         return json.load(file)
 
 
-def trained(config, workdir):
-    """`(model, class_names)`: the network for any image size with the newest weights of `workdir`.
+def trained(config, workdir, size=None, weights=None):
+    """`(model, class_names)`: the network with the newest weights of `workdir`.
 
-    The averaged weights where `eval.weights` is "average", else the raw ones.
+    Args:
+        size: pixels of its images; None: any.
+        weights: "average", "raw" or "finetuned"; None: `eval.weights`.
     """
+    weights = weights or config.eval.weights
     class_names = load_classes(workdir)
-    folder, _ = checkpoint.newest_whole(os.path.join(workdir, "checkpoints"))
-    if folder is None:
-        raise UserError(f"{workdir!r} holds no checkpoint; train there first with --mode=train")
-    network = model(config, len(class_names))
+    if weights == "finetuned":
+        network = model(config, len(class_names), size)
+        checkpoint.read(_newest(finetuned_folder(config, workdir), "finetune"), checkpoint.model_state(network))
+        return network, class_names
+    folder = _newest(workdir, "train")
+    network = model(config, len(class_names), size)
     average = WeightAverage(network, config.regularise.average)
-    if config.eval.weights == "average":
+    if weights == "average":
         checkpoint.read(folder, checkpoint.state(average=average))
         average.copy_to()
     else:
         checkpoint.read(folder, checkpoint.model_state(network))
     return network, class_names
+
+
+def _newest(folder, mode):
+    newest, _ = checkpoint.newest_whole(os.path.join(folder, "checkpoints"))
+    if newest is None:
+        raise UserError(f"{folder!r} holds no checkpoint; make one first with --mode={mode}")
+    return newest
+
+
+def finetuned_folder(config, workdir):
+    """The folder of the fine-tuning that `eval.finetune_size` picks, or of the only one there is."""
+    top = os.path.join(workdir, config.finetune.folder)
+    size, sizes = config.eval.finetune_size, finetuned_sizes(config, workdir)
+    if size is None and len(sizes) == 1:
+        (size,) = sizes
+    if size not in sizes:
+        there = f"there is {', '.join(map(str, sizes))}" if sizes else "none is there"
+        raise UserError(
+            f"eval.weights=finetuned, eval.finetune_size={size}: no such finished fine-tuning in {top!r}; {there}. "
+            + (f"Set --config.eval.finetune_size={sizes[0]}" if sizes else "Make it first with --mode=finetune")
+        )
+    return os.path.join(top, str(size))
+
+
+def finetuned_sizes(config, workdir):
+    """The sizes whose fine-tuning in `finetune.folder` is finished, in order."""
+    top = os.path.join(workdir, config.finetune.folder)
+    names = os.listdir(top) if os.path.isdir(top) else []
+    return sorted(int(n) for n in names if n.isdigit() and os.path.exists(os.path.join(top, n, "finetune.json")))

@@ -31,6 +31,7 @@ from g16net.signals import Stopped  # noqa: E402
 
 MODES = {
     "train": "g16net.train",
+    "finetune": "g16net.finetune",
     "evaluate": "g16net.evaluate",
     "export": "g16net.export",
     "verify_export": "g16net.export.verify",
@@ -39,7 +40,7 @@ MODES = {
     "benchmark_data": "g16net.benchmark_data",
 }
 
-RUN_MODES = {"train", "evaluate", "export"}  # they belong to one run, whose config the workdir keeps
+RUN_MODES = {"train", "finetune", "evaluate", "export"}  # they belong to one run, whose config the workdir keeps
 WORKER_MODES = {"train", "evaluate"}  # all workers of a run do them together; the others are the chief's
 NO_DATA_MODES = {"export", "predict"}  # they open no data, or only what they need of it
 OPTIONS = {"benchmark_data": ("peers",), "verify_export": ("file",), "predict": ("images",)}  # flags that modes take
@@ -47,7 +48,9 @@ OPTIONS = {"benchmark_data": ("peers",), "verify_export": ("file",), "predict": 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("experiment", None, "Name of an experiment, or a .py file, with its arguments after a colon.")
 flags.DEFINE_list(
-    "mode", ["train", "evaluate", "export"], "What to do, in order: " + ", ".join(MODES) + "; or data_service."
+    "mode",
+    ["train", "evaluate", "export"],
+    "What to do, in order: " + ", ".join(MODES) + "; or alone: sweep, data_service.",
 )
 flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/EXPERIMENT. A run that is there is resumed.")
 flags.DEFINE_string("data", None, "A folder with data, or a source: digits, synthetic, tfds:NAME.")
@@ -56,6 +59,8 @@ flags.DEFINE_bool("dry_run", False, "Print the resolved config, the costs and th
 flags.DEFINE_string("format", "", "export, verify_export: the same as --config.export.format.")
 flags.DEFINE_string("file", "", "verify_export: the exported file; default: where export writes it.")
 flags.DEFINE_list("images", [], "predict: image files, folders and globs.")
+flags.DEFINE_integer("jobs", 1, "sweep: runs at a time in this process' care; others may work in the same workdir.", 1)
+flags.DEFINE_bool("retry", False, "sweep: try again what failed.")
 flags.DEFINE_list("peers", [], "What benchmark_data is compared with: timm, tf.")
 flags.DEFINE_string("role", "", "data_service: dispatcher or worker.")
 flags.DEFINE_integer("port", 0, "data_service: port to listen on; 0 takes a free one.")
@@ -108,8 +113,9 @@ def ours_or_warning(record):
     return record.levelno >= std_logging.WARNING or os.sep + "g16net" + os.sep in record.pathname
 
 
-def start_tensorflow():
-    """Imports TensorFlow and finds its devices without its start-up chatter, which no log level hushes since 2.17."""
+def start_tensorflow(modules=(), devices=True):
+    """Imports TensorFlow, and `modules`, and finds its devices without its start-up chatter, which no log level hushes
+    since 2.17."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as chatter:
@@ -117,7 +123,10 @@ def start_tensorflow():
         try:
             import tensorflow as tf
 
-            tf.config.list_physical_devices()
+            for module in modules:
+                importlib.import_module(module)
+            if devices:
+                tf.config.list_physical_devices()
             tf.get_logger().setLevel("ERROR")  # its hints are for the authors of programs, not for their users
         except BaseException:
             chatter.seek(0)
@@ -133,14 +142,20 @@ def execute(assignments):
     if FLAGS.mode == ["data_service"]:
         serve_data()
         return 0
+    if FLAGS.mode == ["sweep"]:
+        return run_sweep(assignments)
     for mode in FLAGS.mode:
-        if mode not in MODES:  # data_service stands alone
+        if mode not in MODES:  # sweep and data_service stand alone
             raise UserError(f"unknown mode {mode!r}. {config_lib.suggest(mode, MODES)}")
-    config, name, demo = resolve(assignments)
+    if FLAGS.format:
+        assignments = assignments + [("export.format", FLAGS.format)]
+    config, name, demo = resolve(assignments, FLAGS.experiment, FLAGS.data, FLAGS.workdir)
     start_tensorflow()
     if FLAGS.dry_run:
         dry_run(config)
         return 0
+    for mode in FLAGS.mode:  # what a mode cannot do is found before another has spent time
+        getattr(importlib.import_module(MODES[mode]), "check", lambda config: None)(config)
     workdir = FLAGS.workdir or os.path.join("runs", name)
     from g16net import runtime
 
@@ -170,6 +185,24 @@ def execute(assignments):
     return 1 if failed else 0
 
 
+def run_sweep(assignments):
+    """Works on the runs of a sweep file until all have ended. Returns the exit status."""
+    from g16net import sweep
+
+    if not FLAGS.experiment:
+        raise UserError("name a sweep file: --experiment=experiments/sweeps/norms.py")
+    workdir = FLAGS.workdir or os.path.join("runs", experiments.run_name(FLAGS.experiment, demo=False))
+    if FLAGS.dry_run:
+        print(sweep.plan(FLAGS.experiment, workdir, assignments, FLAGS.data or ""))
+        return 0
+    try:
+        summary = sweep.sweep(FLAGS.experiment, workdir, assignments, FLAGS.data or "", FLAGS.jobs, FLAGS.retry)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0 if summary["done"] == len(summary["runs"]) else 1
+
+
 def serve_data():
     """Runs a server of tf.data's service until it is stopped."""
     start_tensorflow()
@@ -185,28 +218,24 @@ DEMO_START = (
 DEMO_END = "This was the DEMO FORM on digits, not ImageNet; --data=... trains on yours."
 
 
-def resolve(assignments):
+def resolve(assignments, experiment, data=None, workdir=None):
     """`(config, name, demo)` of the experiment, the data and the assignments on the command line.
 
     Without an experiment, the config of the run in `workdir`.
     """
-    if not FLAGS.experiment:
-        stored = FLAGS.workdir and os.path.join(FLAGS.workdir, "config.json")
+    if not experiment:
+        stored = workdir and os.path.join(workdir, "config.json")
         if not stored or not os.path.exists(stored):
             raise UserError("name an experiment: --experiment=g16_ln_pn (see --list), or the --workdir of a run")
         config = config_lib.load(stored)
         demo = False
     else:
-        config = experiments.load(FLAGS.experiment)
-        demo = (
-            config.data.name == "auto" and not FLAGS.data and not any(k.startswith("data.name") for k, _ in assignments)
-        )
-    if FLAGS.data:
+        config = experiments.load(experiment)
+        demo = config.data.name == "auto" and not data and not any(k.startswith("data.name") for k, _ in assignments)
+    if data:
         from g16net.data.detect import detect
 
-        config.data.name, config.data.dir = detect(FLAGS.data)
-    if FLAGS.format:
-        assignments = assignments + [("export.format", FLAGS.format)]
+        config.data.name, config.data.dir = detect(data)
     config_lib.override(config, assignments)
     if demo or config.data.name == "auto":
         from g16net.data.detect import prepared_imagenet
@@ -221,9 +250,9 @@ def resolve(assignments):
             config.data.name, config.data.dir = detect(config.data.dir)
             demo = False
         else:
-            config = experiments.load(FLAGS.experiment, demo=True)
+            config = experiments.load(experiment, demo=True)
             config_lib.override(config, assignments)
-    name = experiments.run_name(FLAGS.experiment, demo) if FLAGS.experiment else os.path.basename(FLAGS.workdir)
+    name = experiments.run_name(experiment, demo) if experiment else os.path.basename(workdir)
     return recipe.resolve(config), name, demo
 
 

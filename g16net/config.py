@@ -8,6 +8,7 @@ names the key, the value and a valid one, before a dataset or a device is opened
 import difflib
 import json
 import math
+import re
 from typing import Any, Callable, NamedTuple, Optional, Tuple
 
 import ml_collections
@@ -74,6 +75,9 @@ FIELDS = {
     "data.eval_split": Field("", str, "name of the split to evaluate on; empty: the source's own"),
     "data.resolution": _one_of("native", ("native", "half"), "training size from the variant table, unless train_size"),
     "data.train_size": _at_least(None, 8, "training pixels; None: from variant and resolution", optional=True),
+    "data.progressive": _sizes(
+        (), "training pixels over equal parts of the epochs, the last train_size; empty: train_size throughout"
+    ),
     "data.eval_size": _at_least(None, 8, "test pixels; None: the variant's native size", optional=True),
     "data.crop": _one_of("box", ("box", "pad"), "box: ImageNet's random box; pad: resize, shift by up to 1/8 (CIFAR)"),
     "data.area_min": _fraction(0.05, "least area of the random box"),
@@ -151,6 +155,40 @@ FIELDS = {
         0.8, float, "of the last block in stochastic depth; 1 turns it off", "above 0 and up to 1", lambda v: 0 < v <= 1
     ),
     "regularise.average": _fraction(0.97, "decay an epoch of the averaged weights; 0 turns them off", closed=False),
+    # fine-tuning (mode finetune)
+    "finetune.layers": Field("top", str, "trained parts from the end, such as top,block7,block6; the rest is frozen"),
+    "finetune.sizes": _sizes(
+        (), "pixels, one fine-tuning each; empty: the fitting size nearest to the variant's native"
+    ),
+    "finetune.epochs": _at_least(2, 1, "passes over the training split"),
+    "finetune.global_batch": _at_least(
+        None, 1, "images in a weight update; None: 512, or run.global_batch where that is less", optional=True
+    ),
+    "finetune.learning_rate": _above_zero(
+        None, "before warm-up and cosine; None: 2^-11 x finetune.global_batch", optional=True
+    ),
+    "finetune.warmup_epochs": _at_least(
+        5.0, 0, "of linear warm-up; the published 5 outlast the run, whose rate peaks at a tenth; 0: none", kind=float
+    ),
+    "finetune.decay": Field(
+        None,
+        float,
+        "of the mean square; None: 1 - 2^-14 x finetune.global_batch",
+        "at least 0 and below 1",
+        lambda v: 0 <= v < 1,
+        True,
+    ),
+    "finetune.noise": _one_of(
+        "top",
+        ("top", "all"),
+        "all: mixing and the frozen blocks' stochastic depth stay on, as published; no features kept",
+    ),
+    "finetune.cache_gb": _at_least(
+        4.0, 0, "most gigabytes of memory for the frozen part's features; 0: compute them in every epoch", kind=float
+    ),
+    "finetune.folder": Field(
+        "finetune", str, "folder in the workdir for its results", "a name", lambda v: bool(re.fullmatch(r"[\w.=-]+", v))
+    ),
     # runtime
     "runtime.strategy": _one_of(
         "default",
@@ -213,7 +251,13 @@ FIELDS = {
     # evaluation
     "eval.batch": _at_least(None, 1, "images in an evaluation step; None: as in training, at most 256", optional=True),
     "eval.every_epochs": _at_least(1, 1, "epochs between evaluations in training"),
-    "eval.weights": _one_of("average", ("average", "raw"), "which weights to evaluate and export; average needs one"),
+    "eval.weights": _one_of(
+        "average", ("average", "raw", "finetuned"), "which weights to evaluate and export; average needs one"
+    ),
+    "eval.finetune_size": _at_least(
+        None, 8, "which of finetune.folder's sizes to take the weights of; None: the only one", optional=True
+    ),
+    "eval.per_class": Field(False, bool, "write accuracy by class and the confusion matrix of each size to files"),
     "eval.sizes": _sizes((), "test sizes in pixels; empty: data.eval_size"),
     # export
     "export.format": _one_of("saved_model", ("saved_model", "tflite", "onnx", "keras"), "what --mode=export writes"),

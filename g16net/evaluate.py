@@ -1,12 +1,15 @@
 """Accuracy and loss over a whole split: every image once, batches padded and masked, sums in float64."""
 
+import csv
+import os
 import time
 
 import numpy as np
 import tensorflow as tf
 
-from g16net import assemble, runtime
-from g16net.config import UserError
+from g16net import assemble, records, runtime
+from g16net.config import ConfigError, UserError
+from g16net.models import costs
 from g16net.optim.losses import SmoothedCrossEntropy, in_top
 
 
@@ -18,51 +21,72 @@ class Evaluator:
       model: takes images of any size that it was built for and returns logits.
       source: the evaluation source.
       devices: on which the model lies; each replica takes its part of the images.
+      batches: `size -> batches` of (what `model` takes, labels, weights); by default the source's images.
     """
 
-    def __init__(self, config, model, source, devices):
+    def __init__(self, config, model, source, devices, batches=None):
         self.config, self.model, self.source, self.devices = config, model, source, devices
+        self._batches = batches or self._images
         self._cross_entropy = SmoothedCrossEntropy(source.num_classes, label_smoothing=0.0, reduction="none")
         self._step = tf.function(self._sums)
 
-    def __call__(self, size):
+    def __call__(self, size, confusion=None):
         """Figures at `size` pixels: `top1`, `top5`, `loss` (cross-entropy without smoothing), `images`, `corrupt`
-        (images that could not be read, which weigh nothing), `images_per_second`."""
-        started = time.time()
+        (images that could not be read, which weigh nothing), `images_per_second` (without the first batch, which
+        waits for the program to be made, where there are more).
+
+        `confusion`: int64 [classes, classes], to which the counts of (true class, predicted class) are added.
+        """
+        started, first = time.time(), 0.0
         sums = np.zeros(4, np.float64)
         for batch in self.devices.distributed(self._batches(size)):
-            sums += self._step(batch).numpy()
+            batch_sums, *counts = self._step(batch, confusion is not None)
+            sums += batch_sums.numpy()
+            if counts:
+                confusion += counts[0].numpy()
+            if not first:
+                began, first = started, sums[3]
+                started = time.time()
         images = int(round(sums[3]))
+        timed, since = (images - first, started) if images > first else (images, began)
         return {
             "top1": float(sums[0] / images),
             "top5": float(sums[1] / images),
             "loss": float(sums[2] / images),
             "images": images,
             "corrupt": self.source.num_examples - images,
-            "images_per_second": round(images / (time.time() - started), 2),
+            "images_per_second": round(timed / (time.time() - since), 2),
         }
 
-    def _batches(self, size):
+    def _images(self, size):
         local = self.devices.local_replicas
         batch = -(-self.config.eval.batch // self.devices.replicas)
         data = assemble.eval_batches(self.config, self.source, size, batch=batch * local, shard=self.devices.shard)
         return data if local == 1 else runtime.cut(data, batch)
 
-    def _sums(self, batch):
+    def _sums(self, batch, count):
+        """Sums over the replicas: those of the figures and, where asked for, the confusion matrix."""
         strategy = self.devices.strategy
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(self._replica_sums, args=batch), axis=None)
+        own = strategy.run(self._replica_sums, args=(*batch, count))
+        return [strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None) for values in own]
 
-    def _replica_sums(self, images, labels, weights):
+    def _replica_sums(self, images, labels, weights, count):
         logits = tf.cast(self.model(images, training=False), tf.float32)
         right = [in_top(labels, logits, k) for k in (1, 5)]
         values = [tf.cast(r, tf.float32) for r in right] + [self._cross_entropy(labels, logits), tf.ones_like(weights)]
-        return tf.stack([tf.reduce_sum(tf.cast(v * weights, tf.float64)) for v in values])
+        sums = tf.stack([tf.reduce_sum(tf.cast(v * weights, tf.float64)) for v in values])
+        if not count:
+            return (sums,)
+        predicted = tf.math.top_k(logits, 1).indices[:, 0]  # of equal logits the lower class, as in `in_top`
+        classes, sound = self.source.num_classes, tf.cast(weights > 0, tf.int64)
+        return sums, tf.math.confusion_matrix(labels, predicted, classes, weights=sound, dtype=tf.int64)
 
 
 def evaluate(config, workdir):
-    """Evaluates the newest checkpoint of `workdir` at every size of `eval.sizes`. Returns the figures.
+    """Evaluates the weights of `workdir` that `eval.weights` names at every size of `eval.sizes`. Returns the figures.
 
-    Plain names hold the figures at `data.eval_size` (or the first of `eval.sizes`), `sizes` those of every size.
+    Plain names hold the figures at `data.eval_size` (for fine-tuned weights: at their size; or the first of
+    `eval.sizes`), `sizes` those of every size. Each is appended to `WORKDIR/evaluations.jsonl` too.
     """
     devices = runtime.setup(config)
     with devices.evaluation_scope():
@@ -74,7 +98,53 @@ def evaluate(config, workdir):
             f"{len(class_names)}, or on others; evaluate it on the data that it was trained for"
         )
     evaluator = devices.evaluator(model, source)
-    sizes = list(config.eval.sizes) or [config.data.eval_size]
-    rows = [dict(size=size, **evaluator(size)) for size in sizes]
-    main = rows[sizes.index(config.data.eval_size)] if config.data.eval_size in sizes else rows[0]
-    return dict(main, weights=config.eval.weights, sizes=rows)
+    if config.eval.per_class and devices.on_ipu:
+        raise ConfigError(
+            f"eval.per_class=true cannot be had with runtime.strategy={config.runtime.strategy}; evaluate the workdir "
+            "with --config.runtime.strategy=default"
+        )
+    which, usual = {"weights": config.eval.weights}, config.data.eval_size
+    if config.eval.weights == "finetuned":
+        usual = int(os.path.basename(assemble.finetuned_folder(config, workdir)))
+        which.update(finetune_size=usual, finetune_folder=config.finetune.folder)
+    sizes = list(config.eval.sizes) or [usual]
+    rows = []
+    for size in sizes:
+        confusion = np.zeros([source.num_classes] * 2, np.int64) if config.eval.per_class else None
+        figures = evaluator(size, confusion) if config.eval.per_class else evaluator(size)
+        row = dict(size=size, **figures, multiply_adds=multiply_adds(config, size, source.num_classes))
+        if confusion is not None and devices.chief:
+            row.update(write_classes(workdir, "-".join(map(str, which.values())), size, class_names, confusion))
+        if devices.chief:
+            records.append_line(os.path.join(workdir, "evaluations.jsonl"), {"kind": "evaluation", **which, **row})
+        rows.append(row)
+    main = rows[sizes.index(usual)] if usual in sizes else rows[0]
+    return dict(main, **which, sizes=rows)
+
+
+def multiply_adds(config, size, num_classes):
+    """Multiply-adds for one image of `size` pixels."""
+    model = config.model
+    return costs.count(model.variant, model.group_size, model.expand_ratio, model.norm, size, num_classes).macs
+
+
+def write_classes(workdir, weights, size, class_names, confusion):
+    """Writes accuracy by class and the confusion matrix (rows: true classes) as CSV. Returns their paths."""
+    folder = os.path.join(workdir, "classes")
+    os.makedirs(folder, exist_ok=True)
+    paths = {name: os.path.join(folder, f"{weights}-{size}px-{name}.csv") for name in ("per_class", "confusion")}
+    images, right, predicted = confusion.sum(1), confusion.diagonal(), confusion.sum(0)
+    rows = [
+        [name, n, r / n if n else "", r / p if p else ""]
+        for name, n, r, p in zip(class_names, images, right, predicted)
+    ]
+    _write_csv(paths["per_class"], [["class", "images", "top1", "precision"], *rows])
+    matrix = [[name, *counts] for name, counts in zip(class_names, confusion)]
+    _write_csv(paths["confusion"], [["true \\ predicted", *class_names], *matrix])
+    return paths
+
+
+def _write_csv(path, rows):
+    with open(f"{path}.partial", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    os.replace(f"{path}.partial", path)

@@ -15,9 +15,9 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 FOLDERS = (os.path.join(_HERE, "experiment_files"), os.path.join(os.path.dirname(_HERE), "experiments"))
 
 
-def names():
-    """The names of the experiments that ship with g16net, sorted."""
-    folder = _folder()
+def names(folder=""):
+    """The names of the experiments that ship with g16net, sorted; with `folder` "sweeps" those of the sweeps."""
+    folder = os.path.join(_folder(), folder)
     return sorted(name[:-3] for name in os.listdir(folder) if name.endswith(".py") and not name.startswith("_"))
 
 
@@ -32,15 +32,22 @@ def listing():
 
 def load(text, **extra):
     """The config of the experiment `text`, as `NAME`, `NAME:ARG` or `FILE.py:ARG`; `extra` adds boolean arguments."""
-    name, _, arg = text.partition(":")
+    loaded, arg = module(text)
     arg = ",".join(filter(None, [arg] + [key for key, value in extra.items() if value]))
-    path = _path(name)
+    if not hasattr(loaded, "get_config"):
+        hint = "it is a sweep's: use --mode=sweep" if hasattr(loaded, "get_runs") else "see experiments/g16_ln_pn.py"
+        raise ConfigError(f"experiment file {loaded.__file__!r} has no function get_config(arg); {hint}")
+    return loaded.get_config(arg)
+
+
+def module(text, folder=""):
+    """`(module, ARG)` of `NAME:ARG` in `folder` of the experiments, or of `FILE.py:ARG`."""
+    name, _, arg = text.partition(":")
+    path = _path(name, folder)
     spec = importlib.util.spec_from_file_location(f"g16net_experiment_{os.path.basename(path)[:-3]}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"experiment file {path!r} has no function get_config(arg); see experiments/g16_ln_pn.py")
-    return module.get_config(arg)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded, arg
 
 
 def run_name(text, demo):
@@ -57,9 +64,9 @@ def _folder():
     raise FileNotFoundError(f"no experiments in {' or '.join(FOLDERS)}; is g16net installed whole?")
 
 
-def _path(name):
-    path = name if name.endswith(".py") else os.path.join(_folder(), f"{name}.py")
+def _path(name, folder=""):
+    path = name if name.endswith(".py") else os.path.join(_folder(), folder, f"{name}.py")
     if not os.path.isfile(path):
-        where = f"no such file: {name}" if name.endswith(".py") else config_lib.suggest(name, names())
-        raise ConfigError(f"unknown experiment {name!r}. {where}")
+        where = f"no such file: {name}" if name.endswith(".py") else config_lib.suggest(name, names(folder))
+        raise ConfigError(f"unknown {folder[:-1] or 'experiment'} {name!r}. {where}")
     return path

@@ -17,9 +17,13 @@ MIXING = {"B0": (0.1, 1.0), "B1": (0.1, 0.95), "B2": (0.1, 0.9), "B3": (0.2, 0.9
 MIXING["B6"] = MIXING["B7"] = MIXING["B5"]  # not published: as the largest published size
 
 RATE_PER_IMAGE = 2.0**-14  # learning rate, and 1 - decay of the mean square, for each image of the global batch
+FINETUNE_BATCH, FINETUNE_RATE_PER_IMAGE = 512, 2.0**-11
+
+# The parts of a network from the end, as `finetune.layers` names them.
+PARTS = ("top", "block7", "block6", "block5", "block4", "block3", "block2", "block1", "stem")
 
 # Fields that may differ between the run that made a workdir and a later command on it.
-FREE_SECTIONS = ("eval", "export", "predict", "checkpoint", "runtime", "ipu")
+FREE_SECTIONS = ("eval", "finetune", "export", "predict", "checkpoint", "runtime", "ipu")
 FREE_KEYS = (
     "data.dir",
     "data.cache",
@@ -62,6 +66,7 @@ def _demo(config):
     config.schedule.name = "cosine"
     config.schedule.warmup_epochs = 1.0
     config.regularise.average = 0.5
+    config.finetune.decay = 0.9
 
 
 def resolve(config):
@@ -86,6 +91,7 @@ def resolve(config):
                 f"run.global_batch={config.run.global_batch} leaves no decay by the recipe's 1 - 2^-14 x batch; "
                 "give it: --config.optim.decay=0.9"
             )
+    _resolve_finetune(config, variant)
     if config.eval.batch is None:
         config.eval.batch = min(config.run.global_batch, 256)
     if config.runtime.strategy in ipu_settings.STRATEGIES:
@@ -93,6 +99,8 @@ def resolve(config):
     elif config.runtime.strategy == "default":
         batches.split(config.run.global_batch, 1, config.runtime.micro_batch, config.runtime.grad_accumulation)
     _check_combinations(config)
+    _check_sizes(config, variant)
+    trained_parts(config)
     return config.lock()
 
 
@@ -107,6 +115,72 @@ def _train_size(config, variant):
             f"{nearest_sizes(math.isqrt(variant.native**2 // 2), variant.native)[0]}"
         )
     return variant.half
+
+
+def _resolve_finetune(config, variant):
+    finetune = config.finetune
+    if not finetune.sizes:
+        fitting = nearest_sizes(variant.native, config.data.train_size, variant.stride)
+        finetune.sizes = (min(fitting, key=lambda size: abs(size - variant.native)),)
+    if finetune.global_batch is None:
+        finetune.global_batch = min(FINETUNE_BATCH, config.run.global_batch)
+    if finetune.learning_rate is None:
+        finetune.learning_rate = FINETUNE_RATE_PER_IMAGE * finetune.global_batch
+    if finetune.decay is None:
+        finetune.decay = max(1 - RATE_PER_IMAGE * finetune.global_batch, 0.0)
+
+
+def _check_sizes(config, variant):
+    """Sizes between which weights wander must leave the same remainder by the network's stride."""
+    train_size, stride = config.data.train_size, variant.stride
+    for key, sizes in (("finetune.sizes", config.finetune.sizes), ("data.progressive", config.data.progressive)):
+        for size in sizes:
+            if size % stride != train_size % stride:
+                raise ConfigError(
+                    f"{key}: {size} pixels leave the remainder {size % stride} by the stride {stride} of "
+                    f"{config.model.variant}, the training size {train_size} leaves {train_size % stride}, and the "
+                    "padding would shift; take " + " or ".join(map(str, nearest_sizes(size, train_size, stride)))
+                )
+    sizes = config.data.progressive
+    if sizes and config.runtime.strategy in ipu_settings.STRATEGIES:
+        raise ConfigError(
+            f"data.progressive needs a program of any image size, which runtime.strategy={config.runtime.strategy} has "
+            "not; leave it empty, or train by size with runs that follow each other"
+        )
+    if sizes and (sizes[-1] != train_size or len(sizes) > config.run.epochs):
+        raise ConfigError(
+            f"data.progressive={','.join(map(str, sizes))} must end with data.train_size={train_size} and have at most "
+            f"run.epochs={config.run.epochs} sizes; set --config.data.train_size={sizes[-1]} or other sizes"
+        )
+
+
+def trained_parts(config):
+    """`finetune.layers` as a tuple of names from the end; ConfigError where it has a gap or is the whole network."""
+    given = [part for part in config.finetune.layers.replace(" ", "").split(",") if part]
+    for part in given:
+        if part not in PARTS:
+            raise ConfigError(f"finetune.layers: no part {part!r}. {config_lib.suggest(part, PARTS)}")
+    deepest = max((PARTS.index(part) for part in given), default=0)
+    whole = PARTS[: deepest + 1]
+    if set(given) != set(whole):
+        raise ConfigError(
+            f"finetune.layers={config.finetune.layers} would train in pieces; the trained parts reach to the end "
+            f"without a gap: --config.finetune.layers={','.join(whole)}"
+        )
+    if whole == PARTS:
+        raise ConfigError("finetune.layers names the whole network, which is training: drop stem, or use --mode=train")
+    return whole
+
+
+def progressive_sizes(variant, resolution, parts=4):
+    """At most `parts` growing training sizes from about half the final one on, for `data.progressive`.
+
+    All leave the final size's remainder by the network's stride, as 'SAME' padding asks for.
+    """
+    variant = architecture.VARIANTS[variant]
+    last = (variant.half or variant.native) if resolution == "half" else variant.native
+    wanted = [last // 2 + (last - last // 2) * part // (parts - 1) for part in range(parts)]
+    return tuple(sorted({nearest_sizes(size, last, variant.stride)[-1] for size in wanted}))
 
 
 def _check_combinations(config):
@@ -156,6 +230,12 @@ def nearest_sizes(size, train_size, stride=32):
     """
     below = size - (size - train_size) % stride
     return (below,) if below == size else (below, below + stride)
+
+
+def training_key(config):
+    """What decides the training of a resolved config, as text: equal texts mean equal trained weights."""
+    fields = [key for key in config_lib.FIELDS if key.split(".")[0] not in FREE_SECTIONS and key not in FREE_KEYS]
+    return repr([(key, config[key.split(".")[0]][key.split(".")[1]]) for key in fields])
 
 
 def training_differences(old, new):

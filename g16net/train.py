@@ -36,7 +36,8 @@ def train(config, workdir):
         os.makedirs(workdir, exist_ok=True)
         assemble.save_classes(workdir, train_source)
     with devices.strategy.scope():
-        model = assemble.model(config, train_source.num_classes, config.data.train_size)
+        size = None if config.data.progressive else config.data.train_size
+        model = assemble.model(config, train_source.num_classes, size)
         devices.prepare(model)
         guard = "none" if devices.on_ipu else "skip" if config.runtime.max_skipped else "report"
         inner = assemble.optimizer(config, steps, devices.optimizer_accumulation, guard)
@@ -82,16 +83,17 @@ def train(config, workdir):
         )
         try:
             # A resumed run first finishes its epoch, which is a shorter one, and then goes on with whole ones.
-            for epoch, first, epochs in position.stretches(config.run.epochs):
-                batches = assemble.train_batches(config, train_source, epoch, first, shard=devices.shard)
-                trainer.fit(
-                    devices.feed(batches),
-                    initial_epoch=epoch,
-                    epochs=epochs,
-                    steps_per_epoch=devices.steps(steps - first),
-                    callbacks=callbacks,
-                    verbose=0,
-                )
+            for begin, first, end in position.stretches(config.run.epochs):
+                for size, epoch, epochs in assemble.progressive_parts(config, begin, end):
+                    batches = assemble.train_batches(config, train_source, epoch, first, shard=devices.shard, size=size)
+                    trainer.fit(
+                        devices.feed(batches),
+                        initial_epoch=epoch,
+                        epochs=epochs,
+                        steps_per_epoch=devices.steps(steps - first),
+                        callbacks=callbacks,
+                        verbose=0,
+                    )
             saved.wait()
         except (tf.errors.OpError, OSError) as error:
             raise run_error(error, devices, workdir, position) from error
@@ -162,7 +164,7 @@ def final_figures(config, evaluator, average, history):
     size = config.data.eval_size
     raw = evaluator(size)
     figures = dict(raw, weights="raw")
-    if config.eval.weights == "average":
+    if config.eval.weights != "raw" and average.decay:
         with average.applied():
             figures = dict(evaluator(size), weights="average")
     speeds = sorted(record["images_per_second"] for record in history)
@@ -228,9 +230,9 @@ class StopOnNotFinite(keras.callbacks.Callback):
     checkpoint stays.
     """
 
-    def __init__(self, optimizer, variables, position, max_skipped):
+    def __init__(self, optimizer, variables, position, max_skipped, rate="optim.learning_rate"):
         super().__init__()
-        self.optimizer, self.position, self.max_skipped = optimizer, position, max_skipped
+        self.optimizer, self.position, self.max_skipped, self.rate = optimizer, position, max_skipped, rate
         self.names = [compat.name_of(variable) for variable in variables]
         self.skipped = 0
 
@@ -244,23 +246,23 @@ class StopOnNotFinite(keras.callbacks.Callback):
                 bad = [name for name, flag in zip(self.names, self.optimizer.not_finite.numpy()) if flag]
                 named = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
                 if skipped > self.max_skipped:
-                    raise NotFinite(step, f"the gradients of {named} are not finite", loss)
+                    raise NotFinite(step, f"the gradients of {named} are not finite", loss, self.rate)
                 logging.warning(
                     "Step %d: the gradients of %s are not finite; update left out, %d of %d that may be.",
                     step, named, skipped, self.max_skipped,
                 )  # fmt: skip
                 return
         if not -float("inf") < loss < float("inf") and not self.skipped:
-            raise NotFinite(step, f"the training loss is {loss}", loss)
+            raise NotFinite(step, f"the training loss is {loss}", loss, self.rate)
 
 
 class NotFinite(RunError, FloatingPointError):
     """Values of the training that are not finite."""
 
-    def __init__(self, step, what, loss):
+    def __init__(self, step, what, loss, rate="optim.learning_rate"):
         super().__init__(
             f"{what} at step {step} (loss {loss:.4g}); the checkpoint before it is kept. Lower "
-            "--config.optim.learning_rate, use --config.runtime.precision=float32, or let some such updates be left "
+            f"--config.{rate}, use --config.runtime.precision=float32, or let some such updates be left "
             "out: --config.runtime.max_skipped=10"
         )
 

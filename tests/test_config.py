@@ -139,6 +139,40 @@ def test_impossible_combinations(changes, match):
         recipe.resolve(config)
 
 
+@pytest.mark.parametrize(
+    "arg, sizes",
+    [
+        ("variant=B0", (128, 160, 192, 224)),
+        ("variant=B2,resolution=half", (96, 128, 160, 192)),
+        ("variant=B3,parts=3", (172, 236, 300)),
+        ("variant=TINY", (16, 32)),
+        ("demo", (16, 24, 32)),
+    ],
+)
+def test_progressive_sizes_grow_and_keep_the_remainder(arg, sizes):
+    config = recipe.resolve(experiments.load(f"g16_ln_pn_progressive:{arg}"))
+    assert config.data.progressive == sizes and config.data.train_size == sizes[-1]
+    assert len({size % architecture.VARIANTS[config.model.variant].stride for size in sizes}) == 1
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"data.progressive": (100, 224)}, "data.progressive: 100 pixels.*96 or 128"),
+        ({"data.progressive": (128, 192)}, "must end with data.train_size=224"),
+        ({"data.progressive": tuple(range(32, 225, 32)), "run.epochs": 6}, "at most run.epochs=6"),
+        ({"data.progressive": (128, 224), "runtime.strategy": "ipu"}, "runtime.strategy=ipu"),
+    ],
+)
+def test_progressive_sizes_that_cannot_be(changes, match):
+    config = recipe.get_config()
+    for key, value in changes.items():
+        section, name = key.split(".")
+        config[section][name] = value
+    with pytest.raises(ConfigError, match=match):
+        recipe.resolve(config)
+
+
 def test_nearest_sizes_keep_the_remainder():
     assert recipe.nearest_sizes(200, 160) == (192, 224)
     assert recipe.nearest_sizes(224, 160) == (224,)
@@ -163,11 +197,12 @@ SETTINGS = {  # group_size, expand_ratio, norm
     "g1_bn": (1, 6, "bn"),
     "g1_ln_pn": (1, 6, "ln_pn"),
     "g1_bn_aa": (1, 6, "bn"),
+    "g16_ln_pn_progressive": (16, 4, "ln_pn"),
 }
 
 
 def test_all_experiments_are_listed():
-    assert set(SETTINGS) <= set(experiments.names())
+    assert set(SETTINGS) == set(experiments.names())
     assert all(line.endswith(".") for _, line in experiments.listing())
 
 

@@ -22,7 +22,7 @@ ALLOWED = {
     "native": {"compat", "native"},
     "models": {"compat", "config", "extras", "groups", "layers", "models"},
     "optim": {"compat", "optim"},
-    "data": {"compat", "config", "data"},
+    "data": {"compat", "config", "data", "native"},
     "report": {"config", "records", "report"},
     "batches": {"config"},
     "recipe": {"batches", "config", "ipu", "models"},
@@ -31,6 +31,8 @@ ALLOWED = {
     "workers": {"config"},
     "checkpoint": {"compat", "config", "records"},
     "experiments": {"config"},
+    "sweep": {"cli", "config", "experiments", "recipe", "records"},
+    "sweep_imports": {"cli"},
 }
 
 
@@ -74,11 +76,20 @@ def test_every_package_is_installed():
     parser.read(os.path.join(ROOT, "setup.cfg"))
     listed = set(parser["options"]["packages"].split())
     folders = {os.path.relpath(os.path.dirname(p), ROOT).replace(os.sep, ".") for p in _files()}
-    assert listed == folders | {"g16net.experiment_files"}
+    assert listed == folders | {"g16net.experiment_files", "g16net.experiment_files.sweeps"}
 
 
 @pytest.mark.parametrize(
-    "module", ["g16net", "g16net.config", "g16net.models", "g16net.models.costs", "g16net.recipe", "g16net.report"]
+    "module",
+    [
+        "g16net",
+        "g16net.config",
+        "g16net.models",
+        "g16net.models.costs",
+        "g16net.recipe",
+        "g16net.report",
+        "g16net.sweep",
+    ],
 )
 def test_no_tensorflow(module):
     code = f"import sys, {module}; assert 'tensorflow' not in sys.modules"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from g16net import native
+from g16net import compat, native
+from g16net.data import transforms
 from g16net.layers.norm_activation import norm_activation
 from g16net.native import build
 
@@ -213,12 +214,86 @@ def test_refuses(shape, groups, error):
         native.norm_activation(tf.zeros(shape), None, None, groups, False, 1e-3, "swish")
 
 
+@needs_native
+@pytest.mark.parametrize("wrong", ["gamma", "beta", "centre", "scale"])
+def test_refuses_parameters_of_another_length(wrong):
+    parameters = {name: tf.ones([5 if name == wrong else 8]) for name in ("gamma", "beta", "centre", "scale")}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="does not fit"):
+        settings = dict(groups=1, strided=False, epsilon=1e-3, activation="swish")
+        native.norm_activation(tf.zeros([2, 4, 4, 8]), **settings, **parameters)
+
+
+@needs_native
+@pytest.mark.parametrize("resize", ["bilinear", "tf1"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_resize_equals_plain_byte_for_byte(channels, resize):
+    random = np.random.RandomState(channels)
+    extents = random.randint(1, 70, [150, 4])
+    extents[:30, random.randint(4, size=30)] = 1
+    extents[30:40, 2:] = extents[30:40, :2]
+    for height, width, *extent in [*extents.tolist(), (306, 411, 224, 224), (224, 500, 256, 571), (9, 3, 160, 2)]:
+        image = tf.constant(random.randint(0, 256, [height, width, channels]), tf.uint8)
+        for flip in (None, tf.constant(False), tf.constant(True)):
+            found = transforms.scale(image, extent, resize, flip)
+            with native.disabled():
+                right = transforms.scale(image, extent, resize, flip)
+            np.testing.assert_array_equal(found, right, err_msg=f"{height}, {width} to {extent}, flip {flip}")
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "shape, size",
+    [
+        ((0, 5, 3), [4, 4]),
+        ((5, 0, 3), [4, 4]),
+        ((5, 5, 0), [4, 4]),
+        ((5, 5), [4, 4]),
+        ((1, 5, 5, 3), [4, 4]),
+        ((5, 5, 3), [0, 4]),
+        ((5, 5, 3), [4, -1]),
+        ((5, 5, 3), [2**31 - 1, 4]),
+        ((5, 5, 3), [1, 2**31 - 1]),
+        ((5, 5, 3), [4, 4, 3]),
+        ((5, 5, 3), 4),
+    ],
+)
+def test_resize_refuses(shape, size):
+    image, size = tf.zeros(shape, tf.uint8), tf.constant(size)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        native.library().g16_resize(image=image, size=size, flip=False, half_pixel_centers=True)
+
+
+@needs_native
+def test_resize_in_graphs():
+    """Static shapes as far as they are known, an extent that is a tensor, and a flip for each image."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([], tf.bool)])
+    def both(image, flip):
+        fixed, free = (native.resize(image, extent, True, flip) for extent in ([4, 5], tf.shape(image)[:2]))
+        assert fixed.shape.as_list() == [4, 5, 3] and free.shape.as_list() == [None, None, 3]
+        return fixed, free
+
+    image = tf.constant(np.random.RandomState(0).randint(0, 256, [7, 6, 3]), tf.uint8)
+    plain, mirrored = both(image, False), both(image, True)
+    np.testing.assert_array_equal(plain[1], image)
+    for value, other in zip(plain, mirrored):
+        np.testing.assert_array_equal(value, other[:, ::-1])
+
+
 def test_switches(monkeypatch):
     with native.disabled():
-        assert not native.enabled()
+        assert not native.enabled() and not native.available()
     assert not native.enabled(tf.float16)
     monkeypatch.setenv("G16NET_NATIVE", "0")
-    assert not native.enabled()
+    assert not native.enabled() and not native.available()
+
+
+@needs_native
+def test_beside_an_accelerator_the_input_side_stays_native(monkeypatch):
+    monkeypatch.setattr(compat, "on_cpu", lambda: False)
+    assert native.available() and not native.enabled()
+    monkeypatch.setattr(compat, "compiled_device", lambda: True)
+    assert not native.available()
 
 
 @needs_native
@@ -230,9 +305,14 @@ def test_saved_model_holds_none(tmp_path):
                 return native.norm_activation(x, None, None, 1, False, 1e-3, "swish")
             return norm_activation(x, None, None, 1, False, 1e-3, "swish", fused=False)
 
+        @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+        def prepare(self, image):
+            return transforms.eval_image(image, 32)
+
     module = Served()
     tf.saved_model.save(module, str(tmp_path))
-    assert b"G16NormActivation" not in (tmp_path / "saved_model.pb").read_bytes()
+    graph = (tmp_path / "saved_model.pb").read_bytes()
+    assert b"G16NormActivation" not in graph and b"G16Resize" not in graph
 
 
 def start(code, **environment):

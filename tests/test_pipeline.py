@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from g16net import native
 from g16net.data import pipeline
 from g16net.data.sources import open_source
 from tests.test_sources import class_folders, idx_folder, jpeg, record_files
@@ -286,6 +287,18 @@ def test_a_service_shares_out_each_epoch(service, source):
         assert times.max() <= 2
     # Each worker's last incomplete batch of record files is left out.
     assert len(steps) >= source.num_examples // 4 * 2 - (8 if source.part else 0)
+
+
+def test_a_service_gets_no_native_operations(service):
+    found = []
+
+    def ask(record, seed):
+        found.append(native.available())
+        return mark(record, seed)
+
+    source = open_source("synthetic", num_examples=8, num_classes=4, size=8)
+    pipeline.train_batches(source, ask, 4, 0, service=service[0])
+    assert found and not any(found)
 
 
 def test_a_service_goes_on_when_a_worker_dies(service):

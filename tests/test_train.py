@@ -11,13 +11,24 @@ from g16net import assemble, checkpoint, compat, evaluate, experiments, export, 
 from g16net import config as config_lib
 from g16net.mix_on_device import MixImages
 
-EXPERIMENTS = ("g16_ln_pn", "g16_ln", "g16_gn", "g16_gn_pn", "g16_bn", "g1_gn", "g1_bn", "g1_ln_pn", "g1_bn_aa")
+EXPERIMENTS = (
+    "g16_ln_pn",
+    "g16_ln",
+    "g16_gn",
+    "g16_gn_pn",
+    "g16_bn",
+    "g1_gn",
+    "g1_bn",
+    "g1_ln_pn",
+    "g1_bn_aa",
+    "g16_ln_pn_progressive",
+)
 
 
 def tiny(name="g16_ln_pn", **changes):
     """A resolved demo config of the tiny network; `changes` as section__field=value."""
     config = experiments.load(f"{name}:demo,variant=TINY")
-    config.run.epochs, config.run.global_batch = 1, 128
+    config.run.epochs, config.run.global_batch = max(len(config.data.progressive), 1), 128
     config.schedule.warmup_epochs = 0.0
     for key, value in changes.items():
         section, field = key.split("__")
@@ -36,8 +47,8 @@ def test_every_experiment_trains_and_leaves_the_same_files(name, tmp_path):
     figures = train.train(tiny(name), str(tmp_path))
     assert sorted(os.listdir(tmp_path)) == ["checkpoints", "classes.json", "curves.png", "records.jsonl", "tensorboard"]
     assert figures["images"] == 359 and 0 <= figures["top1"] <= figures["top5"] <= 1
-    (record,) = records.read_lines(tmp_path / "records.jsonl")
-    assert record["step"] == 11 and record["images_per_second"] > 0
+    *_, record = records.read_lines(tmp_path / "records.jsonl")
+    assert record["step"] == 11 * figures["epochs"] and record["images_per_second"] > 0
     assert record["eval_top1_average"] == pytest.approx(figures["top1"])
 
 
@@ -54,6 +65,7 @@ def test_a_killed_run_resumes_and_ends_with_the_weights_of_an_uninterrupted_one(
 
     def save_then_die(self, step, **meta):
         save(self, step, **meta)
+        self.wait()
         if meta["epoch"] == 1:
             raise Killed
 
@@ -120,6 +132,37 @@ def test_averaged_and_raw_weights_differ_where_asked(trained):
 
 
 @pytest.mark.slow
+def test_progressive_training_changes_the_size_at_its_epochs_and_resumes(tmp_path, monkeypatch):
+    config = tiny(run__epochs=5, data__progressive=(16, 32), eval__every_epochs=5)
+    assert assemble.progressive_parts(config) == [(16, 0, 2), (32, 2, 5)]
+    sizes, batches = [], assemble.train_batches
+
+    def watched(config, source, start_epoch, start_step=0, **options):
+        data = batches(config, source, start_epoch, start_step, **options)
+        sizes.append((start_epoch, data.element_spec[0].shape[1]))
+        return data
+
+    monkeypatch.setattr(assemble, "train_batches", watched)
+    save = checkpoint.Checkpoints.save
+
+    def save_then_die(self, step, **meta):
+        save(self, step, **meta)
+        self.wait()
+        if meta["epoch"] == 3:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save_then_die)
+    with pytest.raises(Killed):
+        train.train(config, str(tmp_path))
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
+    assert train.train(config, str(tmp_path))["resumed_from_epoch"] == 3
+    assert sizes == [(0, 16), (2, 32), (3, 32)]
+    history = records.by_epoch(records.read_lines(tmp_path / "records.jsonl"))
+    assert [record["step"] for record in history] == [11, 22, 33, 44, 55]
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(tmp_path):
     config = tiny(optim__learning_rate=1e30, run__epochs=2)
     with pytest.raises(FloatingPointError, match=r"at step \d+ .*learning_rate"):
@@ -183,3 +226,41 @@ def test_mixing_on_the_device_equals_mixing_on_the_host():
 )
 def test_mixing_and_augmentation_train(changes, tmp_path):
     assert train.train(tiny(**changes), str(tmp_path))["images"] == 359
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"runtime__precision": "mixed_bfloat16"},
+        {"runtime__precision": "mixed_float16"},
+        {"runtime__precision": "mixed_float16", "runtime__dynamic_loss_scale": True, "runtime__loss_scale": 2.0**15},
+        {"runtime__precision": "mixed_float16", "runtime__grad_accumulation": 2},
+    ],
+)
+def test_each_precision_trains_with_float32_statistics(changes, tmp_path):
+    if changes["runtime__precision"] == "mixed_bfloat16" and compat.TF_VERSION < (2, 8):
+        pytest.skip("TensorFlow 2.6 has no bfloat16 convolution on the CPU")
+    try:
+        figures = train.train(tiny(**changes, run__epochs=2), str(tmp_path))
+    finally:
+        compat.set_policy("float32")
+    losses = [record["loss"] for record in records.read_lines(tmp_path / "records.jsonl")]
+    assert losses[1] < losses[0] and np.isfinite(figures["loss"])
+    folder, _ = checkpoint.newest_whole(str(tmp_path / "checkpoints"))
+    stored = tf.train.load_checkpoint(os.path.join(folder, "state")).get_variable_to_dtype_map()
+    assert {dtype for name, dtype in stored.items() if name.startswith(("model", "average/b"))} == {tf.float32}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"runtime__dynamic_loss_scale": True}, "for runtime.precision=mixed_float16; got float32"),
+        ({"runtime__micro_batch": 100}, "runtime.micro_batch=100 x runtime.grad_accumulation=1 x 1 replica = 100"),
+        ({"data__mix_on_device": True, "runtime__grad_accumulation": 2}, "mixes the whole batch in one pass"),
+        ({"runtime__strategy": "ipu", "runtime__max_skipped": 1}, "runtime.max_skipped waits for values"),
+    ],
+)
+def test_combinations_that_cannot_run(changes, message):
+    with pytest.raises(config_lib.ConfigError, match=message):
+        tiny(**changes)

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from g16net import native
 from g16net.data import transforms
 
 
@@ -176,6 +177,27 @@ def test_augment_gets_the_resized_image_and_another_seed():
 
 def test_known_jpegs_save_the_test_and_change_nothing():
     np.testing.assert_array_equal(train_graph(48, jpeg=True)(JPEG, SEED), train_graph(48)(JPEG, SEED))
+
+
+@pytest.mark.parametrize("size, resize", [(224, "bilinear"), (64, "bilinear"), (48, "tf1")])
+def test_native_operations_change_no_byte(size, resize):
+    """Of training and test images, so a run may resume on a machine without a compiler."""
+    if not native.available():
+        pytest.skip("no C++ compiler")
+
+    def graphs():
+        train = train_graph(size, resize=resize)
+        test = tf.function(lambda image, seed: transforms.eval_image(image, size, resize=resize))
+        small = tf.function(
+            lambda image, seed: transforms.small_image(image, size, seed, pad=2, flip=True, resize=resize)
+        )
+        seeds = [tf.constant([3, i]) for i in range(8)]
+        return [graph(tf.constant(JPEG), seed).numpy() for graph in (train, test, small) for seed in seeds]
+
+    found = graphs()
+    with native.disabled():
+        right = graphs()
+    np.testing.assert_array_equal(found, right)
 
 
 # --- reduced decoding

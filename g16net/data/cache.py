@@ -29,7 +29,7 @@ def in_memory(source):
     """
     if not source.encoded or (source.held_bytes and not source.part):  # such as the synthetic one's
         return source
-    needed, there = source.num_examples * source.example_bytes, _memory()
+    needed, there = source.num_examples * source.example_bytes, memory()
     logging.info("%s, split %s: keeps %.0f MB in memory", source.name, source.split, needed / 1e6)
     if needed > there:
         raise UserError(
@@ -164,7 +164,7 @@ def _fingerprint(source, size):
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
-def _memory():
+def memory():
     """Bytes of this machine's memory, or a very large number where the system does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

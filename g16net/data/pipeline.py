@@ -7,20 +7,21 @@
       -> prefetch
 
 What is drawn for an example depends on (seed, epoch, position) alone. Everything is graph operations without Python
-behind them, so that tf.data's service can run it elsewhere.
+behind them, so that tf.data's service can run it elsewhere; there without the native operations, which a worker lacks.
 
 A corrupt image (one that raises in the source's `read` or in the transform) leaves its place in a training batch to the
 next sound one of the same batch, the last ones to the first; in evaluation it weighs 0. Each is named on stderr, and
 more than a share of them in an epoch ends the run. Nothing else shifts: a resumed run meets the same batches.
 """
 
+import contextlib
 import os
 import sys
 
 import tensorflow as tf
 from absl import logging
 
-from g16net import compat
+from g16net import compat, native
 from g16net.config import UserError
 from g16net.data import order as orders
 
@@ -132,10 +133,11 @@ def train_batches(
     rows = source.stream(order)
     if service:  # a worker's share of record files need not end with a whole batch
         rows = rows.filter(lambda rows: tf.equal(tf.size(rows["id"]), batch))
-    data = _batches(
-        source, transform, rows.map(with_seeds), batch, finish, max_corrupt * order.stop / order.count, corrupt_log,
-        num_parallel_calls, deterministic, repair=True,
-    )  # fmt: skip
+    with native.disabled() if service else contextlib.nullcontext():  # its workers know TensorFlow's operations alone
+        data = _batches(
+            source, transform, rows.map(with_seeds), batch, finish, max_corrupt * order.stop / order.count, corrupt_log,
+            num_parallel_calls, deterministic, repair=True,
+        )  # fmt: skip
     if service:
         share = tf.data.experimental.service.distribute(
             "distributed_epoch", service, job_name=f"{source.name}-{source.split}-{seed}-{start_epoch}-{start_step}"

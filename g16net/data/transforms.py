@@ -3,7 +3,9 @@
 Training draws its box from the header, before any pixel is decoded, and decodes that box alone; where the box is at
 least twice the target size, the JPEG decoder halves it in the DCT domain, as often as it takes. Testing scales the
 short side to `int(size * 256 / 224)` and takes the centre. Everything is a pure function of the image and a stateless
-seed, made of graph operations, so that a `tf.data` pipeline can be serialised, resumed and replayed.
+seed, made of graph operations, so that a `tf.data` pipeline can be serialised, resumed and replayed. They are
+TensorFlow's own, but for the resize where `g16net.native` can be had, which gives the same bytes; a graph for a program
+without it is made within `native.disabled()`.
 
 An image is a scalar string (JPEG of any colour space, PNG, GIF's first frame or BMP, whatever its file name says) or
 a uint8 array [height, width, channels] with 1 or 3 channels. A seed is int32 [2]. Bytes that are no such image, or one
@@ -12,6 +14,8 @@ asked for; `attempt` turns that into a flag.
 """
 
 import tensorflow as tf
+
+from g16net import native
 
 MAX_PIXELS = 2**26  # 8192 x 8192, 192 MiB once decoded
 AREA = (0.05, 1.0)
@@ -61,9 +65,7 @@ def train_image(
         return random_box(shape, seed, area, aspect, boxes, min_object_covered)
 
     image = _decode(image, draw, target=size, jpeg=jpeg, max_pixels=max_pixels)
-    image = scale(image, [size, size], resize)
-    if flip:
-        image = random_flip(image, derive(seed, 1))
+    image = scale(image, [size, size], resize, flip=_coin(derive(seed, 1)) if flip else None)
     if augment is not None:
         image = augment(image, derive(seed, 2))
     return tf.ensure_shape(image, [size, size, 3])
@@ -150,23 +152,35 @@ def random_box(shape, seed, area=AREA, aspect=ASPECT, boxes=None, min_object_cov
 
 def random_flip(image, seed):
     """Mirrors the image left to right with probability one half."""
-    coin = tf.random.stateless_uniform([], seed, maxval=2, dtype=tf.int32)
-    return tf.cond(coin > 0, lambda: tf.reverse(image, [1]), lambda: image)
+    return _flip(image, _coin(seed))
 
 
-def scale(image, extent, resize="bilinear"):
+def _coin(seed):
+    return tf.random.stateless_uniform([], seed, maxval=2, dtype=tf.int32) > 0
+
+
+def _flip(image, coin):
+    return tf.cond(coin, lambda: tf.reverse(image, [1]), lambda: image)
+
+
+def scale(image, extent, resize="bilinear", flip=None):
     """Bilinear resize of uint8 [height, width, channels] to `extent` (height, width), rounded to uint8.
 
     Args:
+        flip: None, or a bool tensor that tells whether the result is mirrored left to right.
         resize: "bilinear" has half-pixel centres; "tf1" is TensorFlow 1's form, where pixel i samples i * ratio.
             Neither smooths first: `_decode` has brought the image below twice the target size.
     """
     if resize not in ("bilinear", "tf1"):
         raise ValueError(f'resize is {resize!r}; use "bilinear" or "tf1"')
+    half_pixel_centers = resize == "bilinear"
+    if native.available():
+        return native.resize(image, extent, half_pixel_centers, False if flip is None else flip)
     scaled = tf.raw_ops.ResizeBilinear(
-        images=image[tf.newaxis], size=extent, half_pixel_centers=resize == "bilinear", align_corners=False
+        images=image[tf.newaxis], size=extent, half_pixel_centers=half_pixel_centers, align_corners=False
     )
-    return tf.cast(scaled[0] + 0.5, tf.uint8)
+    scaled = tf.cast(scaled[0] + 0.5, tf.uint8)
+    return scaled if flip is None else _flip(scaled, flip)
 
 
 def image_extent(image):

@@ -22,7 +22,7 @@ def export(config, workdir):
     what its precision costs.
     """
     kind = config.export.format
-    check_packages(config)
+    check(config)
     compat.set_policy("float32")
     model, class_names = assemble.trained(config, workdir)
     path = path_of(config, workdir)
@@ -31,7 +31,7 @@ def export(config, workdir):
     _remove(partial)
     try:
         write(kind, partial, config, model, class_names)
-        figures = check(config, model, partial)
+        figures = compare(config, model, partial)
         _remove(path)
         os.replace(partial, path)
     finally:
@@ -48,17 +48,18 @@ def export(config, workdir):
 
 
 def path_of(config, workdir):
-    """Where `export` writes the format of `config`."""
+    """Where `export` writes the format of `config`; fine-tuned weights go to the folder of their size."""
     name = {
         "saved_model": "saved_model",
         "tflite": f"model_{config.export.precision}.tflite",
         "onnx": "model.onnx",
         "keras": "model.keras",
     }[config.export.format]
-    return os.path.join(workdir, name)
+    folder = assemble.finetuned_folder(config, workdir) if config.eval.weights == "finetuned" else workdir
+    return os.path.join(folder, name)
 
 
-def check_packages(config):
+def check(config):
     """UserError where a package that writes or runs the format is missing; before anything takes time."""
     kind = config.export.format
     if kind == "onnx":
@@ -108,7 +109,7 @@ def calibration(config):
     return images
 
 
-def check(config, model, path):
+def compare(config, model, path):
     """Figures of the export at `path` against `model`; RunError where its logits are others."""
     runner = runners.load(path)
     sizes = sorted({config.data.eval_size, config.data.train_size, config.data.eval_size + 32})

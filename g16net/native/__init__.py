@@ -1,9 +1,11 @@
-"""Native CPU operations for what costs the most passes over memory: the norm-activation and the gate of SE layers.
+"""Native CPU operations for what costs the most passes over memory: the norm-activation and the gate of SE layers, and
+the resize of the input side.
 
-They are compiled on first use, where there is a C++ compiler (see `build`), and give what TensorFlow's operations give,
-to rounding. Layers ask `enabled` and go the plain way otherwise: without a compiler, on accelerators, in float16, and
-while a SavedModel is written, which so needs nothing but TensorFlow to load. The environment variable `G16NET_NATIVE`
-set to 0 switches them off.
+They are compiled on first use, where there is a C++ compiler (see `build`), and give what TensorFlow's operations give:
+the resize byte for byte, the others to rounding. Layers ask `enabled` and go the plain way otherwise: without a
+compiler, on accelerators, in float16, and while a SavedModel is written, which so needs nothing but TensorFlow to load.
+The input side, which has the CPU beside any accelerator, asks `available`. The environment variable `G16NET_NATIVE` set
+to 0 switches them off.
 
 XLA cannot compile them: `jit_compile=True` on a CPU wants `G16NET_NATIVE=0`.
 """
@@ -66,17 +68,21 @@ def disabled():
 
 
 @tf.autograph.experimental.do_not_convert
-def enabled(dtype=tf.float32):
-    """Whether a layer shall use the native operations on tensors of `dtype`, here and now."""
+def available():
+    """Whether what runs on the CPU shall use the native operations, here and now."""
     return (
         os.environ.get("G16NET_NATIVE", "1") != "0"
-        and tf.as_dtype(dtype) in DTYPES
         and not _disabled
         and not in_save_context()
-        and compat.on_cpu()
         and not compat.compiled_device()
         and library() is not None
     )
+
+
+@tf.autograph.experimental.do_not_convert
+def enabled(dtype=tf.float32):
+    """Whether a layer shall use the native operations on tensors of `dtype`, here and now."""
+    return tf.as_dtype(dtype) in DTYPES and compat.on_cpu() and available()
 
 
 @tf.autograph.experimental.do_not_convert
@@ -110,6 +116,16 @@ def pixel_means(y):
 def multiply(x, gate):
     """x [batch, height, width, channels] * gate, float32 [batch, channels]."""
     return library().g16_gate(x=x, gate=gate)
+
+
+@tf.autograph.experimental.do_not_convert
+def resize(image, extent, half_pixel_centers, flip=False):
+    """As `data.transforms.scale`: uint8 [height, width, channels] to `extent`, mirrored left to right where `flip`."""
+    extent = tf.convert_to_tensor(extent, tf.int32)
+    resized = library().g16_resize(image=image, size=extent, flip=flip, half_pixel_centers=half_pixel_centers)
+    known = tf.get_static_value(extent)
+    resized.set_shape([*([None, None] if known is None else known), image.shape[2]])
+    return resized
 
 
 @tf.RegisterGradient("G16NormActivation")

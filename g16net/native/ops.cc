@@ -1,4 +1,4 @@
-// The kernels as TensorFlow operations for the CPU: G16NormActivation, G16Gate and their gradients.
+// The kernels as TensorFlow operations for the CPU: G16NormActivation, G16Gate and their gradients; G16Resize.
 //
 // Only TensorFlow's C API is used, the same binary interface in every version from 2.6 on. The gradients are tied to
 // their operations in Python.
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "resize.h"
 #include "tensorflow/c/kernels.h"
 #include "tensorflow/c/ops.h"
 #include "tensorflow/c/tf_status.h"
@@ -28,7 +29,9 @@ class Call {
   bool ok() const { return TF_GetCode(status_) == TF_OK; }
   void fail(const std::string& message) { TF_SetStatus(status_, TF_INVALID_ARGUMENT, message.c_str()); }
 
+  // After a failure this and `output` do nothing, for TensorFlow would set the status anew.
   TF_Tensor* input(int index) {
+    if (!ok()) return nullptr;
     TF_Tensor* tensor = nullptr;
     TF_GetInput(context_, index, &tensor, status_);
     if (tensor) tensors_.push_back(tensor);
@@ -46,6 +49,7 @@ class Call {
   // In the memory of the given input where nobody else needs that.
   template <class T>
   T* output(int index, std::vector<int64_t> shape, int instead_of = -1) {
+    if (!ok()) return nullptr;
     TF_Tensor* tensor = TF_ForwardInputOrAllocateOutput(context_, &instead_of, instead_of >= 0, index, shape.data(),
                                                         int(shape.size()), nullptr, status_);
     if (!ok() || !tensor) return nullptr;
@@ -178,6 +182,40 @@ void compute_multiply_gradient(void*, TF_OpKernelContext* context) {
   if (call.ok()) multiply_gradient(walk_of(shape), dy, x, gate, dx, dgate);
 }
 
+void* create_resize(TF_OpKernelConstruction* construction) {
+  TF_Bool* half_pixel_centers = new TF_Bool(0);
+  TF_Status* status = TF_NewStatus();
+  TF_OpKernelConstruction_GetAttrBool(construction, "half_pixel_centers", half_pixel_centers, status);
+  if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
+  TF_DeleteStatus(status);
+  return half_pixel_centers;
+}
+
+void destroy_resize(void* half_pixel_centers) { delete static_cast<TF_Bool*>(half_pixel_centers); }
+
+// On the thread that calls it, for tf.data has an image for each.
+void compute_resize(void* kernel, TF_OpKernelContext* context) {
+  Call call(context);
+  TF_Tensor* image = call.input(0);
+  const int32_t* size = call.input<int32_t>(1, {2});
+  const bool* flip = call.input<bool>(2, {});
+  if (!call.ok()) return;
+  const std::vector<int64_t> from = Call::dims(image);
+  if (from.size() != 3 || std::count(from.begin(), from.end(), 0)) {
+    call.fail("image must be [height, width, channels], none of them 0");
+    return;
+  }
+  const int64_t height = size[0], width = size[1], channels = from[2], most = 1 << 24;
+  if (height < 1 || width < 1 || height > most || width * channels > most) {
+    call.fail("size must be positive, and neither rows nor the numbers in one more than 2^24");
+    return;
+  }
+  uint8_t* to = call.output<uint8_t>(0, {height, width, channels});
+  if (!call.ok()) return;
+  resize(static_cast<const uint8_t*>(TF_TensorData(image)), from[0], from[1], channels, height, width, *flip,
+         *static_cast<TF_Bool*>(kernel), to);
+}
+
 // The first output is like the first input, [batch, height, width, channels]. The shapes of the others are set in
 // Python, for in TensorFlow 2.6 this interface knows the first of each only.
 void like_first_input(TF_ShapeInferenceContext* context, TF_Status* status) {
@@ -212,6 +250,20 @@ void define(const char* name, const std::vector<const char*>& inputs, const std:
   TF_DeleteStatus(status);
 }
 
+void define_resize() {
+  const char* name = "G16Resize";
+  TF_Status* status = TF_NewStatus();
+  TF_OpDefinitionBuilder* definition = TF_NewOpDefinitionBuilder(name);
+  for (const char* input : {"image: uint8", "size: int32", "flip: bool"})
+    TF_OpDefinitionBuilderAddInput(definition, input);
+  TF_OpDefinitionBuilderAddOutput(definition, "resized: uint8");
+  TF_OpDefinitionBuilderAddAttr(definition, "half_pixel_centers: bool");
+  TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, TF_ShapeInferenceContextSetUnknownShape);
+  TF_RegisterOpDefinition(definition, status);
+  TF_RegisterKernelBuilder(name, TF_NewKernelBuilder(name, "CPU", create_resize, compute_resize, destroy_resize), status);
+  TF_DeleteStatus(status);
+}
+
 __attribute__((constructor)) void define_all() {
   define("G16NormActivation", {"x: T", "gamma: float", "beta: float", "centre: float", "scale: float"},
          {"y: T", "mean: float", "inv_std: float", "pooled: float"}, true, compute<float>, compute<BFloat16>);
@@ -223,6 +275,7 @@ __attribute__((constructor)) void define_all() {
   define("G16Gate", {"x: T", "gate: float"}, {"y: T"}, false, compute_multiply<float>, compute_multiply<BFloat16>);
   define("G16GateGrad", {"dy: T", "x: T", "gate: float"}, {"dx: T", "dgate: float"}, false,
          compute_multiply_gradient<float>, compute_multiply_gradient<BFloat16>);
+  define_resize();
 }
 
 }  // namespace
