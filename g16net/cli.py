@@ -2,8 +2,9 @@
 
     launch.py --experiment=g16_ln_pn:variant=B2,resolution=half --workdir=DIR --config.run.epochs=100
 
-Exit status: 0, or 1 where a run failed, or 2 where the command, the config or the data is wrong, or 128 and the
-signal's number where SIGTERM or SIGINT ended a training that saved.
+Exit status: 0; 1 where a run failed, an export differs from its checkpoint, or an image for prediction is broken;
+2 where the command, the config or the data is wrong; 128 and the signal's number where SIGTERM or SIGINT ended a
+training that saved.
 """
 
 import os
@@ -13,6 +14,7 @@ import os
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import contextlib  # noqa: E402
 import errno  # noqa: E402
 import importlib  # noqa: E402
 import logging as std_logging  # noqa: E402
@@ -32,12 +34,16 @@ MODES = {
     "finetune": "g16net.finetune",
     "evaluate": "g16net.evaluate",
     "export": "g16net.export",
+    "verify_export": "g16net.export.verify",
+    "predict": "g16net.predict",
     "inspect_data": "g16net.inspect_data",
     "benchmark_data": "g16net.benchmark_data",
 }
 
 RUN_MODES = {"train", "finetune", "evaluate", "export"}  # they belong to one run, whose config the workdir keeps
 WORKER_MODES = {"train", "evaluate"}  # all workers of a run do them together; the others are the chief's
+NO_DATA_MODES = {"export", "predict"}  # they open no data, or only what they need of it
+OPTIONS = {"benchmark_data": ("peers",), "verify_export": ("file",), "predict": ("images",)}  # flags that modes take
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("experiment", None, "Name of an experiment, or a .py file, with its arguments after a colon.")
@@ -50,6 +56,9 @@ flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/EXPERIMEN
 flags.DEFINE_string("data", None, "A folder with data, or a source: digits, synthetic, tfds:NAME.")
 flags.DEFINE_bool("list", False, "List the experiments and end.")
 flags.DEFINE_bool("dry_run", False, "Print the resolved config, the costs and the steps, and end.")
+flags.DEFINE_string("format", "", "export, verify_export: the same as --config.export.format.")
+flags.DEFINE_string("file", "", "verify_export: the exported file; default: where export writes it.")
+flags.DEFINE_list("images", [], "predict: image files, folders and globs.")
 flags.DEFINE_integer("jobs", 1, "sweep: runs at a time in this process' care; others may work in the same workdir.", 1)
 flags.DEFINE_bool("retry", False, "sweep: try again what failed.")
 flags.DEFINE_list("peers", [], "What benchmark_data is compared with: timm, tf.")
@@ -138,6 +147,8 @@ def execute(assignments):
     for mode in FLAGS.mode:
         if mode not in MODES:  # sweep and data_service stand alone
             raise UserError(f"unknown mode {mode!r}. {config_lib.suggest(mode, MODES)}")
+    if FLAGS.format:
+        assignments = assignments + [("export.format", FLAGS.format)]
     config, name, demo = resolve(assignments, FLAGS.experiment, FLAGS.data, FLAGS.workdir)
     start_tensorflow()
     if FLAGS.dry_run:
@@ -149,7 +160,7 @@ def execute(assignments):
     from g16net import runtime
 
     runtime.connect(config)
-    if set(FLAGS.mode) - {"export"}:  # a mistake in the data is found before anything is written
+    if set(FLAGS.mode) - NO_DATA_MODES:  # a mistake in the data is found before anything is written
         from g16net import assemble
 
         assemble.open_sources(config)
@@ -159,17 +170,19 @@ def execute(assignments):
         settle_workdir(config, workdir, keep_config=bool(set(FLAGS.mode) & RUN_MODES))
     if demo:
         print(DEMO_START)
-    for mode in FLAGS.mode:
-        if chief or mode in WORKER_MODES:
-            run_mode(mode, config, workdir, chief)
-    if not chief:
-        return 0
-    print(f"Everything is in {workdir}:")
-    for entry in sorted(name for name in os.listdir(workdir) if not name.startswith(".")):
-        print(f"  {os.path.join(workdir, entry)}")
-    if demo:
-        print(DEMO_END)
-    return 0
+    # JSON lines have stdout to themselves
+    lines_only = FLAGS.mode == ["predict"] and config.predict.output == "jsonl"
+    with contextlib.redirect_stdout(sys.stderr if lines_only else sys.stdout):
+        modes = [mode for mode in FLAGS.mode if chief or mode in WORKER_MODES]
+        failed = [mode for mode in modes if not run_mode(mode, config, workdir, chief)]
+        if not chief:
+            return 0
+        print(f"Everything is in {workdir}:")
+        for entry in sorted(name for name in os.listdir(workdir) if not name.startswith(".")):
+            print(f"  {os.path.join(workdir, entry)}")
+        if demo:
+            print(DEMO_END)
+    return 1 if failed else 0
 
 
 def run_sweep(assignments):
@@ -273,15 +286,18 @@ def settle_workdir(config, workdir, keep_config):
 
 
 def run_mode(mode, config, workdir, chief=True):
-    """Runs one mode; the chief writes its `<mode>.json` and prints the same."""
+    """Runs one mode; the chief writes its `<mode>.json` and prints the same. False where the figures say `failed`."""
     from g16net import records
 
     started = time.monotonic()
     module = importlib.import_module(MODES[mode])
-    options = {"peers": FLAGS.peers} if mode == "benchmark_data" else {}
+    options = {name: getattr(FLAGS, name) for name in OPTIONS.get(mode, ())}
     try:
         figures = getattr(module, mode)(config, workdir, **options)
+        text = figures.pop("text", None)  # the result itself, where a mode's result is text
         if chief:
+            if text:
+                print(text, file=sys.__stdout__)
             print(summary(mode, records.finish(workdir, mode, started, figures)))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
@@ -290,6 +306,7 @@ def run_mode(mode, config, workdir, chief=True):
             f"--mode={mode} could not write {error.filename or workdir}: {error.strerror}; what was written before is "
             "kept: mend the cause and run the same command again"
         ) from error
+    return "failed" not in figures
 
 
 def summary(mode, result):

@@ -7,6 +7,7 @@ names the key, the value and a valid one, before a dataset or a device is opened
 
 import difflib
 import json
+import math
 import re
 from typing import Any, Callable, NamedTuple, Optional, Tuple
 
@@ -111,6 +112,10 @@ FIELDS = {
     "model.expand_ratio": _at_least(4, 1, "channels in a block over channels between blocks"),
     "model.norm": _one_of("ln_pn", NORMS, "normalisation; _pn: with proxy-normalised activations"),
     "model.norm_groups": _at_least(4, 1, "groups of gn and gn_pn"),
+    "model.norm_group_size": _at_least(
+        None, 1, "channels in a group of gn and gn_pn, instead of norm_groups (timm's form)", optional=True
+    ),
+    "model.norm_epsilon": _above_zero(1e-3, "added to the variance of every norm"),
     "model.strided_groups": Field(
         False, bool, "channel c in group c modulo groups, as the published GN networks have it"
     ),
@@ -254,6 +259,17 @@ FIELDS = {
     ),
     "eval.per_class": Field(False, bool, "write accuracy by class and the confusion matrix of each size to files"),
     "eval.sizes": _sizes((), "test sizes in pixels; empty: data.eval_size"),
+    # export
+    "export.format": _one_of("saved_model", ("saved_model", "tflite", "onnx", "keras"), "what --mode=export writes"),
+    "export.precision": _one_of(
+        "float16", ("float32", "float16", "int8"), "of TFLite's weights; int8: activations too"
+    ),
+    "export.calibration": _at_least(128, 1, "training images from which int8 takes the ranges of activations"),
+    "export.check_images": _at_least(256, 1, "test images on which an export is compared with its checkpoint"),
+    # predict
+    "predict.top": _at_least(5, 1, "classes shown for an image"),
+    "predict.output": _one_of("table", ("table", "jsonl"), "on stdout; jsonl: JSON lines and nothing else"),
+    "predict.grid": Field(False, bool, "draw the images with their classes to WORKDIR/predictions.png"),
 }
 
 
@@ -355,7 +371,9 @@ def _checked(key, field, value):
     right = isinstance(value, field.type) and (field.type is bool or not isinstance(value, bool))
     if right and field.type is tuple:
         right = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
-    if not right or (field.check and not field.check(value)):
+    numbers = value if isinstance(value, tuple) else (value,)
+    finite = all(math.isfinite(v) for v in numbers if isinstance(v, float))  # infinity is above 0, and nan passes tests
+    if not right or not finite or (field.check and not field.check(value)):
         hint = (
             suggest(value, field.rule[len("one of ") :].split(", "))
             if field.rule.startswith("one of") and isinstance(value, str)
@@ -363,7 +381,7 @@ def _checked(key, field, value):
         )
         raise ConfigError(
             f"config key {key!r} ({field.comment}) is {_describe(field)}; got {value!r}. "
-            f"{hint or 'For example: ' + str(example(field))}"
+            f"{'' if finite else 'Numbers must be finite. '}{hint or 'For example: ' + str(example(field))}"
         )
     return value
 

@@ -70,6 +70,8 @@ def test_override_sets(key, text, value):
         ("optim.decay", 1.0, ["'optim.decay'", "below 1"]),
         ("data.cutmix", 0.1, ["'data.cutmix'", "0.6"]),
         ("model.std", (1.0, 0.0, 1.0), ["'model.std'", "above 0"]),
+        ("optim.learning_rate", float("inf"), ["'optim.learning_rate'", "got inf", "finite"]),
+        ("model.mean", (0.0, float("nan"), 0.0), ["'model.mean'", "nan", "finite"]),
         ("eval.sizes", (4,), ["'eval.sizes'", "at least 8"]),
     ],
 )

@@ -22,10 +22,9 @@ def test_blocks_run(tmp_path):
     scripts = blocks()
     assert len(scripts) == 3
     export = (
-        "import tensorflow as tf\nfrom g16net import export, models\n"
+        "from g16net import models\nfrom g16net.export import folding, saved_model\n"
         "model = models.create('efficientnet_g16_tiny_ln_pn', num_classes=10)\n"
-        "served = export.Served(model, [str(i) for i in range(10)])\n"
-        "tf.saved_model.save(served, 'saved_model', signatures=served.serve)\n"
+        "saved_model.save('saved_model', folding.fold(model), [str(i) for i in range(10)], {'size': 32})\n"
     )
     environment = dict(os.environ, PYTHONPATH=ROOT)
     for script in scripts[:2] + [export] + scripts[2:]:

@@ -7,7 +7,6 @@ splits and the choice of layers to train go by them. Architecture: arXiv 1905.11
 arXiv 2106.03640, section 3; proxy-normalised activations: arXiv 2106.03743.
 """
 
-import functools
 import zlib
 
 from tensorflow import keras
@@ -28,6 +27,8 @@ def build(
     input_size=None,
     activation="swish",
     norm_groups=4,
+    norm_group_size=None,
+    norm_epsilon=1e-3,
     strided_groups=False,
     dropout=None,
     survival_prob=0.8,
@@ -56,6 +57,8 @@ def build(
         input_size: pixels, a number or (height, width), where the graph shall be of one size (IPU); None: any size.
         activation: "swish" or "relu".
         norm_groups: groups of the norm in "gn" and "gn_pn".
+        norm_group_size: channels in a group of those norms, where their number shall follow from it (timm's form).
+        norm_epsilon: added to the variance of every norm.
         strided_groups: whether channel c is in group c % norm_groups (the IPU library's form) and not in a block.
         dropout: rate before the dense layer; the variant's where None.
         survival_prob: keep probability of stochastic depth after the last block, falling linearly from 1 (arXiv
@@ -78,7 +81,6 @@ def build(
     scale = architecture.get_variant(variant)
     dropout = scale.dropout if dropout is None else dropout
     kind, _, proxy = norm.partition("_")
-    groups = {"gn": norm_groups, "ln": 1, "bn": None}[kind]
 
     def layer_seed(layer):
         return None if seed is None else zlib.crc32(f"{seed}/{layer}".encode()) % 2**30
@@ -97,19 +99,22 @@ def build(
             name=layer,
         )(x)
 
-    plain_norm = {
-        "bn": layers.BatchNorm,
-        "gn": functools.partial(layers.GroupNorm, groups=norm_groups, strided=strided_groups),
-        "ln": layers.LayerNorm,
-    }[kind]
+    def groups(x):
+        return 1 if kind == "ln" else x.shape[-1] // norm_group_size if norm_group_size else norm_groups
+
+    def plain_norm(x, **arguments):
+        if kind == "gn":
+            return layers.GroupNorm(groups(x), strided_groups, norm_epsilon, **arguments)(x)
+        return {"bn": layers.BatchNorm, "ln": layers.LayerNorm}[kind](norm_epsilon, **arguments)(x)
 
     def norm_act(x, prefix, delayed_scale=False):
         """Norm and activation; with proxy norm and `delayed_scale` a pair (centred activation, scale)."""
         if proxy:
             return layers.ProxyNormActivation(
                 activation,
-                groups=groups,
+                groups=groups(x),
                 strided=strided_groups,
+                epsilon=norm_epsilon,
                 proxy_epsilon=proxy_epsilon,
                 delayed_scale=delayed_scale,
                 quadrature=quadrature,
@@ -117,9 +122,9 @@ def build(
                 name=f"{prefix}norm",
             )(x)
         if kind == "bn":
-            x = plain_norm(name=f"{prefix}norm")(x)
+            x = plain_norm(x, name=f"{prefix}norm")
             return keras.layers.Activation(activation, name=f"{prefix}activation")(x)
-        return plain_norm(activation=activation, name=f"{prefix}norm")(x)
+        return plain_norm(x, activation=activation, name=f"{prefix}norm")
 
     def mbconv(x, block):
         prefix = f"block{block.name}_"
@@ -139,7 +144,7 @@ def build(
             block.se_width, activation=activation, seed=layer_seed(f"{prefix}se"), name=f"{prefix}se"
         )(x)
         x = conv(x, block.out_channels, f"{prefix}project_conv")
-        x = plain_norm(name=f"{prefix}project_norm", center=not proxy)(x)
+        x = plain_norm(x, name=f"{prefix}project_norm", center=not proxy)
         if block.skip:
             if block.survival < 1:
                 drop = f"{prefix}drop"

@@ -132,7 +132,7 @@ def _check_sample(shards, num_classes, offset, where, training, most=2048):
     data = data.batch(128).map(lambda some: tf.io.parse_example(some, keys)["image/class/label"])
     try:
         stored = np.concatenate(list(data.as_numpy_iterator()))
-    except tf.errors.InvalidArgumentError as error:
+    except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:  # the latter: a message with a damaged key
         raise UserError(f"{where}: records without the key image/class/label; not the classic layout") from error
     except tf.errors.DataLossError as error:
         raise UserError(f"{where}: a damaged file ({error.message}); fetch or write it again") from error

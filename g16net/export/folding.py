@@ -1,0 +1,153 @@
+"""From a model to the steps of its forward pass, with everything folded that no longer changes: what formats write.
+
+The statistics of the proxies become numbers a channel, batch norm goes into the convolution before it, and what acts in
+training only is gone. Arrays are float32 NumPy; a step's input is the result of the step before it.
+"""
+
+import re
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from g16net import layers
+
+
+class Normalize(NamedTuple):
+    """(images - mean) * inv_std of images 0..255 [batch, height, width, 3]."""
+
+    mean: np.ndarray
+    inv_std: np.ndarray
+
+
+class Conv(NamedTuple):
+    """Convolution with 'SAME' padding; kernel [k, k, channels / groups, filters], bias [filters] or None."""
+
+    name: str
+    kernel: np.ndarray
+    bias: Optional[np.ndarray]
+    stride: int
+    groups: int
+    lowering: str  # form that works on the machine of the export: a name in `layers.group_conv.LOWERINGS`
+
+
+class Norm(NamedTuple):
+    """activation(gamma * normalised + beta), minus `centre`, times `scale`, a number a channel each or None.
+
+    Normalised over `groups` groups of channels of one sample; strided: channel c is in group c % groups.
+    """
+
+    name: str
+    groups: int
+    strided: bool
+    epsilon: float
+    gamma: np.ndarray
+    beta: np.ndarray
+    activation: Optional[str]
+    centre: Optional[np.ndarray]
+    scale: Optional[np.ndarray]
+
+
+class Activation(NamedTuple):
+    """An activation by itself, after a folded batch norm."""
+
+    name: str
+    activation: str
+
+
+class Gate(NamedTuple):
+    """Squeeze-and-excite: x * (sigmoid(expand(activation(reduce(means of x)))) * scale); `scale` [channels] or None."""
+
+    name: str
+    reduce_kernel: np.ndarray
+    reduce_bias: np.ndarray
+    expand_kernel: np.ndarray
+    expand_bias: np.ndarray
+    activation: str
+    scale: Optional[np.ndarray]
+
+
+class Keep(NamedTuple):
+    """Keeps the present tensor for the next `Add`."""
+
+
+class Add(NamedTuple):
+    """Adds the tensor of the last `Keep`."""
+
+    name: str
+
+
+class Dense(NamedTuple):
+    """Means over pixels, then means @ kernel + bias: the logits [batch, classes]."""
+
+    name: str
+    kernel: np.ndarray
+    bias: np.ndarray
+
+
+def fold(model):
+    """The steps of a model from `efficientnet.build`, logits at the end, as a list.
+
+    Raises:
+        ValueError: for a layer that is none of that builder's.
+    """
+    steps, delayed = [], None
+    skips = {name[: -len("add")] for name in (layer.name for layer in model.layers) if name.endswith("_add")}
+    for layer in model.layers:
+        prefix = re.match(r"(block\d[a-z]+_)?", layer.name)[0]
+        if prefix in skips:
+            skips.remove(prefix)
+            steps.append(Keep())
+        step, delayed = _step(layer, steps, delayed)
+        if step is not None:
+            steps.append(step)
+    return steps
+
+
+def _step(layer, steps, delayed):
+    """`(step, delayed scale)` of a layer; no step where it leaves nothing, or goes into the last of `steps`."""
+    name = layer.name
+    if isinstance(layer, layers.Normalize):
+        return Normalize(_array(layer.mean), _array([1 / value for value in layer.std])), None
+    if isinstance(layer, layers.GroupConv2D):
+        return Conv(name, _array(layer.kernel), None, layer.strides, layer.groups, layer.chosen[0]), None
+    if isinstance(layer, layers.BatchNorm):
+        conv = steps.pop()
+        scale = 1 / np.sqrt(np.float64(_array(layer.moving_variance)) + layer.epsilon)
+        scale = scale if layer.gamma is None else scale * _array(layer.gamma)
+        bias = (0 if layer.beta is None else _array(layer.beta)) - _array(layer.moving_mean) * scale
+        return conv._replace(kernel=_array(conv.kernel * scale), bias=_array(bias)), None
+    if isinstance(layer, layers.GroupNorm):
+        return _norm(layer, layer.activation, None, None), None
+    if isinstance(layer, layers.ProxyNormActivation) and layer.groups is not None:
+        centre, inv_std = (_array(value) for value in layer.proxy_statistics())
+        late = layer.delayed_scale
+        return _norm(layer, layer.activation, centre, None if late else inv_std), inv_std if late else None
+    if isinstance(layer, layers.SqueezeExcite):
+        kernels = _array(layer.reduce_kernel)[0, 0], _array(layer.expand_kernel)[0, 0]
+        biases = _array(layer.reduce_bias), _array(layer.expand_bias)
+        return Gate(name, kernels[0], biases[0], kernels[1], biases[1], layer.activation, delayed), None
+    kind = type(layer).__name__
+    if kind == "Conv2D":
+        return Conv(name, _array(layer.kernel), None, layer.strides[0], 1, "native"), None
+    if kind == "Activation":
+        activation = getattr(layer.activation, "__name__", "")
+        return Activation(name, "swish" if activation == "silu" else activation), None
+    if kind == "Add":
+        return Add(name), None
+    if kind == "Dense":
+        return Dense(name, _array(layer.kernel), _array(layer.bias)), None
+    if kind in ("InputLayer", "StochasticDepth", "Dropout", "GlobalAveragePooling2D"):
+        return None, None
+    raise ValueError(f"layer {name!r} is a {kind}, which no export knows; export models of efficientnet.build")
+
+
+def _norm(layer, activation, centre, scale):
+    channels = layer.gamma.shape[0] if layer.gamma is not None else layer.beta.shape[0]
+    gamma = np.ones(channels, np.float32) if layer.gamma is None else _array(layer.gamma)
+    beta = np.zeros(channels, np.float32) if layer.beta is None else _array(layer.beta)
+    groups, strided, epsilon = layer.used_groups, layer.strided, layer.epsilon
+    return Norm(layer.name, groups, strided, epsilon, gamma, beta, activation, centre, scale)
+
+
+def _array(value):
+    return np.asarray(value.numpy() if hasattr(value, "numpy") else value, np.float32)

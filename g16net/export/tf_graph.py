@@ -1,0 +1,92 @@
+"""The folded steps as TensorFlow operations: the network of the SavedModel and of TFLite."""
+
+import tensorflow as tf
+
+from g16net.export import folding
+from g16net.layers import group_conv
+from g16net.layers.norm_activation import ACTIVATIONS, pixel_sums
+
+
+class Network:
+    """A callable of images [batch, height, width, 3], 0..255 in any dtype, that returns float32 logits.
+
+    Args:
+        steps: what `folding.fold` returns.
+        lowering: form of every grouped convolution, a name in `group_conv.LOWERINGS`; None: the step's own.
+        matmul_sums: sum over pixels by a matrix product, which a CPU with TensorFlow does faster (TFLite does not).
+
+    Attributes:
+        variables: of the kernels; whoever saves the network has to track them.
+    """
+
+    def __init__(self, steps, lowering=None, matmul_sums=True):
+        self.steps = steps
+        self.lowering = lowering
+        self.matmul_sums = matmul_sums
+        # Kernels are variables, which a SavedModel holds once and beside its graph; a number a channel is a constant.
+        arrays = [a for step in self.steps for a in step if getattr(a, "ndim", 0) > 1]
+        self.variables = [tf.Variable(array, trainable=False) for array in arrays]
+        self._variable_of = {id(array): variable for array, variable in zip(arrays, self.variables)}
+
+    def __call__(self, images):
+        kept, x = None, tf.cast(images, tf.float32)
+        for step in self.steps:
+            if isinstance(step, folding.Keep):
+                kept = x
+            elif isinstance(step, folding.Add):
+                x = x + kept
+            else:
+                x = getattr(self, f"_{type(step).__name__.lower()}")(step, x)
+        return x
+
+    def _kernel(self, array):
+        return self._variable_of[id(array)].read_value()
+
+    def _normalize(self, step, x):
+        x = x - step.mean
+        return x if (step.inv_std == 1).all() else x * step.inv_std
+
+    def _conv(self, step, x):
+        lowering = "native" if step.groups == 1 else self.lowering or step.lowering
+        x = group_conv.LOWERINGS[lowering](x, self._kernel(step.kernel), step.stride)
+        return x if step.bias is None else tf.nn.bias_add(x, step.bias)
+
+    def _means(self, x):
+        """Means over the pixels, [batch, 1, 1, channels]."""
+        if self.matmul_sums:
+            return pixel_sums(x) / tf.cast(tf.shape(x)[1] * tf.shape(x)[2], tf.float32)
+        return tf.reduce_mean(x, axis=[1, 2], keepdims=True)
+
+    def _group_means(self, x, step):
+        """Means over the pixels and channels of each group, for each of its channels."""
+        means, channels = self._means(x), x.shape[-1]
+        if step.groups == 1:
+            return tf.reduce_mean(means, axis=3, keepdims=True)
+        width = channels // step.groups
+        shape, axis = ([-1, width, step.groups], 1) if step.strided else ([-1, step.groups, width], 2)
+        means = tf.reduce_mean(tf.reshape(means, shape), axis=axis, keepdims=True)
+        return tf.reshape(means + tf.zeros(shape[1:]), [-1, 1, 1, channels])
+
+    def _norm(self, step, x):
+        mean = self._group_means(x, step)
+        variance = self._group_means(tf.math.squared_difference(x, mean), step)
+        a = tf.math.rsqrt(variance + step.epsilon) * step.gamma
+        x = x * a + (step.beta - mean * a)
+        if step.activation:
+            x = ACTIVATIONS[step.activation](x)
+        x = x if step.centre is None else x - step.centre
+        return x if step.scale is None else x * step.scale
+
+    def _activation(self, step, x):
+        return ACTIVATIONS[step.activation](x)
+
+    def _gate(self, step, x):
+        means = self._means(x)[:, 0, 0]
+        reduced = tf.matmul(means, self._kernel(step.reduce_kernel)) + step.reduce_bias
+        gate = tf.matmul(ACTIVATIONS[step.activation](reduced), self._kernel(step.expand_kernel)) + step.expand_bias
+        gate = tf.sigmoid(gate)
+        gate = gate if step.scale is None else gate * step.scale
+        return x * gate[:, tf.newaxis, tf.newaxis]
+
+    def _dense(self, step, x):
+        return tf.matmul(self._means(x)[:, 0, 0], self._kernel(step.kernel)) + step.bias

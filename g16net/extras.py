@@ -1,0 +1,21 @@
+"""Packages that only some commands need, with the command that installs them where they are missing."""
+
+import importlib
+
+from g16net.config import UserError
+
+
+def need(module, extra, purpose):
+    """Imports and returns `module`; UserError with the pip command where it is not installed.
+
+    Args:
+        module: as imported, such as "onnxruntime".
+        extra: the extra of this package that brings it.
+        purpose: what needs it, for the message.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{purpose} needs the package {module.split('.')[0]!r} ({error}); install it: pip install 'g16net[{extra}]'"
+        ) from error

@@ -1,0 +1,202 @@
+"""Weights from and to timm's EfficientNets: their names, layouts and files (safetensors); torch is not needed.
+
+    model = timm_weights.load("tf_efficientnet_b0.safetensors", "tf_efficientnet_b0")
+
+What equals what, in float32 to rounding:
+
+- `tf_efficientnet_b0` to `b7` (batch norm, 'SAME' padding, epsilon 1e-3): our depthwise network with batch norm, at
+  any image size.
+- `efficientnet_b0` to `b7`, `efficientnet_b0_gn`, `efficientnet_b0_g8_gn`: the same networks but for epsilon 1e-5,
+  group norms of 8 channels a group in `_gn`, and padding that is the same on all sides. Where a stride is 2, 'SAME'
+  padding is the same on all sides for odd sizes only, so these are equal at sizes of 32 m + 1 pixels (225, not 224) and
+  shifted by up to half a pixel a stage at others. Networks with another rounding of widths (`efficientnet_b3_gn`) do
+  not exist here.
+
+timm's images are (image / 255 - mean) / std; `load` gives the model the same on the scale of 0..255.
+"""
+
+import re
+from typing import Mapping
+
+import numpy as np
+
+from g16net import extras, layers
+from g16net.models import efficientnet
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GROUP_NORM_SIZE = 8  # channels in a group of the norms of efficientnet_b0_gn and _g8_gn
+_NAME = re.compile(r"(tf_)?efficientnet_(b[0-7])(?:_g(\d+))?(_gn)?")
+
+
+def load(weights, name, mean=MEAN, std=STD, **overrides):
+    """A network of ours that computes what timm's model `name` computes with `weights`.
+
+    Args:
+        weights: path of a safetensors file, or a mapping of timm's names to arrays (a state dict of NumPy arrays).
+        name: timm's name, such as "tf_efficientnet_b0" (also "tf_efficientnet_b0.ns_jft_in1k").
+        mean, std: of timm's images, after division by 255; the model's `default_cfg` has them.
+        **overrides: further arguments of `efficientnet.build`, such as `input_size` or `dropout`. With `num_classes`
+            other than the file's, the dense layer keeps its new weights.
+
+    Raises:
+        ValueError: for a name or a weight that has no counterpart; names it, with its shape.
+        UserError: where `safetensors` is missing.
+    """
+    arguments = parse(name)
+    weights = read(weights) if isinstance(weights, str) else weights
+    if "classifier.bias" not in weights:
+        raise ValueError(f"no classifier.bias among the weights; is it a state dict of timm's {name}?")
+    classes = int(np.shape(weights["classifier.bias"])[0])
+    scale = [tuple(255.0 * value for value in values) for values in (mean, std)]
+    model = efficientnet.build(**{**arguments, "num_classes": classes, "mean": scale[0], "std": scale[1], **overrides})
+    copy(weights, model, dense=overrides.get("num_classes", classes) == classes)
+    return model
+
+
+def parse(name):
+    """The arguments of `efficientnet.build` for timm's model `name`; ValueError where there is no such network here."""
+    match = _NAME.fullmatch(name.split(".")[0])
+    if not match or (match[3] and not match[4]):
+        raise ValueError(
+            f"timm's {name!r} has no counterpart here; known are tf_efficientnet_b0 to b7, efficientnet_b0 to b7, "
+            "efficientnet_b0_gn and efficientnet_b0_g8_gn"
+        )
+    return {
+        "variant": match[2].upper(),
+        "group_size": int(match[3] or 1),
+        "expand_ratio": 6,
+        "norm": "gn" if match[4] else "bn",
+        "norm_group_size": GROUP_NORM_SIZE if match[4] else None,
+        "norm_epsilon": 1e-3 if match[1] else 1e-5,
+    }
+
+
+def read(path):
+    """The arrays of a safetensors file, by name; the format holds numbers alone and runs no code."""
+    numpy = extras.need("safetensors.numpy", "weights", "reading timm's weights")
+    return numpy.load_file(path)
+
+
+def copy(weights: Mapping, model, dense=True):
+    """Copies a state dict of timm into a model of `efficientnet.build`; all or nothing.
+
+    Args:
+        weights: timm's names to arrays.
+        model: with the same widths, group size and kind of norm.
+        dense: whether the last layer is copied too.
+    """
+    found, used = [], set()
+    for layer, keys in _keys(model):
+        if layer.name == "predictions" and not dense:
+            used.update(keys)
+            continue
+        values = []
+        for key, weight in zip(keys, layer.weights):
+            shape = tuple(weight.shape)
+            if key not in weights:
+                raise ValueError(f"{layer.name}: the weights lack {key}; is the model's kind of norm theirs?")
+            value = _ours(np.asarray(weights[key], np.float32), shape)
+            if value.shape != shape:
+                raise ValueError(
+                    f"{layer.name} has the shape {shape}, {key} stands for {value.shape}; build the model with the "
+                    "variant, group size and classes of the weights"
+                )
+            values.append(value)
+        found.append((layer, values))
+        used.update(keys)
+    left = sorted(key for key in weights if key not in used and not key.endswith("num_batches_tracked"))
+    if left:
+        raise ValueError(f"weights without a place in the model: {', '.join(left[:5])} ({len(left)} in all)")
+    for layer, values in found:
+        layer.set_weights(values)
+
+
+def state_dict(model):
+    """The weights of a model in timm's names and layouts, as float32 arrays.
+
+    For batch, group and layer norm; timm's class for the last two is `GroupNormAct` with the same groups. Proxy norm
+    and strided grouping do not exist there: ValueError.
+    """
+    result = {}
+    for layer, keys in _keys(model):
+        if isinstance(layer, layers.ProxyNormActivation) or (
+            getattr(layer, "strided", False) and layer.used_groups > 1
+        ):
+            raise ValueError(f"{layer.name}: timm has no {'strided' if layer.groups != 1 else 'proxy'} norm")
+        for key, weight in zip(keys, layer.weights):
+            result[key] = _theirs(np.asarray(weight).astype(np.float32), key)
+        if isinstance(layer, layers.BatchNorm):
+            result[keys[0].replace("weight", "num_batches_tracked")] = np.zeros((), np.int64)
+    return result
+
+
+def save(model, path):
+    """Writes `state_dict(model)` as a safetensors file, for `timm.create_model(..., checkpoint_path=path)`."""
+    extras.need("safetensors.numpy", "weights", "writing timm's weights").save_file(state_dict(model), path)
+
+
+def _keys(model):
+    """`(layer, timm's names of its weights)` for each layer with weights that are learnt, in order."""
+    for layer in model.layers:
+        if layer.weights and not isinstance(layer, (layers.Dropout, layers.StochasticDepth)):
+            yield layer, _names(layer)
+
+
+def _names(layer):
+    name = layer.name
+    block = re.fullmatch(r"block(\d)([a-z]+)_(.*)", name)
+    if block:
+        letters = block[2]
+        index = ord(letters) - ord("a") if len(letters) == 1 else None
+        base, part = f"blocks.{int(block[1]) - 1}.{index}.", block[3]
+        # timm's first stage has no expansion and counts its parts from there
+        parts = PARTS_WITHOUT_EXPANSION if block[1] == "1" else PARTS
+        base += parts[part]
+    else:
+        base = TOP_LEVEL[name]
+    if isinstance(layer, layers.SqueezeExcite):
+        return [
+            f"{base}.{part}"
+            for part in ("conv_reduce.weight", "conv_reduce.bias", "conv_expand.weight", "conv_expand.bias")
+        ]
+    kinds = [weight.name.split("/")[-1].split(":")[0] for weight in layer.weights]
+    return [f"{base}.{KINDS[kind]}" for kind in kinds]
+
+
+TOP_LEVEL = {"stem_conv": "conv_stem", "stem_norm": "bn1", "top_conv": "conv_head", "top_norm": "bn2"}
+TOP_LEVEL["predictions"] = "classifier"
+PARTS = {
+    "expand_conv": "conv_pw",
+    "expand_norm": "bn1",
+    "conv": "conv_dw",
+    "norm": "bn2",
+    "se": "se",
+    "project_conv": "conv_pwl",
+    "project_norm": "bn3",
+}
+PARTS_WITHOUT_EXPANSION = {
+    "conv": "conv_dw",
+    "norm": "bn1",
+    "se": "se",
+    "project_conv": "conv_pw",
+    "project_norm": "bn2",
+}
+KINDS = {
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+KINDS["proxy_gamma"] = KINDS["proxy_beta"] = "proxy"  # which timm does not have
+
+
+def _ours(value, shape):
+    """torch's [out, in, k, k] as [k, k, in, out], [out, in] as [in, out]."""
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T if len(shape) == 2 else value
+
+
+def _theirs(value, key):
+    value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+    return np.ascontiguousarray(value)
