@@ -260,7 +260,9 @@ FIELDS = {
     "eval.per_class": Field(False, bool, "write accuracy by class and the confusion matrix of each size to files"),
     "eval.sizes": _sizes((), "test sizes in pixels; empty: data.eval_size"),
     # export
-    "export.format": _one_of("saved_model", ("saved_model", "tflite", "onnx", "keras"), "what --mode=export writes"),
+    "export.format": _one_of(
+        "saved_model", ("saved_model", "tflite", "onnx", "keras", "ipu_serving"), "what --mode=export writes"
+    ),
     "export.precision": _one_of(
         "float16", ("float32", "float16", "int8"), "of TFLite's weights; int8: activations too"
     ),

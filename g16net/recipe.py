@@ -6,7 +6,6 @@ it checks the fields and their combinations and fills each derived one, without 
 
 import math
 
-from g16net import batches
 from g16net import config as config_lib
 from g16net.config import ConfigError
 from g16net.ipu import settings as ipu_settings
@@ -96,8 +95,6 @@ def resolve(config):
         config.eval.batch = min(config.run.global_batch, 256)
     if config.runtime.strategy in ipu_settings.STRATEGIES:
         ipu_settings.resolve(config)
-    elif config.runtime.strategy == "default":
-        batches.split(config.run.global_batch, 1, config.runtime.micro_batch, config.runtime.grad_accumulation)
     _check_combinations(config)
     _check_sizes(config, variant)
     trained_parts(config)

@@ -132,9 +132,22 @@ class Devices:
         if config.runtime.strategy == "multiworker":
             addresses, index = _cluster(config)
             self.shard = index, len(addresses)
-        self.micro_batch, self.accumulation = batches.split(
-            config.run.global_batch, self.replicas, config.runtime.micro_batch, config.runtime.grad_accumulation
+
+    @functools.cached_property
+    def _split(self):
+        """Only training asks for it: a run may be evaluated on other devices."""
+        runtime = self.config.runtime
+        return batches.split(
+            self.config.run.global_batch, self.replicas, runtime.micro_batch, runtime.grad_accumulation
         )
+
+    @property
+    def micro_batch(self):
+        return self._split[0]
+
+    @property
+    def accumulation(self):
+        return self._split[1]
 
     @property
     def chief(self):
@@ -147,6 +160,7 @@ class Devices:
 
     def check(self, updates_per_epoch):
         """Raises ConfigError where an epoch of so many weight updates cannot be run; before a model is built."""
+        self._split  # noqa: B018
 
     def prepare(self, model):
         """Readies a new model for training."""

@@ -25,7 +25,7 @@ ALLOWED = {
     "data": {"compat", "config", "data", "native"},
     "report": {"config", "records", "report"},
     "batches": {"config"},
-    "recipe": {"batches", "config", "ipu", "models"},
+    "recipe": {"config", "ipu", "models"},
     "records": {"__init__", "compat", "config"},
     "signals": set(),
     "workers": {"config"},

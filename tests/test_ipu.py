@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from g16net import assemble, compat, evaluate, experiments, recipe, records, train
+from g16net import assemble, compat, evaluate, experiments, export, recipe, records, train
 from g16net.config import ConfigError, UserError
 
 if compat.KERAS3:
@@ -496,7 +496,7 @@ def test_processes_share_data_and_sum_figures(machine):
         assert [spec.shape[0] for spec in data.element_spec] == [16, 16]
         drawn.append(np.concatenate([images for images, _ in data.take(4).as_numpy_iterator()]))
         double.allreduce = lambda value: 2 * value
-        np.testing.assert_array_equal(run.sum_over_instances(np.array([1.0, 2.0])), [2.0, 4.0])
+        np.testing.assert_array_equal(run.sum_over_workers(np.array([1.0, 2.0])), [2.0, 4.0])
     ((whole, _),) = assemble.train_batches(config, source).take(1).as_numpy_iterator()
     np.testing.assert_array_equal(np.concatenate(drawn), whole)
 
@@ -559,7 +559,9 @@ def test_evaluation_on_ipus_equals_that_of_the_host(trained, machine):
 def test_serving_export_gives_the_logits_of_the_model(trained, machine):
     config, workdir, _ = trained
     machine()
-    figures = session.export(config, workdir)
+    with config.unlocked():
+        config.runtime.strategy, config.export.format = "ipu", "ipu_serving"
+    figures = export.export(config, workdir)
     batch = figures["batch"]
     images = np.random.RandomState(0).randint(0, 256, [batch, 32, 32, 3]).astype("uint8")
     loaded = tf.saved_model.load(figures["path"])  # TensorFlow 2.6 forgets the variables of what nobody holds
@@ -567,7 +569,13 @@ def test_serving_export_gives_the_logits_of_the_model(trained, machine):
     model, _ = assemble.trained(config, workdir)
     np.testing.assert_allclose(exported["logits"], model(images.astype("float32"), training=False), atol=3e-2)
     assert figures["ipus"] == 2
-    session.export(config, workdir)  # over the older one
+    export.export(config, workdir)  # over the older one
+    with config.unlocked():
+        config.runtime.strategy = "default"
+    with pytest.raises(ConfigError, match="compiled by the IPU SDK in one process; got runtime.strategy=default"):
+        export.export(config, workdir)
+    with config.unlocked():
+        config.runtime.strategy, config.export.format = "ipu", "saved_model"
 
 
 @pytest.mark.slow

@@ -113,7 +113,6 @@ REFUSED = {
     "io tiles": (dict(ipu__splits="3b", runtime__grad_accumulation=4, ipu__io_tiles=32), "must be at least 6"),
     "bn": (dict(norm="bn", ipu__splits="3b"), "model.norm=bn cannot train in a pipeline"),
     "bfloat16": (dict(runtime__precision="mixed_bfloat16"), "no bfloat16"),
-    "elsewhere": (dict(runtime__strategy="default", runtime__micro_batch=4), "runtime.micro_batch"),
     "mixing": (dict(data__mix_on_device=True), "data.mix_on_device works on one device a process"),
     "proportion": (dict(ipu__available_memory_proportion=1.5), "above 0 and up to 1"),
     "schedule": (dict(ipu__schedule="grouped"), "Did you mean 'Grouped'"),

@@ -256,7 +256,6 @@ def test_each_precision_trains_with_float32_statistics(changes, tmp_path):
     "changes, message",
     [
         ({"runtime__dynamic_loss_scale": True}, "for runtime.precision=mixed_float16; got float32"),
-        ({"runtime__micro_batch": 100}, "runtime.micro_batch=100 x runtime.grad_accumulation=1 x 1 replica = 100"),
         ({"data__mix_on_device": True, "runtime__grad_accumulation": 2}, "mixes the whole batch in one pass"),
         ({"runtime__strategy": "ipu", "runtime__max_skipped": 1}, "runtime.max_skipped waits for values"),
     ],
@@ -264,3 +263,9 @@ def test_each_precision_trains_with_float32_statistics(changes, tmp_path):
 def test_combinations_that_cannot_run(changes, message):
     with pytest.raises(config_lib.ConfigError, match=message):
         tiny(**changes)
+
+
+def test_a_micro_batch_that_does_not_divide_the_batch_is_refused_before_a_model_is_built(tmp_path):
+    with pytest.raises(config_lib.ConfigError, match="micro_batch=100 x runtime.grad_accumulation=1 x 1 replica = 100"):
+        train.train(tiny(runtime__micro_batch=100), str(tmp_path))
+    assert not os.listdir(tmp_path)

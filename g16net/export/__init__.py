@@ -1,8 +1,8 @@
-"""Export of trained weights in the formats that others run: SavedModel, TFLite, ONNX and Keras.
+"""Export of trained weights in the formats that others run: SavedModel, TFLite, ONNX, Keras, and the IPU's.
 
-All but Keras' are written from the folded network (`folding`), so that no format computes statistics of a proxy or
-batch norms, and hold the class names and the preprocessing. A file takes the place of an older one after it was run in
-its own runtime and its logits were those of the live model.
+All but Keras' and the IPU's are written from the folded network (`folding`), so that no format computes statistics of a
+proxy or batch norms, and hold the class names and the preprocessing. A file takes the place of an older one after it
+was run in its own runtime and its logits were those of the live model.
 """
 
 import os
@@ -11,7 +11,7 @@ import shutil
 from absl import logging
 
 from g16net import assemble, compat, extras
-from g16net.config import RunError, UserError
+from g16net.config import ConfigError, RunError, UserError
 from g16net.export import folding, onnx_graph, runners, saved_model, tflite, verify
 
 
@@ -23,6 +23,10 @@ def export(config, workdir):
     """
     kind = config.export.format
     check(config)
+    if kind == "ipu_serving":
+        from g16net.ipu import session
+
+        return session.export(config, workdir)
     compat.set_policy("float32")
     model, class_names = assemble.trained(config, workdir)
     path = path_of(config, workdir)
@@ -54,6 +58,7 @@ def path_of(config, workdir):
         "tflite": f"model_{config.export.precision}.tflite",
         "onnx": "model.onnx",
         "keras": "model.keras",
+        "ipu_serving": "ipu_serving",
     }[config.export.format]
     folder = assemble.finetuned_folder(config, workdir) if config.eval.weights == "finetuned" else workdir
     return os.path.join(folder, name)
@@ -71,6 +76,11 @@ def check(config):
                 "--format=tflite needs TensorFlow 2.11 or newer, whose converter keeps grouped convolutions"
             )
         runners.tflite_interpreter()
+    if kind == "ipu_serving" and config.runtime.strategy != "ipu":
+        raise ConfigError(
+            "--format=ipu_serving is compiled by the IPU SDK in one process; got "
+            f"runtime.strategy={config.runtime.strategy}, set --config.runtime.strategy=ipu"
+        )
     if kind == "keras" and compat.TF_VERSION < (2, 12):
         raise UserError("--format=keras needs Keras 2.12 or newer, which brought the format; use --format=saved_model")
 

@@ -342,11 +342,6 @@ def export(config, workdir):
     does. Input: uint8 images [micro batch, size, size, 3] of `data.eval_size`; output: `logits`. The batch is fixed.
     """
     plan = settings.plan(config)._replace(replicas=1)
-    if config.runtime.strategy != "ipu":
-        raise ConfigError(
-            f"the export for IPU serving runs in one process; got runtime.strategy={config.runtime.strategy}, "
-            "set --config.runtime.strategy=ipu"
-        )
     model, class_names = assemble.trained(config, workdir)
     session = Session(config, plan)
     size, batch = config.data.eval_size, config.ipu.eval_micro_batch or plan.micro_batch
