@@ -272,7 +272,8 @@ def _whole(shape):
 def _check_pixels(extent, max_pixels):
     """An operation that raises for more than `max_pixels`."""
     few = tf.reduce_prod(tf.cast(extent, tf.float64)) <= max_pixels
-    return tf.debugging.Assert(few, [f"Image of more than {max_pixels} pixels (max_pixels); height, width:", extent])
+    message = f"Image of more than {max_pixels} pixels (max_pixels); height, width:"
+    return tf.raw_ops.Assert(condition=few, data=[message, extent])  # without the branch that tf.debugging puts around
 
 
 def _by_ratio(box, target, reduced):
