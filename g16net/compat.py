@@ -291,7 +291,7 @@ else:
             first = tf.VariableAggregation.ONLY_FIRST_REPLICA
             return self.add_weight(name, shape=shape, dtype=dtype, trainable=False, aggregation=first)
 
-        def _distributed_apply(self, distribution, grads_and_vars, apply_state, name):
+        def _distributed_apply(self, distribution, grads_and_vars, name, apply_state):
             """The update from gradients that are reduced over replicas, which thus all decide alike."""
 
             def apply(pairs):
