@@ -42,7 +42,7 @@ def test_memory_leaves_arrays_as_they_are(tmp_path):
 
 
 def test_memory_that_does_not_suffice(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "_memory", lambda: 1000)
+    monkeypatch.setattr(cache, "memory", lambda: 1000)
     with pytest.raises(ValueError, match="GB of memory here"):
         cache.in_memory(open_kind("folder", tmp_path))
 
