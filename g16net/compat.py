@@ -105,6 +105,8 @@ class Random:
         self.state = None
         if KERAS3:
             self.state = keras.random.SeedGenerator(seed)
+            layer.random_holder = tf.Module()  # tf.train.Checkpoint does not look into a seed generator
+            layer.random_holder.state = self.state.state
         elif TF_VERSION >= (2, 11):
             self.state = (
                 tf.random.Generator.from_non_deterministic_state()
