@@ -9,6 +9,8 @@ from g16net import compat, models
 from g16net.optim.losses import SmoothedCrossEntropy
 from g16net.optim.rmsprop import RMSProp
 
+NO_XLA = {} if compat.TF_VERSION < (2, 7) else {"jit_compile": False}
+
 
 def network(norm, seed=1):
     name = f"efficientnet_g16_tiny_{norm}"
@@ -24,7 +26,7 @@ def data(batches, batch, seed=0):
 def trained(norm, accumulation, batch, updates, images, labels):
     model = network(norm)
     optimizer = RMSProp(0.01, weight_decay=1e-5, accumulation=accumulation)
-    model.compile(optimizer, loss=SmoothedCrossEntropy(10), jit_compile=False, **{"steps_per_execution": accumulation})
+    model.compile(optimizer, loss=SmoothedCrossEntropy(10), steps_per_execution=accumulation, **NO_XLA)
     model.fit(images, labels, batch_size=batch // accumulation, shuffle=False, verbose=0)
     assert int(optimizer.iterations) == updates
     return [weight.numpy() for weight in model.trainable_weights]
@@ -55,7 +57,7 @@ def test_batch_norm_sees_the_micro_batch(accumulation=4):
 def one_weight(guard, accumulation=1):
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
     optimizer = RMSProp(0.1, rho=1.0, momentum=0.0, epsilon=1e-9, accumulation=accumulation, guard=guard)
-    model.compile(optimizer, loss="mse", jit_compile=False)
+    model.compile(optimizer, loss="mse", **NO_XLA)
     return model, optimizer
 
 

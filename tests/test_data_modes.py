@@ -22,7 +22,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 def photos(tmp_path_factory):
     """A small set of real photos in class folders."""
     folder = str(tmp_path_factory.mktemp("photos"))
-    sample = pytest.importorskip("sklearn.datasets").load_sample_images().filenames
+    images = os.path.join(os.path.dirname(pytest.importorskip("sklearn.datasets").__file__), "images")
+    sample = [os.path.join(images, name) for name in ("china.jpg", "flower.jpg")]
     make_set.main([*sample, "--out", folder, "--images", "48", "--classes", "3"])
     return folder
 

@@ -128,6 +128,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(whole, tmp_path, monk
     assert_same_run(whole, tmp_path)
 
 
+@pytest.mark.skipif(not EXACT, reason="TensorFlow 2.6 draws anew after a resume, which moving statistics magnify")
 def test_batch_norm_and_accumulation_resume_too(tmp_path, monkeypatch):
     settings = exact(model__norm="bn", runtime__grad_accumulation=4)
     for name in ("whole", "broken"):
@@ -181,8 +182,8 @@ def poison(monkeypatch, steps):
         if compat.KERAS3:
             made.apply = lambda gradients, variables=None: base([spoil(gradients[0]), *gradients[1:]], variables)
         else:
-            made._distributed_apply = lambda strategy, pairs, **kwargs: base(
-                strategy, [(spoil(pairs[0][0]), pairs[0][1]), *pairs[1:]], **kwargs
+            made._distributed_apply = lambda strategy, pairs, *args, **kwargs: base(
+                strategy, [(spoil(pairs[0][0]), pairs[0][1]), *pairs[1:]], *args, **kwargs
             )
         return made
 
