@@ -32,6 +32,17 @@ def open_sources(config):
     return train, test
 
 
+def open_eval_source(config, workdir, class_names, what):
+    """The evaluation source for the run in `workdir`; UserError, telling `what` to do, if its classes are others."""
+    source = open_source_of(config, "eval")
+    if list(source.class_names) != class_names:
+        raise UserError(
+            f"{config.data.name} has {source.num_classes} classes, the run in {workdir!r} was trained on "
+            f"{len(class_names)}, or on others; {what} on the data that it was trained for"
+        )
+    return source
+
+
 def open_source_of(config, part):
     """The source of `part` ("train" or "eval")."""
     data = config.data

@@ -185,11 +185,6 @@ def read(folder, variables):
         variable.assign(value)
 
 
-def names(folder):
-    """{name: shape} of the tensors in the checkpoint in `folder`."""
-    return tf.train.load_checkpoint(os.path.join(folder, "state")).get_variable_to_shape_map()
-
-
 def _read(variable):
     """The present value. A CPU makes no copy here: the next update of the variable does, while this is in use."""
     return tf.convert_to_tensor(variable)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from g16net import assemble, records, runtime
-from g16net.config import ConfigError, UserError
+from g16net.config import ConfigError
 from g16net.models import costs
 from g16net.optim.losses import SmoothedCrossEntropy, in_top
 
@@ -91,12 +91,7 @@ def evaluate(config, workdir):
     devices = runtime.setup(config)
     with devices.evaluation_scope():
         model, class_names = assemble.trained(config, workdir)
-    source = assemble.open_source_of(config, "eval")
-    if list(source.class_names) != class_names:
-        raise UserError(
-            f"{config.data.name} has {source.num_classes} classes, the run in {workdir!r} was trained on "
-            f"{len(class_names)}, or on others; evaluate it on the data that it was trained for"
-        )
+    source = assemble.open_eval_source(config, workdir, class_names, "evaluate it")
     evaluator = devices.evaluator(model, source)
     if config.eval.per_class and devices.on_ipu:
         raise ConfigError(

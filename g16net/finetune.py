@@ -169,13 +169,7 @@ def fit_size(config, workdir, size, start):
 
 def steps_per_epoch(config, source):
     """Weight updates in an epoch of fine-tuning."""
-    steps = source.num_examples // config.finetune.global_batch
-    if not steps:
-        raise ConfigError(
-            f"finetune.global_batch={config.finetune.global_batch} is more than the {source.num_examples} images of "
-            f"{source.name}'s training split; set --config.finetune.global_batch={max(source.num_examples // 4, 1)}"
-        )
-    return steps
+    return train.whole_batches(source, "finetune.global_batch", config.finetune.global_batch)
 
 
 def schedule(config, steps):

@@ -115,13 +115,17 @@ def train(config, workdir):
 
 def steps_per_epoch(config, source):
     """Weight updates an epoch: whole global batches; the remainder of each epoch's own order is left out."""
-    steps = source.num_examples // config.run.global_batch
-    if not steps:
+    return whole_batches(source, "run.global_batch", config.run.global_batch)
+
+
+def whole_batches(source, field, batch):
+    """How many batches the source has in an epoch; ConfigError, naming the `field` of their size, where none."""
+    if batch > source.num_examples:
         raise ConfigError(
-            f"run.global_batch={config.run.global_batch} is more than the {source.num_examples} images of "
-            f"{source.name}'s training split; set --config.run.global_batch={max(source.num_examples // 4, 1)}"
+            f"{field}={batch} is more than the {source.num_examples} images of "
+            f"{source.name}'s training split; set --config.{field}={max(source.num_examples // 4, 1)}"
         )
-    return steps
+    return source.num_examples // batch
 
 
 def run_error(error, devices, workdir, position):

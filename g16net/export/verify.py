@@ -5,7 +5,6 @@ import tensorflow as tf
 
 from g16net import assemble, compat
 from g16net.config import UserError
-from g16net.data import transforms
 from g16net.data.order import Order
 from g16net.export import runners
 
@@ -28,12 +27,7 @@ def verify_export(config, workdir, file=""):
     runner = runners.load(path)
     compat.set_policy("float32")
     model, class_names = assemble.trained(config, workdir)
-    source = assemble.open_source_of(config, "eval")
-    if list(source.class_names) != class_names:
-        raise UserError(
-            f"{config.data.name} has {source.num_classes} classes, the run in {workdir!r} was trained on "
-            f"{len(class_names)}, or on others; verify the export on the data that it was trained for"
-        )
+    source = assemble.open_eval_source(config, workdir, class_names, "verify the export")
     figures = {"path": path, "weights": config.eval.weights, **on_images(config, model, runner, source)}
     share = TOLERANCES[precision_of(path)]
     if share is not None:
@@ -85,12 +79,12 @@ def on_images(config, model, runner, source):
 def sample(config, source, size, count, batch=1):
     """Up to `count` images spread over `source`, prepared as in testing, in batches of at most `batch`: arrays
     (uint8 [batch, size, size, 3], int [batch]). Corrupt ones are left out."""
-    fit = "resize" if config.data.crop == "pad" else "crop"
+    transform = assemble.eval_transform(config, size)
     order = Order(stop=min(count, source.num_examples), batch=1, seed=0, epochs=1)
 
     def read(row):
-        record = source.read(row)
-        return transforms.eval_image(record["image"], size, fit=fit, resize=config.data.resize), record["label"]
+        done = transform(source.read(row), tf.zeros([2], tf.int32))
+        return done["image"], done["label"]
 
     for images, labels in compat.ignore_errors(source.stream(order).unbatch().map(read)).batch(batch):
         yield images.numpy(), labels.numpy()
