@@ -108,11 +108,8 @@ class Random:
             layer.random_holder = tf.Module()  # tf.train.Checkpoint does not look into a seed generator
             layer.random_holder.state = self.state.state
         elif TF_VERSION >= (2, 11):
-            self.state = (
-                tf.random.Generator.from_non_deterministic_state()
-                if seed is None
-                else tf.random.Generator.from_seed(seed)
-            )
+            # As Keras 3 does: Python's generator, so that `set_random_seed` and deterministic operations hold here too.
+            self.state = tf.random.Generator.from_seed(random.randint(1, 10**9) if seed is None else seed)
         layer.random_state = self.state
 
     def variables(self):
