@@ -4,7 +4,7 @@ import functools
 import json
 import os
 
-from g16net import checkpoint, mix_on_device, records
+from g16net import checkpoint, mix_on_device, recipe, records
 from g16net.config import UserError
 from g16net.data import augment as augment_lib
 from g16net.data import cache, mixing, pipeline, transforms
@@ -18,7 +18,8 @@ from g16net.optim.weight_average import WeightAverage
 
 def title(config):
     """The run in words: `B0 G16 ln_pn`."""
-    return f"{config.model.variant} G{config.model.group_size} {config.model.norm}"
+    changed = [f"{part} {config.model[part]:g}" for part in ("width", "depth") if config.model[part] is not None]
+    return f"{', '.join([config.model.variant] + changed)} G{config.model.group_size} {config.model.norm}"
 
 
 def open_sources(config):
@@ -192,7 +193,7 @@ def progressive_parts(config, first=0, last=None):
 def model(config, num_classes, size=None):
     """The network of `config` for images of `size` pixels, or of any size."""
     return efficientnet.build(
-        variant=config.model.variant,
+        variant=recipe.variant_of(config),
         group_size=config.model.group_size,
         expand_ratio=config.model.expand_ratio,
         norm=config.model.norm,

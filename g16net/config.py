@@ -108,6 +108,8 @@ FIELDS = {
     "model.variant": Field(
         "B0", str, "size of the network", "one of " + ", ".join(VARIANT_NAMES), VARIANT_NAMES.__contains__
     ),
+    "model.width": _above_zero(None, "factor of the channels; None: the variant's", optional=True),
+    "model.depth": _above_zero(None, "factor of the blocks in a stage; None: the variant's", optional=True),
     "model.group_size": _at_least(16, 1, "channels in a group of the spatial convolution; 1 is depthwise"),
     "model.expand_ratio": _at_least(4, 1, "channels in a block over channels between blocks"),
     "model.norm": _one_of("ln_pn", NORMS, "normalisation; _pn: with proxy-normalised activations"),

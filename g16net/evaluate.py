@@ -7,7 +7,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from g16net import assemble, records, runtime
+from g16net import assemble, recipe, records, runtime
 from g16net.config import ConfigError
 from g16net.models import costs
 from g16net.optim.losses import SmoothedCrossEntropy, in_top
@@ -119,8 +119,8 @@ def evaluate(config, workdir):
 
 def multiply_adds(config, size, num_classes):
     """Multiply-adds for one image of `size` pixels."""
-    model = config.model
-    return costs.count(model.variant, model.group_size, model.expand_ratio, model.norm, size, num_classes).macs
+    model, variant = config.model, recipe.variant_of(config)
+    return costs.count(variant, model.group_size, model.expand_ratio, model.norm, size, num_classes).macs
 
 
 def write_classes(workdir, weights, size, class_names, confusion):

@@ -72,7 +72,7 @@ def resolve(config):
     """A checked, locked copy of `config` in which every derived field but the source's own has its number."""
     config = config.copy_and_resolve_references()
     config_lib.check_fields(config)
-    variant = architecture.VARIANTS[config.model.variant]
+    variant = variant_of(config)
     if config.data.train_size is None:
         config.data.train_size = _train_size(config, variant)
     if config.data.cache_size is None:
@@ -99,6 +99,11 @@ def resolve(config):
     _check_sizes(config, variant)
     trained_parts(config)
     return config.lock()
+
+
+def variant_of(config):
+    """The `architecture.Variant` that `config` builds."""
+    return architecture.scaled(config.model.variant, config.model.width, config.model.depth)
 
 
 def _train_size(config, variant):

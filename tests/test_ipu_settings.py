@@ -101,7 +101,7 @@ REFUSED = {
     "published": (dict(variant="B6", ipu__use_published=True), "no configuration was published for B6"),
     "published norm": (dict(norm="gn_pn", ipu__use_published=True), "G16 gn_pn native"),
     "batch": (dict(ipu__use_published=True, run__global_batch=512), "= 768, not run.global_batch=512"),
-    "block": (dict(ipu__splits="3c"), "B0 has no block '3c'. Valid, in order: 1a, 2a, 2b"),
+    "block": (dict(ipu__splits="3c"), "network has no block '3c'. Valid, in order: 1a, 2a, 2b"),
     "stem": (dict(ipu__splits="stem"), "has no block 'stem'"),
     "order": (dict(ipu__splits="4a,2b"), "set --config.ipu.splits=2b,4a"),
     "twice": (dict(ipu__splits="4a,4a"), "set --config.ipu.splits=4a"),

@@ -136,7 +136,8 @@ def resolve(config):
     if config.ipu.replicas is None:
         config.ipu.replicas = 1
     splits = parse_splits(config.ipu.splits)
-    check_splits(splits, config.model.variant)
+    variant = architecture.scaled(config.model.variant, config.model.width, config.model.depth)
+    check_splits(splits, variant)
     stages = len(splits) + 1
     if config.ipu.ipus_per_replica is None:
         config.ipu.ipus_per_replica = power_of_two(stages)
@@ -267,7 +268,7 @@ def check_splits(splits, variant):
     points = split_points(variant)
     for name in splits:
         if name not in points:
-            raise ConfigError(f"ipu.splits: {variant} has no block {name!r}. Valid, in order: {', '.join(points)}")
+            raise ConfigError(f"ipu.splits: the network has no block {name!r}. Valid, in order: {', '.join(points)}")
     ordered = sorted(set(splits), key=points.index)
     if list(splits) != ordered:
         raise ConfigError(

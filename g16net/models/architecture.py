@@ -112,6 +112,12 @@ def get_variant(variant):
     return VARIANTS[choose("variant", str(variant).upper(), VARIANTS)]
 
 
+def scaled(variant, width=None, depth=None):
+    """`variant` with another width (factor of channels) or depth (factor of repeats) than its own, where given."""
+    given = {"width": width, "depth": depth}
+    return get_variant(variant)._replace(**{name: value for name, value in given.items() if value is not None})
+
+
 def round_width(channels, width, divisor=8):
     """`channels * width` to the nearest multiple of `divisor`, at least one, never down by more than 10 %."""
     scaled = channels * width

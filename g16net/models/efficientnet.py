@@ -177,6 +177,6 @@ def build(
             dtype="float32",
         )(x)
     if name is None:
-        label = variant.lower() if isinstance(variant, str) else "custom"
+        label = next((known for known, row in architecture.VARIANTS.items() if row == scale), "custom").lower()
         name = f"efficientnet_g{group_size}_{label}_{norm}"
     return keras.Model(image, x, name=name)
