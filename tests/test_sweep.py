@@ -95,10 +95,9 @@ def test_a_file_without_get_runs(tmp_path):
         sweep.load("norm")
 
 
-@pytest.mark.parametrize("name", experiments.names("sweeps"))
-@pytest.mark.parametrize("arg", ["", "demo"])
-def test_every_sweep_that_ships_is_sound(name, arg):
-    runs = sweep.load(f"{name}:{arg}", data="digits")
+@pytest.mark.parametrize("text", experiments.names("sweeps") + ["norms:demo", "ablation:rates"])
+def test_every_sweep_that_ships_is_sound(text):
+    runs = sweep.load(text, data="digits")
     assert len({one["name"] for one in runs}) == len(runs) >= 2
 
 
