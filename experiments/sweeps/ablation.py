@@ -23,12 +23,13 @@ REST = (
     ("g1-ln_pn", False),
     ("g16-bn", True),
 )
-RATES = (0.0025, 0.005, 0.01, 0.02)
-RATE = 0.005
+RATES = (0.005, 0.01, 0.02)
+RATE = 0.01
 FIELDS = {
     "data.train_size": 48,
     "data.eval_size": 48,
     "data.flip": True,
+    "model.mean": (72.9, 72.9, 72.9),  # of the training images, as the recipe has ImageNet's
     "run.epochs": 1,
     "run.global_batch": 64,
     "schedule.warmup_epochs": 0.1,
