@@ -36,6 +36,7 @@ MODES = {
     "export": "g16net.export",
     "verify_export": "g16net.export.verify",
     "predict": "g16net.predict",
+    "channels": "g16net.channels",
     "inspect_data": "g16net.inspect_data",
     "benchmark_data": "g16net.benchmark_data",
 }

@@ -1,0 +1,53 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from g16net import channels, config
+from g16net.config import ConfigError
+from g16net.layers import BatchNorm, GroupNorm
+from g16net.models import efficientnet
+
+X = tf.constant(np.random.RandomState(0).randn(6, 5, 4, 8) * np.arange(1, 9) + np.arange(8), tf.float32)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_normalised_values_are_those_of_the_layer_without_scale_and_shift(groups):
+    layer = GroupNorm(groups, scale=False, center=False)
+    expected = layer(X)
+    np.testing.assert_allclose(channels.normalised(layer, X), expected, atol=1e-6)
+
+
+def test_batch_norm_uses_its_moving_statistics():
+    layer = BatchNorm(scale=False, center=False)
+    layer(X, training=True)
+    np.testing.assert_allclose(channels.normalised(layer, X), layer(X, training=False), atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "ln_pn"])
+def test_statistics_are_those_of_all_images_whatever_the_batches(norm):
+    model = efficientnet.build("TINY", 16, 4, norm, 3, seed=0)
+    images = np.random.RandomState(1).randint(0, 256, (7, 32, 32, 3)).astype("float32")
+    whole = channels.statistics(model, [images])
+    parts = channels.statistics(model, [images[:3], images[3:6], images[6:]])
+    assert [row["depth"] for row in whole] == list(range(len(whole))) and whole[0]["layer"].startswith("stem")
+    assert len(whole) == sum(layer.name.endswith("norm") for layer in model.layers)
+    for a, b in zip(whole, parts):
+        np.testing.assert_allclose(a["mean"], b["mean"], atol=1e-5)
+        assert a["drift"] == pytest.approx(b["drift"], abs=1e-5) and 0 <= a["drift"] <= 1
+    few = channels.statistics(model, [images[:5], images[5:]], images=3)
+    np.testing.assert_allclose(few[-1]["mean"], channels.statistics(model, [images[:3]])[-1]["mean"], atol=1e-5)
+
+
+def test_rows_by_hand():
+    row = channels._row("a", 3, np.array([0.0, 2.0]), np.array([1.0, 4.0 + np.e**2]))
+    assert row["drift"] == pytest.approx((4 / 2) / ((5 + np.e**2) / 2)) and row["spread"] == pytest.approx(0.5)
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_other_devices_are_refused():
+    settings = config.default()
+    settings.runtime.strategy = "mirrored"
+    with pytest.raises(ConfigError, match="strategy=default"):
+        channels.check(settings)
