@@ -24,7 +24,7 @@ REST = (
     ("g16-bn", True),
 )
 RATES = (0.005, 0.01, 0.02)
-RATE = 0.01
+RATE = 0.005
 FIELDS = {
     "data.train_size": 48,
     "data.eval_size": 48,
