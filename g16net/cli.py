@@ -39,12 +39,18 @@ MODES = {
     "channels": "g16net.channels",
     "inspect_data": "g16net.inspect_data",
     "benchmark_data": "g16net.benchmark_data",
+    "costs": "g16net.performance",
 }
 
 RUN_MODES = {"train", "finetune", "evaluate", "export"}  # they belong to one run, whose config the workdir keeps
 WORKER_MODES = {"train", "evaluate"}  # all workers of a run do them together; the others are the chief's
-NO_DATA_MODES = {"export", "predict"}  # they open no data, or only what they need of it
-OPTIONS = {"benchmark_data": ("peers",), "verify_export": ("file",), "predict": ("images",)}  # flags that modes take
+NO_DATA_MODES = {"export", "predict", "costs"}  # they open no data, or only what they need of it
+OPTIONS = {  # flags that modes take
+    "benchmark_data": ("peers",),
+    "verify_export": ("file",),
+    "predict": ("images",),
+    "costs": ("machines", "compare"),
+}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("experiment", None, "Name of an experiment, or a .py file, with its arguments after a colon.")
@@ -59,6 +65,10 @@ flags.DEFINE_bool("list", False, "List the experiments and end.")
 flags.DEFINE_bool("dry_run", False, "Print the resolved config, the costs and the steps, and end.")
 flags.DEFINE_string("format", "", "export, verify_export: the same as --config.export.format.")
 flags.DEFINE_string("file", "", "verify_export: the exported file; default: where export writes it.")
+flags.DEFINE_list(
+    "machines", ["ipu_mk2", "a100_40gb", "cpu"], "costs: ipu_mk2, ipu_mk2_x16, a100_40gb, a100_80gb; cpu: this one."
+)
+flags.DEFINE_list("compare", [], "costs: readings (of the paper), measured (networks run here, minutes).")
 flags.DEFINE_list("images", [], "predict: image files, folders and globs.")
 flags.DEFINE_integer("jobs", 1, "sweep: runs at a time in this process' care; others may work in the same workdir.", 1)
 flags.DEFINE_bool("retry", False, "sweep: try again what failed.")
@@ -150,7 +160,9 @@ def execute(assignments):
             raise UserError(f"unknown mode {mode!r}. {config_lib.suggest(mode, MODES)}")
     if FLAGS.format:
         assignments = assignments + [("export.format", FLAGS.format)]
-    config, name, demo = resolve(assignments, FLAGS.experiment, FLAGS.data, FLAGS.workdir)
+    # Costs look at no image, so that no demo is made for want of some.
+    data = FLAGS.data or ("synthetic" if FLAGS.mode == ["costs"] and FLAGS.experiment else None)
+    config, name, demo = resolve(assignments, FLAGS.experiment, data, FLAGS.workdir)
     start_tensorflow()
     if FLAGS.dry_run:
         dry_run(config)
@@ -297,9 +309,11 @@ def run_mode(mode, config, workdir, chief=True):
         figures = getattr(module, mode)(config, workdir, **options)
         text = figures.pop("text", None)  # the result itself, where a mode's result is text
         if chief:
+            result = records.finish(workdir, mode, started, figures)
             if text:
                 print(text, file=sys.__stdout__)
-            print(summary(mode, records.finish(workdir, mode, started, figures)))
+                result = {key: value for key, value in result.items() if not isinstance(value, (list, dict))}
+            print(summary(mode, result))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise

@@ -40,6 +40,11 @@ class Layer(NamedTuple):
         """Elements of the output."""
         return self.height * self.width * self.out_channels
 
+    @property
+    def activated(self):
+        """Whether an activation follows this norm: all but those after a projection."""
+        return self.kind == "norm" and not self.name.endswith("_project_norm")
+
 
 class Costs(NamedTuple):
     """Sums over a network; see `count`."""
@@ -86,6 +91,12 @@ def _height_width(variant, size):
     if height < 1 or width < 1:
         raise ValueError(f"size must be a positive number of pixels or (height, width); got {size!r}")
     return height, width
+
+
+def image_elements(variant="B0", size=None):
+    """Elements of an image of `size` pixels, the variant's native ones where None."""
+    height, width = _height_width(variant, size)
+    return height * width * 3
 
 
 def layers(variant="B0", group_size=16, expand_ratio=4, norm="ln_pn", size=None, num_classes=1000):
@@ -156,8 +167,7 @@ def count(
     """
     rows = layers(variant, group_size, expand_ratio, norm, size, num_classes)
     params = sum(row.params for row in rows)
-    height, width = _height_width(variant, size)
-    kept = height * width * 3
+    kept = image_elements(variant, size)
     kept += sum(row.elements for row, user in zip(rows, rows[1:]) if user.kind not in ("add", "pool"))
     weight_bytes = BYTES_PER_TRAINED_WEIGHT + (dtype_bytes if dtype_bytes < 4 else 0)
     return Costs(

@@ -1,0 +1,130 @@
+"""What this machine reaches, measured in seconds: the figures that `models.roofline` asks of a machine, and the images
+a second of whole networks, with which its estimates are compared."""
+
+import platform
+import time
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+from g16net import compat, layers
+from g16net.models import efficientnet, roofline
+from g16net.optim.losses import SmoothedCrossEntropy
+from g16net.optim.rmsprop import RMSProp
+
+MATRIX = 1024  # rows and columns of the matrix product
+COPIED = 2**24  # elements of the tensor that is read and written
+FEATURES = (8, 28, 28, 192)  # batch, height, width and channels of the grouped convolutions
+WIDTHS = (1, 4, 16, 24, 48)  # channels in a group
+
+
+def machine(dtype="float32", seconds=0.1):
+    """This machine as a `roofline.Machine`: a matrix product of 1,024 rows, a pass over 64 MiB, and grouped 3x3 and 5x5
+    convolutions of some widths, forward and backward. Each is the fastest of about `seconds` of repetitions, as a
+    limit is asked for, and others may be at work here too."""
+    a, long = tf.random.normal([MATRIX, MATRIX]), tf.zeros([COPIED])
+    a = tf.cast(a, dtype)
+    product, passed = tf.function(tf.linalg.matmul), tf.function(lambda x: x + 1.0)
+    flops = 2 * MATRIX**3 / min(times(lambda: product(a, a), 5 * seconds))
+    bandwidth = 2 * 4 * COPIED / min(times(lambda: passed(long), seconds))
+    shares = tuple((width, *_share(width, dtype, flops, seconds)) for width in WIDTHS)
+    return roofline.Machine(
+        "cpu", {dtype: flops}, bandwidth, {dtype: 1}, f"measured here: {platform.platform()}", shares, fused=True
+    )
+
+
+def _share(width, dtype, flops, seconds):
+    """The share of `flops` that grouped convolutions reach, forward and backward."""
+    batch, height, wide, channels = FEATURES
+    x = tf.random.normal(FEATURES, dtype=dtype)
+    with policy(dtype):
+        convs = [layers.GroupConv2D(kernel, group_size=width) for kernel in (3, 5)]
+
+    def forward(x):
+        for conv in convs:
+            x = conv(x)
+        return x
+
+    def backward(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = forward(x)
+        return y, tape.gradient(y, [x] + [weight for conv in convs for weight in conv.trainable_weights])
+
+    run, run_back = tf.function(forward), tf.function(backward)
+    ahead = min(times(lambda: run(x), seconds))
+    both = min(times(lambda: run_back(x), seconds))
+    work = 2 * batch * height * wide * channels * width * (9 + 25)
+    return work / ahead / flops, 2 * work / max(both - ahead, ahead) / flops
+
+
+class policy:
+    """A block in which layers compute in `dtype`."""
+
+    def __init__(self, dtype):
+        self.name = dtype if dtype == "float32" else f"mixed_{dtype}"
+
+    def __enter__(self):
+        self.before = keras.mixed_precision.global_policy().name
+        compat.set_policy(self.name)
+
+    def __exit__(self, *_):
+        compat.set_policy(self.before)
+
+
+def times(run, seconds, least=3):
+    """Seconds of each turn of `run`, after two to warm up, over about `seconds` and at least `least` turns."""
+    _wait(run()), _wait(run())
+    found, end = [], time.perf_counter() + seconds
+    while len(found) < least or time.perf_counter() < end:
+        started = time.perf_counter()
+        _wait(run())
+        found.append(time.perf_counter() - started)
+    return found
+
+
+def _wait(result):
+    """Until the values are there: where an operation returns before it is done, reading a number waits for it."""
+    last = tf.nest.flatten(result)[-1]
+    return float(tf.reshape(last, [-1])[0])
+
+
+def throughput(networks, sizes, batch=16, dtype="float32", rounds=3, seconds=2.0):
+    """Images a second of networks, training and inference, all of them in each of `rounds` turns.
+
+    Args:
+        networks: {name: arguments of `efficientnet.build`}.
+        sizes: pixels.
+        batch, dtype: of the images in a step; of compute.
+        rounds, seconds: turns, and how long each takes a network, task and size.
+
+    Returns:
+        Rows `{"name", "task", "dtype", "size", "batch", "images_per_second": {"median", "least", "most"}}`.
+    """
+    runs = {}
+    for name, arguments in networks.items():
+        with policy(dtype):
+            model = efficientnet.build(**arguments)
+        model.compile(RMSProp(1e-3), loss=SmoothedCrossEntropy(arguments.get("num_classes", 1000)))
+        infer = tf.function(lambda images, model=model: model(images, training=False), reduce_retracing=True)
+        for size in sizes:
+            images = tf.random.uniform([batch, size, size, 3], 0, 255)
+            labels = tf.zeros([batch], tf.int32)
+            runs[name, "train", size] = lambda m=model, x=images, y=labels: m.train_on_batch(x, y)
+            runs[name, "infer", size] = lambda f=infer, x=images: f(x)
+    speeds = {key: [] for key in runs}
+    for _ in range(rounds):
+        for key, run in runs.items():
+            speeds[key].append(batch / float(np.median(times(run, seconds))))
+    return [
+        {
+            "name": name,
+            "task": task,
+            "dtype": dtype,
+            "size": size,
+            "batch": batch,
+            "images_per_second": {"median": float(np.median(found)), "least": min(found), "most": max(found)},
+        }
+        for (name, task, size), found in speeds.items()
+    ]
