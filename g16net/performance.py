@@ -5,6 +5,7 @@ import csv
 import math
 import os
 
+from g16net import assemble, recipe
 from g16net.config import UserError, suggest
 from g16net.ipu import settings
 from g16net.models import architecture, roofline
@@ -37,8 +38,9 @@ def costs(config, workdir, machines=("ipu_mk2", "a100_40gb", "cpu"), compare=())
     check_names("--machines", machines, (*roofline.MACHINES, "cpu"))
     check_names("--compare", compare, COMPARISONS)
     dtype, batch = DTYPES[config.runtime.precision], config.runtime.micro_batch or config.run.global_batch
-    network = {key: config.model[key] for key in ("variant", "group_size", "expand_ratio", "norm")}
-    network["num_classes"] = num_classes(config, workdir)
+    network = {key: config.model[key] for key in ("group_size", "expand_ratio", "norm")}
+    network.update(variant=recipe.variant_of(config), num_classes=num_classes(config, workdir))
+    name = assemble.title(config)
     cpu = None
     if "cpu" in machines or "measured" in compare:
         from g16net import measure
@@ -49,14 +51,15 @@ def costs(config, workdir, machines=("ipu_mk2", "a100_40gb", "cpu"), compare=())
     sizes = {"train": config.data.train_size, "infer": config.data.eval_size}
     layers_path = os.path.join(workdir, "costs.csv")
     rows = [
-        estimate(machine, task, machine_dtype(machine, dtype), batch, {**network, "size": size})
+        estimate(name, machine, task, machine_dtype(machine, dtype), batch, {**network, "size": size})
         for machine in chosen
         for task, size in sizes.items()
     ]
     kinds = by_kind(chosen, dtype, batch, {**network, "size": sizes["train"]})
     write_layers(layers_path, dtype, batch, {**network, "size": sizes["train"]})
     figures = {
-        "network": {**network, "train_size": sizes["train"], "eval_size": sizes["infer"], "batch": batch},
+        "name": name,
+        "network": {**network, "variant": network["variant"]._asdict(), "batch": batch},
         "machines": [describe(machine) for machine in chosen],
         "kinds": kinds,
         "rows": rows,
@@ -71,7 +74,7 @@ def costs(config, workdir, machines=("ipu_mk2", "a100_40gb", "cpu"), compare=())
     shown = [{column: row[column] for column in LIMITS} for row in rows]
     figures["text"] = "\n\n".join(
         [
-            f"Training of {network_name(network)} at {sizes['train']} pixels, an image of a batch of {batch}, {dtype}; "
+            f"Training of {name} at {sizes['train']} pixels, an image of a batch of {batch}, {dtype}; "
             "shares of the estimated time\n\n" + table(kinds),
             "Limits: images a second at efficiency 1\n\n" + table(shown),
         ]
@@ -89,8 +92,6 @@ def check_names(flag, given, known):
 
 def num_classes(config, workdir):
     """Classes of the run in `workdir`, or of the config where it holds none."""
-    from g16net import assemble
-
     if os.path.exists(os.path.join(workdir, "classes.json")):
         return len(assemble.load_classes(workdir))
     return config.data.num_classes
@@ -103,10 +104,10 @@ def machine_dtype(machine, dtype):
     return "float16" if "float16" in machine.flops else next(iter(machine.flops))
 
 
-def estimate(machine, task, dtype, batch, network):
+def estimate(name, machine, task, dtype, batch, network):
     """One estimate, at efficiency 1, as a row."""
     return {
-        "name": network_name(network),
+        "name": name,
         "group_size": network["group_size"],
         "norm": network["norm"],
         "multiply_adds": counts.count(**network).macs,
@@ -178,7 +179,7 @@ def compare_readings():
             size = getattr(scale, resolution)
             network = dict(variant=point["variant"], group_size=group_size, norm=norm, size=size)
             network["expand_ratio"] = EXPAND_RATIOS[group_size]
-            row = estimate(machine, "train", "float16", micro_batch, network)
+            row = estimate(network_name(network), machine, "train", "float16", micro_batch, network)
             same = {"variant": point["variant"], "resolution": resolution}
             rows.append({**row, **same, "observed": point["train_images_per_second"]})
     return compared("readings", published.load()["source"], machine.name, rows)
@@ -196,7 +197,7 @@ def compare_measured(machine):
     rows = []
     for found in measure.throughput(networks, SIZES, BATCH, dtype):
         network = {**networks[found["name"]], "size": found["size"]}
-        row = estimate(machine, found["task"], dtype, BATCH, network)
+        row = estimate(found["name"], machine, found["task"], dtype, BATCH, network)
         speed, resolution = found["images_per_second"], "half" if found["size"] == SIZES[0] else "native"
         same = {"variant": "B0", "resolution": resolution, "least": speed["least"], "most": speed["most"]}
         rows.append({**row, **same, "observed": speed["median"]})

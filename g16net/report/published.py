@@ -11,12 +11,18 @@ def load():
 
 
 def rows():
-    """A dict a point: "variant", "group_size", "norm", "resolution", "finetuned", "top1", "train_images_per_second".
-
-    Where the figure has no marker for a speed, it is None.
-    """
+    """A dict a point: "variant", "group_size", "norm", "resolution", "finetuned", "train_size", "test_size",
+    "multiply_adds" (counted, at the test size), "top1", "train_images_per_second" (None where no marker was read)."""
     found = load()
     for series in found["series"]:
         same = {key: series[key] for key in ("group_size", "norm", "resolution", "finetuned")}
-        for variant, top1, speed in zip(found["variants"], series["top1"], series["train_images_per_second"]):
-            yield {"variant": variant, **same, "top1": top1, "train_images_per_second": speed}
+        for index, variant in enumerate(found["variants"]):
+            yield {
+                "variant": variant,
+                **same,
+                "train_size": found[f"{series['resolution']}_sizes"][index],
+                "test_size": found["native_sizes"][index],
+                "multiply_adds": found["multiply_adds"][str(series["group_size"])][index],
+                "top1": series["top1"][index],
+                "train_images_per_second": series["train_images_per_second"][index],
+            }
