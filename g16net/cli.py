@@ -57,7 +57,7 @@ flags.DEFINE_string("experiment", None, "Name of an experiment, or a .py file, w
 flags.DEFINE_list(
     "mode",
     ["train", "evaluate", "export"],
-    "What to do, in order: " + ", ".join(MODES) + "; or alone: sweep, data_service.",
+    "What to do, in order: " + ", ".join(MODES) + "; or alone: sweep, report, data_service.",
 )
 flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/EXPERIMENT. A run that is there is resumed.")
 flags.DEFINE_string("data", None, "A folder with data, or a source: digits, synthetic, tfds:NAME.")
@@ -73,6 +73,8 @@ flags.DEFINE_list("images", [], "predict: image files, folders and globs.")
 flags.DEFINE_integer("jobs", 1, "sweep: runs at a time in this process' care; others may work in the same workdir.", 1)
 flags.DEFINE_bool("retry", False, "sweep: try again what failed.")
 flags.DEFINE_list("peers", [], "What benchmark_data is compared with: timm, tf.")
+flags.DEFINE_list("runs", [], "report: folders of runs, of sweeps, of benchmarks and costs, and globs of them.")
+flags.DEFINE_bool("quoted", True, "report: show what was read off the paper's figure beside.")
 flags.DEFINE_string("role", "", "data_service: dispatcher or worker.")
 flags.DEFINE_integer("port", 0, "data_service: port to listen on; 0 takes a free one.")
 flags.DEFINE_string("dispatcher", "", "data_service: HOST:PORT of a worker's dispatcher.")
@@ -155,8 +157,10 @@ def execute(assignments):
         return 0
     if FLAGS.mode == ["sweep"]:
         return run_sweep(assignments)
+    if FLAGS.mode == ["report"]:
+        return write_report()
     for mode in FLAGS.mode:
-        if mode not in MODES:  # sweep and data_service stand alone
+        if mode not in MODES:  # sweep, report and data_service stand alone
             raise UserError(f"unknown mode {mode!r}. {config_lib.suggest(mode, MODES)}")
     if FLAGS.format:
         assignments = assignments + [("export.format", FLAGS.format)]
@@ -214,6 +218,22 @@ def run_sweep(assignments):
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
     return 0 if summary["done"] == len(summary["runs"]) else 1
+
+
+def write_report():
+    """Makes the page of the runs that `--runs` names. Returns the exit status."""
+    from g16net.report import page
+
+    if not FLAGS.runs:
+        raise UserError(
+            "name the runs to report: --runs=runs/b0,runs/norms,'runs/half-*' (a sweep's folder: all of it)"
+        )
+    made = page.write(FLAGS.runs, FLAGS.workdir or os.path.join("runs", "report"), FLAGS.quoted)
+    for line in made.pop("left_out"):
+        print(f"left out: {line}", file=sys.stderr)
+    print("report: " + ", ".join(f"{value} {key}" for key, value in made.items() if isinstance(value, int)))
+    print(f"  figures: {', '.join(made['figures'])}\n  {made['page']}")
+    return 0
 
 
 def serve_data():
@@ -312,8 +332,7 @@ def run_mode(mode, config, workdir, chief=True):
             result = records.finish(workdir, mode, started, figures)
             if text:
                 print(text, file=sys.__stdout__)
-                result = {key: value for key, value in result.items() if not isinstance(value, (list, dict))}
-            print(summary(mode, result))
+            print(summary(mode, result, rows=not text))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
@@ -324,14 +343,15 @@ def run_mode(mode, config, workdir, chief=True):
     return "failed" not in figures
 
 
-def summary(mode, result):
-    """A mode's figures for a person."""
+def summary(mode, result, rows=True):
+    """A mode's figures for a person; without `rows` those that are no table."""
     lines = [f"{mode}: done in {result['wall_seconds']:.0f} s"]
     for key, value in result.items():
         if key in ("mode", "command", "versions", "wall_seconds"):
             continue
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            lines += ["  " + ", ".join(figure(name, row[name]) for name in row) for row in value[1:] and value]
+            shown = value[1:] and value if rows else []
+            lines += ["  " + ", ".join(figure(name, row[name]) for name in row) for row in shown]
         else:
             lines.append("  " + figure(key, value, 26))
     return "\n".join(lines)

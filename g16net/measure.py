@@ -100,7 +100,7 @@ def throughput(networks, sizes, batch=16, dtype="float32", rounds=3, seconds=2.0
         rounds, seconds: turns, and how long each takes a network, task and size.
 
     Returns:
-        Rows `{"name", "task", "dtype", "size", "batch", "images_per_second": {"median", "least", "most"}}`.
+        Rows `{"name", "task", "dtype", "size", "batch", "images_per_second": {"median", "min", "max"}}`.
     """
     runs = {}
     for name, arguments in networks.items():
@@ -124,7 +124,7 @@ def throughput(networks, sizes, batch=16, dtype="float32", rounds=3, seconds=2.0
             "dtype": dtype,
             "size": size,
             "batch": batch,
-            "images_per_second": {"median": float(np.median(found)), "least": min(found), "most": max(found)},
+            "images_per_second": {"median": float(np.median(found)), "min": min(found), "max": max(found)},
         }
         for (name, task, size), found in speeds.items()
     ]

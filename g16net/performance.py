@@ -199,7 +199,7 @@ def compare_measured(machine):
         network = {**networks[found["name"]], "size": found["size"]}
         row = estimate(found["name"], machine, found["task"], dtype, BATCH, network)
         speed, resolution = found["images_per_second"], "half" if found["size"] == SIZES[0] else "native"
-        same = {"variant": "B0", "resolution": resolution, "least": speed["least"], "most": speed["most"]}
+        same = {"variant": "B0", "resolution": resolution, "min": speed["min"], "max": speed["max"]}
         rows.append({**row, **same, "observed": speed["median"]})
     return compared("measured", machine.source, machine.name, rows)
 

@@ -183,4 +183,4 @@ def test_this_machine_is_measured(monkeypatch):
     assert [row["task"] for row in rows] == ["train", "infer"]
     for row in rows:
         speed = row["images_per_second"]
-        assert 0 < speed["least"] <= speed["median"] <= speed["most"]
+        assert 0 < speed["min"] <= speed["median"] <= speed["max"]

@@ -1,0 +1,242 @@
+"""The report's figures as panels of series: which points, on which axes, with which front.
+
+Panels hold points of one data set. Points of different kinds (measured, published, estimated) are series of their own,
+and a front is over points of one kind.
+"""
+
+import statistics
+from typing import NamedTuple
+
+from g16net.report import look, pareto, points, runs
+from g16net.report.look import Panel, Series
+
+TRAIN, INFER, MACS = "train_images_per_second", "infer_images_per_second", "multiply_adds"
+KINDS = {"measured": "measured", "published": "paper, read by eye", "estimated": "speed estimated"}
+
+
+class Figure(NamedTuple):
+    """A figure: its file name, heading, what it shows, its panels, the points in them, and what would make it."""
+
+    name: str
+    title: str
+    caption: str
+    panels: list
+    points: list
+    command: str
+
+
+def all_of(found):
+    """The figures of `found` (points of every kind), in order; one without panels has no data."""
+    return [cost(found), norms(found), training(found), inference(found)]
+
+
+def cost(found):
+    """(a) Accuracy against multiply-adds and against training speed, at native size."""
+    chosen = [point for point in points.at_native(found) if point["resolution"] == "native"]
+    panels = []
+    for data, same in by_data(chosen):
+        for x, label in ((MACS, "multiply-adds an image (log)"), (TRAIN, "training images/s (log)")):
+            series = over_sizes([point for point in same if point[x]], x, label_sizes=True)
+            if x == MACS:  # an estimate is of speed
+                series = [one for one in series if one.kind != points.ESTIMATED]
+            if series:
+                panels.append(Panel(f"{data}: {label.split(' (')[0]}", label, "top-1 %", series, log=True))
+    return Figure(
+        "cost",
+        "Accuracy against theoretical and practical cost",
+        "Networks trained and tested at native size; a line joins the sizes of one network. By multiply-adds G16 costs "
+        "more than G1; by images a second it need not.",
+        panels,
+        chosen,
+        "launch.py --mode=sweep --experiment=norms --workdir=runs/norms",
+    )
+
+
+def norms(found):
+    """(b) Accuracy over model sizes, a line a norm."""
+    chosen = [p for p in points.at_native(found) if p["resolution"] == "native" and p["kind"] != points.ESTIMATED]
+    panels = []
+    for data, same in by_data(chosen):
+        order = points.sizes(same)
+        for group_size in sorted({point["group_size"] for point in same}):
+            own = [dict(p, place=order.index(p["variant"])) for p in same if p["group_size"] == group_size]
+            series = over_sizes(own, "place")
+            panels.append(Panel(f"{data}: G{group_size}", "model size", "top-1 %", series, ticks=tuple(order)))
+    return Figure(
+        "norms",
+        "Norms across model sizes",
+        "Trained and tested at native size. Bars are the range over seeds.",
+        panels,
+        chosen,
+        "launch.py --mode=sweep --experiment=norms --workdir=runs/norms",
+    )
+
+
+def training(found):
+    """(c) Accuracy against training speed relative to the baseline, with the front."""
+    panels, shown = [], []
+    for where, pick in (("native test size", points.at_native), ("best test size", points.at_best)):
+        for data, same in by_data(pick([p for p in found if p[TRAIN]])):
+            if where.startswith("best") and all(p["kind"] != points.MEASURED for p in same):
+                continue  # the paper's figure is at native size
+            base = points.baseline(
+                points.at_native([p for p in found if p["data"] == data and p["kind"] != "estimated"])
+            )
+            unit = base[TRAIN] if base else 1.0
+            relative = [dict(p, speed=p[TRAIN] / unit) for p in same]
+            x = f"training images/s, relative to {base['group']} (log)" if base else "training images/s (log)"
+            panels.append(with_front(f"{data}: {where}", x, relative, "speed"))
+            shown += same
+    return Figure(
+        "training",
+        "Training efficiency",
+        "The grey line is the Pareto front: no other network is both faster to train and more accurate. Speed is that "
+        "of training alone; the table has the seconds of fine-tuning.",
+        panels,
+        shown,
+        "launch.py --mode=train,finetune,evaluate --experiment=g16_ln_pn:resolution=half --workdir=runs/half",
+    )
+
+
+def inference(found):
+    """(d) Accuracy against inference speed at every test size, with the front."""
+    shown = [point for point in found if point[INFER]]
+    panels = [
+        with_front(f"{data}: every test size", "inference images/s (log)", same, INFER, each_size=True)
+        for data, same in by_data(shown)
+    ]
+    return Figure(
+        "inference",
+        "Inference efficiency",
+        "Every network at every test size, after fine-tuning where there was one. The paper's figure could not be read "
+        "for inference.",
+        panels,
+        shown,
+        "launch.py --mode=evaluate --config.eval.sizes=160,192,224 --workdir=RUN",
+    )
+
+
+def curves(groups):
+    """Test accuracy over the epochs: the mean over seeds, and their range as a band."""
+    panels = []
+    for data, variant, same in by_size(groups):
+        series = []
+        for group in same:
+            epochs = {}
+            for run in group.runs:
+                for record in run.history:
+                    top1 = record.get("eval_top1_average", record.get("eval_top1"))
+                    if top1 is not None:
+                        epochs.setdefault(record["epoch"], []).append(100 * top1)
+            if len(epochs) > 1:
+                rows = [(e, statistics.fmean(v), min(v), max(v), "") for e, v in sorted(epochs.items())]
+                series.append(_series_of(group, rows, band=True))
+        if series:
+            panels.append(Panel(f"{data}: {variant}", "epoch", "test top-1 %", series))
+    return Figure(
+        "curves",
+        "Training curves",
+        "Test accuracy after each epoch, of the averaged weights where there are; the mean over seeds and their range.",
+        panels,
+        [],
+        "launch.py --mode=train --config.run.epochs=2 (of one epoch there is no curve)",
+    )
+
+
+def resolutions(found):
+    """Accuracy over test sizes, before and after fine-tuning."""
+    own, panels = [point for point in found if point["kind"] == points.MEASURED], []
+    for data, same in by_data(own):
+        for variant in points.sizes(same):
+            series = []
+            for group in dict.fromkeys(p["group"] for p in same if p["variant"] == variant):
+                for finetuned in (False, True):
+                    rows = [p for p in same if p["group"] == group and p["finetuned"] == finetuned]
+                    if rows:
+                        one = rows[0]
+                        label = f"{look.network(one['group_size'], one['norm'])}, trained at {one['train_size']} px"
+                        series.append(
+                            Series(
+                                label + (", fine-tuned" if finetuned else ""),
+                                one["norm"],
+                                one["group_size"],
+                                points.MEASURED,
+                                one["resolution"] == "native",
+                                [_mark(p, "test_size") for p in rows],
+                                joined=len(rows) > 1,
+                            )
+                        )
+            if any(len(one.points) > 1 for one in series):
+                panels.append(Panel(f"{data}: {variant}", "test size in pixels", "top-1 %", series))
+    return Figure(
+        "resolutions",
+        "Test sizes",
+        "Each network at every size it was tested at, before and after the fine-tuning of its last layers there.",
+        panels,
+        [],
+        "launch.py --mode=finetune,evaluate --config.eval.sizes=160,192,224 --workdir=RUN",
+    )
+
+
+def by_data(found):
+    """(data set, its points), in order."""
+    return [(data, [p for p in found if p["data"] == data]) for data in dict.fromkeys(p["data"] for p in found)]
+
+
+def by_size(groups):
+    """(data, size, groups of it), in order."""
+
+    keys = [(runs.data_name(group.config), runs.size_name(group.config)) for group in groups]
+    return [(*key, [g for g, k in zip(groups, keys) if k == key]) for key in dict.fromkeys(keys)]
+
+
+def _mark(point, x, text=""):
+    top1 = point["top1"]
+    return point[x], 100 * top1["mean"], 100 * top1["min"], 100 * top1["max"], text
+
+
+def over_sizes(same, x, label_sizes=False, joined=True):
+    """A series for each network, training resolution and kind; its points are the sizes."""
+    series, named = [], set()
+    for key in dict.fromkeys(_network(point) for point in same):
+        rows = [point for point in same if _network(point) == key]
+        group_size, norm, resolution, kind, _ = key
+        texts = label_sizes and kind not in named  # once, as all networks come in the same sizes
+        named.add(kind)
+        marks = [_mark(point, x, point["variant"] if texts else "") for point in rows]
+        series.append(Series(_label(rows[0]), norm, group_size, kind, resolution == "native", marks, joined))
+    return series
+
+
+def _network(point):
+    return point["group_size"], point["norm"], point["resolution"], point["kind"], point.get("untuned", False)
+
+
+def _label(point):
+    parts = [look.network(point["group_size"], point["norm"])]
+    parts += [] if point["resolution"] == "native" else ["reduced size"]
+    parts += ["not fine-tuned"] if point.get("untuned") else []
+    return ", ".join([*parts, KINDS[point["kind"]]])
+
+
+def with_front(title, x_label, same, x, each_size=False):
+    """A panel with a front over the points of one kind: the measured ones where there are, else the paper's.
+
+    `each_size`: a network has points at several test sizes, which are named.
+    """
+    kind = next(kind for kind in KINDS if any(point["kind"] == kind for point in same))
+    own = [point for point in same if point["kind"] == kind]
+    front = [own[i] for i in pareto.front([(point[x], point["top1"]["mean"]) for point in own])]
+    marks = [
+        (point[x], 100 * point["top1"]["mean"], point["variant"] + (f" @{point['test_size']}" if each_size else ""))
+        for point in front
+    ]
+    return Panel(title, x_label, "top-1 %", over_sizes(same, x, joined=not each_size), fronts=(marks,), log=True)
+
+
+def _series_of(group, rows, band=False):
+
+    config = group.config
+    label = f"{look.network(config['model.group_size'], config['model.norm'])}, {runs.resolution_name(config)}"
+    native = config["data.train_size"] >= config["data.eval_size"]
+    return Series(label, config["model.norm"], config["model.group_size"], points.MEASURED, native, rows, band=band)

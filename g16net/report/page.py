@@ -1,0 +1,278 @@
+"""`--mode=report`: one HTML page that needs nothing else, and its figures as PNG and SVG.
+
+OUT/report.html         opens offline; figures are inside
+OUT/figures/NAME.png    and NAME.svg, each figure with all its panels
+OUT/report.json         every point with where it is from, and what was left out
+"""
+
+import base64
+import html
+import json
+import os
+import tempfile
+
+from g16net import records
+from g16net.config import UserError
+from g16net.report import figures, look, points, published, runs
+
+CSS = """
+:root { color-scheme: light; --ink: #222; --faint: #666; --line: #ddd; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: #fff; color: var(--ink);
+       font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
+p, li { max-width: 48rem; } .faint { color: var(--faint); font-size: .9rem; }
+.panels { display: flex; flex-wrap: wrap; gap: 1rem; margin: 0 0 .5rem; }
+.panels img { flex: 1 1 22rem; min-width: 0; max-width: 35rem; width: 100%; height: auto; }
+.wide { overflow-x: auto; max-width: 100%; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .2rem .7rem .2rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+td.number, th.number { text-align: right; }
+details { margin: .3rem 0; } summary { cursor: pointer; }
+pre { overflow-x: auto; background: #f6f6f6; padding: .6rem; font-size: .8rem; }
+.problems { border-left: 3px solid #D55E00; padding-left: .8rem; }
+"""
+
+
+def write(patterns, folder, quoted=True):
+    """Makes the report of the runs that `patterns` name (see `runs.load`) in `folder`. Returns the figures' summary.
+
+    Args:
+        quoted: whether the paper's readings are shown beside.
+
+    Raises:
+        UserError: no run is left to report, or `folder` cannot be written.
+    """
+    loaded = runs.load(patterns)
+    if not loaded.runs:
+        raise UserError("no run to report:\n  " + "\n  ".join(loaded.problems or ["--runs names no folder"]))
+    groups = runs.group(loaded.runs)
+    found = points.measured(groups, loaded.benchmarks)
+    found += points.estimated(loaded.costs, found)
+    if quoted:
+        found += points.of_paper(loaded.costs)
+    drawn = [*figures.all_of(found), figures.curves(groups), figures.resolutions(found)]
+    try:
+        os.makedirs(os.path.join(folder, "figures"), exist_ok=True)
+        for figure in drawn:
+            if figure.panels:
+                look.save(
+                    figure.panels, [os.path.join(folder, "figures", f"{figure.name}.{k}") for k in ("png", "svg")]
+                )
+        text = page(loaded, groups, found, drawn)
+        path = os.path.join(folder, "report.html")
+        with open(f"{path}.partial", "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(f"{path}.partial", path)
+        records.write_json(
+            os.path.join(folder, "report.json"),
+            {"mode": "report", "command": records.command(), "left_out": loaded.problems, "points": found},
+        )
+    except OSError as error:
+        raise UserError(
+            f"cannot write to --workdir={folder}: {error.strerror}; name a folder you may write to"
+        ) from error
+    return {
+        "page": path,
+        "runs": len(loaded.runs),
+        "networks": len(groups),
+        "figures": [figure.name for figure in drawn if figure.panels],
+        "left_out": loaded.problems,
+    }
+
+
+def page(loaded, groups, found, drawn):
+    """The page as text."""
+    data = dict.fromkeys(runs.data_name(group.config) for group in groups)
+    seeds = {len(group.runs) for group in groups}
+    counts = f"{len(loaded.runs)} runs of {len(groups)} settings on {', '.join(data)}; " + (
+        f"{min(seeds)} to {max(seeds)} seeds each" if len(seeds) > 1 else f"{seeds.pop()} seed(s) each"
+    )
+    parts = [
+        f"<h1>g16net: accuracy and efficiency</h1><p>{_text(counts)}.</p>",
+        "<p class=faint>Three kinds of points, never in one front: <b>measured</b> in these runs (circle; square where "
+        "trained at a reduced size), <b>read by eye</b> off the paper’s figure (diamonds), and with a speed that is "
+        "<b>estimated</b> by the performance model (triangles). Filled marks are group convolutions, open ones "
+        "depthwise. Points are means over seeds, bars their range.</p>",
+    ]
+    if loaded.problems:
+        parts.append(f"<div class=problems><b>Left out</b>{_list(loaded.problems)}</div>")
+    for figure in drawn:
+        parts.append(_figure(figure, found))
+        if figure.name == "training" and figure.panels:
+            parts.append(_equal_accuracy(found))
+    parts += ["<h2>All results</h2>", _results(groups, found), "<h2>What made each</h2>", _settings(groups)]
+    if any(point["kind"] == points.PUBLISHED for point in found):
+        source = published.load()
+        parts.append(f"<p class=faint>The paper’s points: {_text(source['source'])}; {_text(source['machine'])}.</p>")
+    parts.append(f"<p class=faint>Made by <code>{_text(records.command())}</code></p>")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>g16net report</title>'
+        f"<style>{CSS}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _figure(figure, found):
+    head = f"<h2 id={figure.name}>{_text(figure.title)}</h2>"
+    if not figure.panels:
+        return f"{head}<p>No data for it here. This makes some:</p><pre>{_text(figure.command)}</pre>"
+    images = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "panel.svg")
+        for panel in figure.panels:  # each by itself, so that a phone shows them below each other
+            look.save([panel], [path])
+            with open(path, "rb") as file:
+                encoded = base64.b64encode(file.read()).decode()
+            images.append(f'<img alt="{_text(alt(panel))}" src="data:image/svg+xml;base64,{encoded}">')
+    table = ""
+    if figure.points:
+        table = f"<details><summary>The points as a table</summary>{_points_table(figure.points)}</details>"
+    return f"{head}<p>{_text(figure.caption)}</p><div class=panels>{''.join(images)}</div>{table}"
+
+
+def alt(panel):
+    """A panel in words: axes, and of each series the range."""
+    lines = []
+    for series in panel.series:
+        ys = [y for _, y, *_ in series.points]
+        span = f"{min(ys):.1f}" if len(ys) == 1 else f"{min(ys):.1f} to {max(ys):.1f}"
+        lines.append(f"{series.label}: {span}")
+    front = [f"Pareto front: {', '.join(f'{y:.1f} at {look.short(x)}' for x, y, _ in f)}" for f in panel.fronts]
+    return f"{panel.title}. {panel.y} against {panel.x}. " + "; ".join(lines + front)
+
+
+def _points_table(rows):
+    header = [
+        "network",
+        "kind",
+        "test px",
+        "fine-tuned",
+        "top-1 %",
+        "range",
+        "multiply-adds",
+        "train img/s",
+        "infer img/s",
+    ]
+    cells = [
+        [
+            point["group"],
+            figures.KINDS[point["kind"]],
+            point["test_size"],
+            "yes" if point["finetuned"] else "no",
+            *_spread(point["top1"]),
+            *(_number(point[key]) for key in (figures.MACS, figures.TRAIN, figures.INFER)),
+        ]
+        for point in rows
+    ]
+    return _table(header, cells, words=4)
+
+
+def _equal_accuracy(found):
+    """How much faster the fastest network is that is at least as accurate, for each baseline."""
+    parts = []
+    for data, same in figures.by_data(points.at_native(found)):
+        for kind in (points.MEASURED, points.PUBLISHED):
+            rows = points.at_equal_accuracy([point for point in same if point["kind"] == kind], figures.TRAIN)
+            cells = [
+                [
+                    row["baseline"],
+                    f"{100 * row['top1']:.2f}",
+                    row["fastest"],
+                    f"{100 * row['fastest_top1']:.2f}",
+                    f"{row['factor']:.2f}",
+                ]
+                for row in rows
+            ]
+            if cells:
+                header = ["baseline", "top-1 %", "fastest to train, at least as accurate", "top-1 %", "times as fast"]
+                parts.append(f"<p>{_text(data)}, {figures.KINDS[kind]}:</p>" + _table(header, cells, words=1))
+    return "<h3>At equal accuracy</h3>" + "".join(parts) if parts else ""
+
+
+def _results(groups, found):
+    """A row for each setting, with the seeds' mean and range."""
+    header = ["data", "network", "seeds", "native px", "top-1 %", "range", "fine-tuned %", "range", "best %", "at px"]
+    cells = []
+    own = [point for point in found if point["kind"] == points.MEASURED]
+    for group in groups:
+        data = runs.data_name(group.config)
+        rows = [point for point in own if (point["group"], point["data"]) == (group.name, data)]
+        native = [point for point in rows if point["test_size"] == point["native_size"]]
+        plain = next((point["top1"] for point in native if not point["finetuned"]), None)
+        tuned = next((point["top1"] for point in native if point["finetuned"]), None)
+        best = points.at_best(rows)
+        cells.append(
+            [
+                data,
+                group.name,
+                len(group.runs),
+                group.config["data.eval_size"],
+                *_spread(plain),
+                *_spread(tuned),
+                *((f"{100 * best[0]['top1']['mean']:.2f}", best[0]["test_size"]) if best else ("", "")),
+                _number(rows[0][figures.TRAIN]) if rows else "",
+                f"{rows[0]['train_seconds']:.0f}" if rows and rows[0]["train_seconds"] else "",
+                f"{points.finetune_seconds(group):.0f}" if points.finetune_seconds(group) else "",
+            ]
+        )
+    return _table(header + ["train img/s", "train s", "fine-tune s"], cells, words=2)
+
+
+def _settings(groups):
+    """What the settings have in common, in what each differs, and the commands of its runs."""
+    everything = [dict(group.key) for group in groups]
+    fields = sorted(set().union(*everything))
+    different = [field for field in fields if len({config.get(field) for config in everything}) > 1]
+    parts = []
+    for group, config in zip(groups, everything):
+        own = [f"{field} = {config.get(field, 'not there')}" for field in different]
+        commands = [f"# seed {run.config['run.seed']}, {run.folder}" for run in group.runs]
+        lines = []
+        for comment, run in zip(commands, group.runs):
+            lines += [comment, *dict.fromkeys(run.commands.values())]
+        parts.append(
+            f"<details><summary>{_text(group.name)}</summary>"
+            f"{_list(own) if own else '<p>The only setting.</p>'}<pre>{_text(chr(10).join(lines))}</pre></details>"
+        )
+    common = [f"{field} = {everything[0][field]}" for field in fields if field not in different]
+    versions = sorted(
+        {json.dumps(run.versions, sort_keys=True) for group in groups for run in group.runs if run.versions}
+    )
+    shown = [", ".join(f"{key} {value}" for key, value in json.loads(text).items()) for text in versions]
+    return (
+        "<p>Fields in which settings differ, and the commands of each.</p>"
+        + "".join(parts)
+        + f"<details><summary>What all have in common</summary>{_list(common)}</details>"
+        + f"<details><summary>Versions</summary>{_list(shown)}</details>"
+    )
+
+
+def _spread(top1):
+    if not top1:
+        return "", ""
+    several = top1["runs"] and top1["runs"] > 1
+    return f"{100 * top1['mean']:.2f}", f"{100 * top1['min']:.2f}–{100 * top1['max']:.2f}" if several else ""
+
+
+def _number(value):
+    return "" if value is None else look.short(value)
+
+
+def _table(header, rows, words):
+    """A table whose first `words` columns hold words and the others numbers."""
+
+    def line(cells, tag):
+        classes = ["" if index < words else " class=number" for index in range(len(cells))]
+        return "<tr>" + "".join(f"<{tag}{c}>{_text(cell)}</{tag}>" for cell, c in zip(cells, classes)) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return f"<div class=wide><table><thead>{line(header, 'th')}</thead><tbody>{body}</tbody></table></div>"
+
+
+def _list(lines):
+    return "<ul>" + "".join(f"<li>{_text(line)}</li>" for line in lines) + "</ul>"
+
+
+def _text(value):
+    return html.escape(str(value), quote=True)

@@ -1,0 +1,211 @@
+"""From groups of runs to points: one for each test size, before and after fine-tuning, with all that figures need.
+
+A point is a dict. "kind" says where it is from and is never mixed: "measured" here, "published" (read off the paper's
+figure) or "estimated" (speed by the performance model). "top1" has the seeds' spread; costs and speeds are numbers or
+None: "multiply_adds" (of the test image), "train_images_per_second", "infer_images_per_second".
+"""
+
+import statistics
+
+from g16net.report import published, runs
+
+MEASURED, PUBLISHED, ESTIMATED = "measured", "published", "estimated"
+
+
+def measured(groups, benchmarks=()):
+    """The points of `groups`, whose runs have figures; speeds by mode benchmark go before those of the runs."""
+    return [point for group in groups for point in _of_group(group, benchmarks)]
+
+
+def _of_group(group, benchmarks):
+    config = group.config
+    train_size = config["data.train_size"]
+    same = {
+        "kind": MEASURED,
+        "data": runs.data_name(config),
+        "group": group.name,
+        "title": runs.title(config),
+        "variant": runs.size_name(config),
+        "group_size": config["model.group_size"],
+        "norm": config["model.norm"],
+        "resolution": "native" if train_size >= config["data.eval_size"] else "reduced",
+        "train_size": train_size,
+        "native_size": config["data.eval_size"],
+        "train_images_per_second": _benchmark(benchmarks, config, "train", train_size)
+        or _median(run.train.get("images_per_second") for run in group.runs),
+        "train_seconds": _median(run.train.get("train_seconds") for run in group.runs),
+    }
+    rows = {}
+    for run in group.runs:
+        for size, finetuned, top1 in _results(run):
+            rows.setdefault((size, finetuned), []).append(top1)
+    for (size, finetuned), values in sorted(rows.items()):
+        yield {
+            **same,
+            "test_size": size,
+            "finetuned": finetuned,
+            "top1": runs.spread(values),
+            "multiply_adds": _of_size(group, size, "multiply_adds"),
+            "infer_images_per_second": _benchmark(benchmarks, config, "infer", size)
+            or _of_size(group, size, "images_per_second"),
+        }
+
+
+def _results(run):
+    """`(test size, whether fine-tuned, top-1)` of a run, each once."""
+    results = {}
+    wanted = run.config.get("eval.weights", "average")
+    if run.train:
+        results[run.train.get("eval_size", run.config["data.eval_size"]), False] = run.train["top1"]
+    for row in sorted(run.evaluations, key=lambda row: row["weights"] == wanted):  # of two weights the run's own
+        if row["weights"] != "finetuned":
+            results[row["size"], False] = row["top1"]
+    for row in run.finetuned:
+        results.setdefault((row["size"], False), row["top1_before"])
+        results[row["size"], True] = row["top1"]
+    return [(size, finetuned, top1) for (size, finetuned), top1 in results.items()]
+
+
+def _median(values):
+    values = [value for value in values if value]
+    return statistics.median(values) if values else None
+
+
+def _of_size(group, size, key):
+    return _median(row.get(key) for run in group.runs for row in run.evaluations if row["size"] == size)
+
+
+def _benchmark(rows, config, task, size):
+    """Images a second of the network by mode benchmark, of several batches the best."""
+    dtype = config.get("runtime.precision", "float32").replace("mixed_", "")
+    wanted = (runs.title(config), task, size, dtype)
+    found = [
+        row["images_per_second"]["median"]
+        for row in rows
+        if (row["name"], row["task"], row["size"], row["dtype"]) == wanted
+    ]
+    return max(found) if found else None
+
+
+def estimated(costs, points):
+    """`points` with the speeds that a `costs.json` of their network estimates for the machine "cpu"."""
+    speeds = {}
+    for one in costs:
+        efficiency = {found["machine"]: found["efficiency"] for found in one["comparisons"]}.get("cpu", 1.0)
+        for row in one["rows"]:
+            if row["machine"] == "cpu":
+                speeds[row["name"], row["task"], row["size"]] = row["images_per_second"] * efficiency
+    found = []
+    for point in points:
+        train = speeds.get((point["title"], "train", point["train_size"]))
+        infer = speeds.get((point["title"], "infer", point["test_size"]))
+        if train or infer:
+            speed = {"train_images_per_second": train, "infer_images_per_second": infer}
+            found.append({**point, **speed, "kind": ESTIMATED})
+    return found
+
+
+def of_paper(costs=()):
+    """The readings, and the same accuracies with estimated speeds where a `costs.json` compares with the readings."""
+    source = published.load()
+    readings = []
+    for row in published.rows():
+        readings.append(
+            {
+                **row,
+                "kind": PUBLISHED,
+                "untuned": not row["finetuned"],
+                "data": source["data"],
+                "group": f"{row['variant']} G{row['group_size']} {row['norm']}, {row['train_size']} px"
+                + ("" if row["finetuned"] else ", not fine-tuned"),
+                "resolution": "native" if row["resolution"] == "native" else "reduced",
+                "native_size": row["test_size"],
+                "top1": {"mean": row["top1"], "min": row["top1"], "max": row["top1"], "runs": None},
+                "infer_images_per_second": None,
+            }
+        )
+    estimates = {}
+    for one in (comparison for found in costs for comparison in found["comparisons"]):
+        if one["name"] == "readings":
+            for row in one["rows"]:
+                estimates[row["variant"], row["group_size"], row["norm"], row["size"]] = row["estimate"]
+    found = list(readings)
+    for point in readings:
+        key = point["variant"], point["group_size"], point["norm"], point["train_size"]
+        if key in estimates and point["finetuned"]:
+            found.append({**point, "kind": ESTIMATED, "train_images_per_second": estimates[key]})
+    return found
+
+
+def sizes(points):
+    """The networks' sizes, smallest first: by the multiply-adds of their cheapest point, then by name."""
+    least = {}
+    for point in points:
+        cost = point["multiply_adds"] or float("inf")
+        least[point["variant"]] = min(cost, least.get(point["variant"], float("inf")))
+    return sorted(least, key=lambda name: (least[name], name))
+
+
+def at_native(points):
+    """Of each group and kind the point at the native test size, the fine-tuned one where there is one."""
+    return _pick(
+        [point for point in points if point["test_size"] == point["native_size"]], lambda point: point["finetuned"]
+    )
+
+
+def at_best(points):
+    """Of each group and kind the point at the test size, fine-tuned or not, whose mean accuracy is the highest."""
+    return _pick(points, lambda point: point["top1"]["mean"])
+
+
+def _pick(points, preference):
+    best = {}
+    for point in points:
+        key = point["group"], point["kind"]
+        if key not in best or preference(point) > preference(best[key]):
+            best[key] = point
+    return list(best.values())
+
+
+def baseline(points):
+    """The point that others are set in relation to: G1 with BN, else GN, at native size, of the smallest network."""
+    for norm in ("bn", "gn"):
+        found = [
+            point
+            for point in points
+            if point["group_size"] == 1 and point["norm"] == norm and point["resolution"] == "native"
+            if point["train_images_per_second"]
+        ]
+        if found:
+            return min(found, key=lambda point: (point["multiply_adds"] or float("inf"), not point["finetuned"]))
+    return None
+
+
+def at_equal_accuracy(points, speed):
+    """For each G1 point of the baseline's norm and native size the fastest point that is at least as accurate.
+
+    Rows {"baseline", "top1", "fastest", "fastest_top1", "factor"}; `points` are of one kind and data.
+    """
+    base = baseline(points)
+    rows = []
+    for point in points:
+        same = base and all(point[key] == base[key] for key in ("group_size", "norm", "resolution"))
+        if not same or not point[speed]:
+            continue
+        able = [p for p in points if p[speed] and p["top1"]["mean"] >= point["top1"]["mean"]]
+        fastest = max(able, key=lambda p: p[speed])
+        rows.append(
+            {
+                "baseline": point["group"],
+                "top1": point["top1"]["mean"],
+                "fastest": fastest["group"],
+                "fastest_top1": fastest["top1"]["mean"],
+                "factor": fastest[speed] / point[speed],
+            }
+        )
+    return rows
+
+
+def finetune_seconds(group):
+    """Seconds of a run's fine-tunings together, in the median over the group's runs; None where there was none."""
+    return _median(sum(row.get("seconds", 0.0) for row in run.finetuned) for run in group.runs)

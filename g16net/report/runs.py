@@ -1,0 +1,243 @@
+"""Reads what runs have written, and joins runs that differ in the seed alone. Opens JSON files only.
+
+A run is a folder with `config.json`. Read are `train.json`, `records.jsonl`, `evaluations.jsonl`, `evaluate.json` and
+`finetune*/SIZE/finetune.json`, as far as they are there. `benchmark.json` and `costs.json` may lie in a run's folder or
+in one of their own: their rows name the network.
+"""
+
+import glob
+import json
+import os
+import statistics
+from typing import NamedTuple
+
+from g16net import records
+from g16net.config import UserError
+
+MODES = ("train", "finetune", "evaluate", "export", "benchmark", "costs")
+# Fields that do not change what a run is: where data lies, how much is kept, which seed.
+SAME_RUN = ("run.seed", "data.dir", "data.cache", "data.cache_dir", "data.parallel", "data.service")
+SAME_SECTIONS = ("eval", "export", "predict", "checkpoint", "finetune")
+
+
+class Run(NamedTuple):
+    """One run folder.
+
+    config: {"section.name": value}. train: the figures of the training. history: its epochs.
+    evaluations: rows with "weights", "size", "top1", ...; the newest of each weights and size.
+    finetuned: rows with "size", "top1", "top1_before", ...
+    commands: {mode: command}. versions: of the training.
+    """
+
+    folder: str
+    config: dict
+    train: dict
+    history: list
+    evaluations: list
+    finetuned: list
+    commands: dict
+    versions: dict
+
+
+class Loaded(NamedTuple):
+    """All that was found: runs; rows of benchmarks; `costs.json` files; a line for each thing that was left out."""
+
+    runs: list
+    benchmarks: list
+    costs: list
+    problems: list
+
+
+def load(patterns):
+    """What `patterns` name: folders of a run, folders of such folders (a sweep's), and globs of either."""
+    loaded = Loaded([], [], [], [])
+    for pattern in patterns:
+        matched = [pattern] if os.path.isdir(pattern) else sorted(glob.glob(os.path.expanduser(pattern)))
+        if not matched:
+            loaded.problems.append(f"{pattern}: no such folder")
+        for path in matched:
+            inside = sorted(os.path.dirname(p) for p in glob.glob(os.path.join(glob.escape(path), "*", "*.json")))
+            folders = [path] + [folder for folder in dict.fromkeys(inside) if _belongs(folder)]
+            if not any(map(_belongs, folders)) and os.path.isdir(path):
+                loaded.problems.append(f"{path}: no run here (no config.json), and no folder of runs")
+            for folder in map(os.path.normpath, folders):
+                _add(loaded, folder)
+    return loaded
+
+
+def _belongs(folder):
+    return any(os.path.exists(os.path.join(folder, f"{name}.json")) for name in ("config", "benchmark", "costs"))
+
+
+def _add(loaded, folder):
+    if not _belongs(folder) or folder in [run.folder for run in loaded.runs]:
+        return
+    try:
+        if os.path.exists(os.path.join(folder, "config.json")):
+            loaded.runs.append(read(folder))
+        for row in _json(os.path.join(folder, "benchmark.json"), missing={}).get("rows", []):
+            if row["task"] in ("train", "infer"):
+                loaded.benchmarks.append(_checked(row, ("name", "dtype", "size", "images_per_second")))
+        costs = _json(os.path.join(folder, "costs.json"), missing={})
+        if costs:
+            loaded.costs.append(_checked(costs, ("name", "rows", "comparisons")))
+    except (AttributeError, KeyError, TypeError) as error:
+        loaded.problems.append(f"{folder}: not as g16net writes it: {type(error).__name__} {error}")
+    except UserError as error:
+        loaded.problems.append(str(error))
+
+
+def read(folder):
+    """The `Run` in `folder`. UserError, naming the file, where it is not one that g16net has written."""
+    stored = _json(os.path.join(folder, "config.json"))
+    try:
+        config = {f"{section}.{name}": value for section, names in stored.items() for name, value in names.items()}
+        for key in ("model.variant", "model.norm", "model.group_size", "data.train_size", "data.eval_size", "run.seed"):
+            config[key]
+    except (AttributeError, KeyError) as error:
+        raise UserError(f"{folder}: config.json is not that of a resolved run ({error})") from None
+    results = {mode: _json(os.path.join(folder, f"{mode}.json"), missing={}) for mode in MODES}
+    try:
+        return Run(
+            folder,
+            config,
+            _checked(results["train"], ("top1", "images_per_second", "train_seconds")),
+            records.by_epoch(records.read_lines(os.path.join(folder, "records.jsonl"))),
+            _evaluations(folder, results["evaluate"]),
+            _finetuned(folder),
+            {mode: result["command"] for mode, result in results.items() if "command" in result},
+            results["train"].get("versions", {}),
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: its files are not those of a run: {type(error).__name__} {error}") from None
+
+
+def _json(path, missing=None):
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except FileNotFoundError:
+        if missing is None:
+            raise UserError(f"{path} is not there") from None
+        return missing
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return found
+
+
+def _checked(row, keys):
+    if row:
+        for key in keys:
+            row[key]
+    return row
+
+
+def _evaluations(folder, evaluate):
+    """The newest row of each weights and size; fine-tuned weights have rows of their own kind elsewhere."""
+    rows = {}
+    for row in records.read_lines(os.path.join(folder, "evaluations.jsonl")):
+        rows[row["weights"], row.get("finetune_size"), row["size"]] = row
+    for row in evaluate.get("sizes", []):
+        rows.setdefault((evaluate["weights"], evaluate.get("finetune_size"), row["size"]), {**evaluate, **row})
+    return [_checked(row, ("top1", "size")) for row in rows.values()]
+
+
+def _finetuned(folder):
+    paths = sorted(glob.glob(os.path.join(glob.escape(folder), "finetune*", "*", "finetune.json")))
+    return [_checked(_json(path), ("size", "top1", "top1_before")) for path in paths]
+
+
+class Group(NamedTuple):
+    """Runs that differ in the seed alone. `key`: their fields, as sorted pairs of field and text."""
+
+    name: str
+    key: tuple
+    runs: list
+
+    @property
+    def config(self):
+        return self.runs[0].config
+
+
+def group(runs):
+    """The groups of `runs`, named by size, group size, norm and training pixels, and by other fields that differ."""
+    by_key = {}
+    for run in runs:
+        same = by_key.setdefault(_key(run.config), {})
+        seed = run.config["run.seed"]
+        same[seed] = _joined(same[seed], run) if seed in same else run
+    by_key = {key: list(same.values()) for key, same in by_key.items()}
+    by_name = {}
+    for key, members in by_key.items():
+        by_name.setdefault((data_name(members[0].config), _name(members[0].config)), []).append((key, members))
+    groups = []
+    for (_, name), same in by_name.items():
+        common = set.intersection(*(set(key) for key, _ in same))
+        for key, members in same:
+            own = [f"{field}={value}" for field, value in key if (field, value) not in common]
+            groups.append(Group(", ".join([name, *own]), key, members))
+    return groups
+
+
+def _joined(one, other):
+    """Two runs of the same training and seed (a sweep shares trainings) as one: a seed counts once."""
+    kept = one if one.train else other
+    return kept._replace(
+        evaluations=one.evaluations + other.evaluations,
+        finetuned=one.finetuned + other.finetuned,
+        commands={**one.commands, **{f"{mode} of {other.folder}": text for mode, text in other.commands.items()}},
+    )
+
+
+def _key(config):
+    return tuple(
+        sorted(
+            (field, json.dumps(value))
+            for field, value in config.items()
+            if field not in SAME_RUN and field.split(".")[0] not in SAME_SECTIONS
+        )
+    )
+
+
+def _name(config):
+    return f"{size_name(config)} {network_name(config)}, {resolution_name(config)}"
+
+
+def size_name(config):
+    """`B0`, or `TINY w0.25 d0.3` where width and depth are not the variant's."""
+    changed = [f"{part[0]}{config[f'model.{part}']:g}" for part in ("width", "depth") if config.get(f"model.{part}")]
+    return " ".join([config["model.variant"], *changed])
+
+
+def title(config):
+    """The network as the rows of benchmarks and costs name it."""
+    changed = [f"{part} {config[f'model.{part}']:g}" for part in ("width", "depth") if config.get(f"model.{part}")]
+    return f"{', '.join([config['model.variant'], *changed])} {network_name(config)}"
+
+
+def network_name(config):
+    """`G16 ln_pn`."""
+    return f"G{config['model.group_size']} {config['model.norm']}"
+
+
+def resolution_name(config):
+    """Training pixels, growing ones with a dash."""
+    sizes = config.get("data.progressive") or [config["data.train_size"]]
+    return f"{sizes[0]}-{sizes[-1]} px" if len(sizes) > 1 else f"{sizes[0]} px"
+
+
+def data_name(config):
+    """The data's name: of local files with the folder's."""
+    folder = os.path.basename(os.path.normpath(config.get("data.dir") or ""))
+    name = config.get("data.name", "")
+    return f"{name} {folder}" if name in ("idx", "folder", "tfrecord") and folder not in ("", ".") else name
+
+
+def spread(values):
+    """{"mean", "min", "max", "runs"} of the numbers among `values`, or None."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return None
+    return {"mean": statistics.fmean(values), "min": min(values), "max": max(values), "runs": len(values)}
