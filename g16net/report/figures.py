@@ -60,8 +60,10 @@ def norms(found):
         order = points.sizes(same)
         for group_size in sorted({point["group_size"] for point in same}):
             own = [dict(p, place=order.index(p["variant"])) for p in same if p["group_size"] == group_size]
-            series = over_sizes(own, "place")
-            panels.append(Panel(f"{data}: G{group_size}", "model size", "top-1 %", series, ticks=tuple(order)))
+            ticks = tuple(name.split(" ", 1)[-1] for name in order)
+            panels.append(
+                Panel(f"{data}: G{group_size}", "model size", "top-1 %", over_sizes(own, "place"), ticks=ticks)
+            )
     return Figure(
         "norms",
         "Norms across model sizes",
@@ -84,7 +86,8 @@ def training(found):
             )
             unit = base[TRAIN] if base else 1.0
             relative = [dict(p, speed=p[TRAIN] / unit) for p in same]
-            x = f"training images/s, relative to {base['group']} (log)" if base else "training images/s (log)"
+            of = f" over {look.network(base['group_size'], base['norm'])} {size_label(base)}" if base else ""
+            x = f"training images/s{of} (log)"
             panels.append(with_front(f"{data}: {where}", x, relative, "speed"))
             shown += same
     return Figure(
@@ -132,7 +135,7 @@ def curves(groups):
                 rows = [(e, statistics.fmean(v), min(v), max(v), "") for e, v in sorted(epochs.items())]
                 series.append(_series_of(group, rows, band=True))
         if series:
-            panels.append(Panel(f"{data}: {variant}", "epoch", "test top-1 %", series))
+            panels.append(Panel(f"{data}: {variant}", "epoch", "test top-1 %", series, whole=True))
     return Figure(
         "curves",
         "Training curves",
@@ -163,15 +166,15 @@ def resolutions(found):
                                 points.MEASURED,
                                 one["resolution"] == "native",
                                 [_mark(p, "test_size") for p in rows],
-                                joined=len(rows) > 1,
+                                starred=finetuned,
                             )
                         )
             if any(len(one.points) > 1 for one in series):
-                panels.append(Panel(f"{data}: {variant}", "test size in pixels", "top-1 %", series))
+                panels.append(Panel(f"{data}: {variant}", "test size in pixels", "top-1 %", series, whole=True))
     return Figure(
         "resolutions",
         "Test sizes",
-        "Each network at every size it was tested at, before and after the fine-tuning of its last layers there.",
+        "Each network at every size it was tested at; stars: after the fine-tuning of its last layers at that size.",
         panels,
         [],
         "launch.py --mode=finetune,evaluate --config.eval.sizes=160,192,224 --workdir=RUN",
@@ -201,11 +204,17 @@ def over_sizes(same, x, label_sizes=False, joined=True):
     for key in dict.fromkeys(_network(point) for point in same):
         rows = [point for point in same if _network(point) == key]
         group_size, norm, resolution, kind, _ = key
-        texts = label_sizes and kind not in named  # once, as all networks come in the same sizes
+        texts = label_sizes and not named  # once, as all networks come in the same sizes
         named.add(kind)
-        marks = [_mark(point, x, point["variant"] if texts else "") for point in rows]
-        series.append(Series(_label(rows[0]), norm, group_size, kind, resolution == "native", marks, joined))
+        marks = [_mark(point, x, size_label(point) if texts else "") for point in rows]
+        lines = joined and kind != points.ESTIMATED
+        series.append(Series(_label(rows[0]), norm, group_size, kind, resolution == "native", marks, lines))
     return series
+
+
+def size_label(point):
+    """The size as short as it is clear: `B0`; `w0.25 d0.3`."""
+    return point["variant"].split(" ", 1)[-1]
 
 
 def _network(point):
@@ -228,10 +237,11 @@ def with_front(title, x_label, same, x, each_size=False):
     own = [point for point in same if point["kind"] == kind]
     front = [own[i] for i in pareto.front([(point[x], point["top1"]["mean"]) for point in own])]
     marks = [
-        (point[x], 100 * point["top1"]["mean"], point["variant"] + (f" @{point['test_size']}" if each_size else ""))
+        (point[x], 100 * point["top1"]["mean"], size_label(point) + (f" @{point['test_size']}" if each_size else ""))
         for point in front
     ]
-    return Panel(title, x_label, "top-1 %", over_sizes(same, x, joined=not each_size), fronts=(marks,), log=True)
+    series, label = over_sizes(same, x, joined=not each_size), f"Pareto front, {KINDS[kind]}"
+    return Panel(title, x_label, "top-1 %", series, tuple(marks), label, log=True)
 
 
 def _series_of(group, rows, band=False):

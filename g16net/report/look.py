@@ -18,6 +18,8 @@ MARKERS = {  # by (kind, trained at native size)
     ("estimated", False): "v",
 }
 INK, FAINT = "#222222", "#bbbbbb"
+WIDTH, LEFT, ABOVE, HEIGHT = 4.2, 0.55, 0.45, 2.5  # inches: a panel, what is left of and above its axes, the axes
+APART = 30  # least distance of two labels in points
 STYLE = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -34,7 +36,7 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
-    "legend.fontsize": 7.5,
+    "legend.fontsize": 8,
     "svg.hashsalt": "g16net",  # the same figure gives the same file
 }
 
@@ -51,19 +53,21 @@ class Series(NamedTuple):
     joined: bool = True
     dashed: Optional[bool] = None  # None: by the group size
     band: bool = False  # the range as a band instead of bars
+    starred: bool = False  # set apart from another series of the same look
 
 
 class Panel(NamedTuple):
-    """One pair of axes. fronts: lists of (x, y, text); ticks: names for x = 0, 1, ..."""
+    """One pair of axes. front: of a Pareto front the points (x, y, text); ticks: names for x = 0, 1, ..."""
 
     title: str
     x: str
     y: str
     series: list
-    fronts: tuple = ()
+    front: tuple = ()
+    front_label: str = ""
     log: bool = False
+    whole: bool = False  # ticks where points are
     ticks: tuple = ()
-    more_is_better: bool = True  # along x
 
 
 def network(group_size, norm):
@@ -78,55 +82,74 @@ def save(panels, paths, columns=2):
     from matplotlib.figure import Figure
 
     rows, columns = -(-len(panels) // columns), min(columns, len(panels))
+    below = 0.75 + 0.16 * max(map(_legend_rows, panels))
+    cell = WIDTH, ABOVE + HEIGHT + below
     with matplotlib.rc_context(STYLE):
-        legend_lines = -(-max(len(panel.series) + bool(panel.fronts) for panel in panels) // 2)
-        height = 3.3 + 0.17 * legend_lines
-        figure = Figure(figsize=(4.8 * columns, height * rows), dpi=140, facecolor="white")
+        figure = Figure(figsize=(columns * cell[0], rows * cell[1]), dpi=140, facecolor="white")
         FigureCanvasAgg(figure)
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes in grid[len(panels) :]:
-            axes.axis("off")
-        for axes, panel in zip(grid, panels):
-            draw(axes, panel)
-        figure.tight_layout(pad=0.8, h_pad=1.6, w_pad=1.6)
+        for index, panel in enumerate(panels):
+            left = (index % columns * cell[0] + LEFT) / (columns * cell[0])
+            bottom = ((rows - 1 - index // columns) * cell[1] + below) / (rows * cell[1])
+            size = (WIDTH - LEFT - 0.2) / (columns * cell[0]), HEIGHT / (rows * cell[1])
+            draw(figure.add_axes((left, bottom, *size)), panel)
         for path in paths:
             figure.savefig(path, metadata={"Date": None} if path.endswith("svg") else None)
+
+
+def _legend_columns(panel):
+    """Two where the labels are short enough for it."""
+    return 2 if max(len(series.label) for series in panel.series) <= 22 else 1
+
+
+def _legend_rows(panel):
+    return -(-(len(panel.series) + bool(panel.front)) // _legend_columns(panel))
 
 
 def draw(axes, panel):
     """Draws a panel on matplotlib's `axes`."""
     if panel.log:
         axes.set_xscale("log")
-    for front in panel.fronts:
-        front = sorted(front, key=lambda point: point[0])
-        where = "pre" if panel.more_is_better else "post"
-        axes.step([x for x, *_ in front], [y for _, y, _ in front], where=where, color="#777777", lw=1.1, zorder=1)
-        for x, y, text in front:
-            axes.annotate(
-                text,
-                (x, y),
-                (0, 7),
-                textcoords="offset points",
-                fontsize=6.5,
-                ha="center",
-                clip_on=False,
-                annotation_clip=False,
-            )
     for series in panel.series:
         _draw_series(axes, series)
-    if panel.fronts:
-        axes.plot([], [], color="#777777", lw=1.1, label="Pareto front")
-    axes.set_title(panel.title, pad=14 if panel.fronts else 8)
+    if panel.front:
+        xs, ys, _ = zip(*panel.front)
+        axes.step(xs, ys, where="pre", color="#777777", lw=1.1, zorder=1, label=panel.front_label)
+    axes.set_title(panel.title, pad=10)
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
-    axes.margins(x=0.12, y=0.12)
+    axes.margins(x=0.1, y=0.15)
     if panel.ticks:
         axes.set_xticks(range(len(panel.ticks)))
         axes.set_xticklabels(panel.ticks)
         axes.grid(axis="x", visible=False)
     elif panel.log:
         _plain_ticks(axes)
-    axes.legend(loc="upper left", bbox_to_anchor=(-0.12, -0.2), ncol=2, borderaxespad=0, handlelength=2.2)
+    elif panel.whole:
+        places = sorted({x for series in panel.series for x, *_ in series.points})
+        axes.set_xticks(places if len(places) <= 8 else places[:: -(-len(places) // 8)])
+    marks = [*panel.front] + [(x, y, text) for series in panel.series for x, y, _, _, text in series.points]
+    _label(axes, marks)
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(-0.1, -0.22),
+        ncol=_legend_columns(panel),
+        borderaxespad=0,
+        handlelength=2.4,
+        labelspacing=0.35,
+    )
+
+
+def _label(axes, marks):
+    """Texts beside marks (x, y, text), as far as they do not cover each other; the page's table has them all."""
+    axes.autoscale_view()
+    taken = []
+    for x, y, text in marks:
+        px, py = axes.transData.transform((x, y)) * 72 / axes.figure.dpi
+        if text and all(abs(px - ox) > APART or abs(py - oy) > APART / 3 for ox, oy in taken):
+            taken.append((px, py))
+            right = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0] > 0.8
+            place = {"xytext": (-4, 5), "ha": "right"} if right else {"xytext": (4, 5)}
+            axes.annotate(text, (x, y), textcoords="offset points", fontsize=7, color=INK, zorder=4, **place)
 
 
 def _plain_ticks(axes):
@@ -134,7 +157,7 @@ def _plain_ticks(axes):
     from matplotlib import ticker
 
     low, high = axes.get_xlim()
-    steps = (1, 2, 5) if high / low < 60 else (1,)
+    steps = (1, 2, 5) if high / low < 200 else (1,)
     axes.xaxis.set_major_locator(ticker.LogLocator(base=10, subs=steps))
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: short(value)))
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
@@ -166,13 +189,11 @@ def _draw_series(axes, series):
         linestyle=line,
         lw=1.2,
         color=colour,
-        marker=MARKERS[series.kind, series.native],
-        ms=5,
+        alpha=0.6 if series.kind == "estimated" else 1.0,
+        marker="*" if series.starred else MARKERS[series.kind, series.native],
+        ms=10 if series.starred else 3.5 if series.kind == "estimated" else 5,
         markerfacecolor=colour if series.group_size > 1 else "white",
         markeredgecolor=colour,
         label=series.label,
         zorder=3,
     )
-    for x, y, _, _, text in points:
-        if text:
-            axes.annotate(text, (x, y), (4, -9), textcoords="offset points", fontsize=6.5, color=colour)

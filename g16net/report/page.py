@@ -22,8 +22,8 @@ body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: #fff; color:
        font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
 p, li { max-width: 48rem; } .faint { color: var(--faint); font-size: .9rem; }
-.panels { display: flex; flex-wrap: wrap; gap: 1rem; margin: 0 0 .5rem; }
-.panels img { flex: 1 1 22rem; min-width: 0; max-width: 35rem; width: 100%; height: auto; }
+.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
+.panels img { width: 100%; max-width: 36rem; height: auto; }
 .wide { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .2rem .7rem .2rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -85,9 +85,8 @@ def page(loaded, groups, found, drawn):
     """The page as text."""
     data = dict.fromkeys(runs.data_name(group.config) for group in groups)
     seeds = {len(group.runs) for group in groups}
-    counts = f"{len(loaded.runs)} runs of {len(groups)} settings on {', '.join(data)}; " + (
-        f"{min(seeds)} to {max(seeds)} seeds each" if len(seeds) > 1 else f"{seeds.pop()} seed(s) each"
-    )
+    counts = f"{len(loaded.runs)} runs of {len(groups)} settings on {', '.join(data)}; "
+    counts += f"seeds a setting: {min(seeds)}" + (f" to {max(seeds)}" if len(seeds) > 1 else "")
     parts = [
         f"<h1>g16net: accuracy and efficiency</h1><p>{_text(counts)}.</p>",
         "<p class=faint>Three kinds of points, never in one front: <b>measured</b> in these runs (circle; square where "
@@ -138,8 +137,9 @@ def alt(panel):
         ys = [y for _, y, *_ in series.points]
         span = f"{min(ys):.1f}" if len(ys) == 1 else f"{min(ys):.1f} to {max(ys):.1f}"
         lines.append(f"{series.label}: {span}")
-    front = [f"Pareto front: {', '.join(f'{y:.1f} at {look.short(x)}' for x, y, _ in f)}" for f in panel.fronts]
-    return f"{panel.title}. {panel.y} against {panel.x}. " + "; ".join(lines + front)
+    front = [f"{y:.1f} at {look.short(x)}" for x, y, _ in panel.front]
+    lines += [f"{panel.front_label}: {', '.join(front)}"] if front else []
+    return f"{panel.title}. {panel.y} against {panel.x}. " + "; ".join(lines)
 
 
 def _points_table(rows):
@@ -165,7 +165,7 @@ def _points_table(rows):
         ]
         for point in rows
     ]
-    return _table(header, cells, words=4)
+    return _table(header, cells, words=range(4))
 
 
 def _equal_accuracy(found):
@@ -186,7 +186,7 @@ def _equal_accuracy(found):
             ]
             if cells:
                 header = ["baseline", "top-1 %", "fastest to train, at least as accurate", "top-1 %", "times as fast"]
-                parts.append(f"<p>{_text(data)}, {figures.KINDS[kind]}:</p>" + _table(header, cells, words=1))
+                parts.append(f"<p>{_text(data)}, {figures.KINDS[kind]}:</p>" + _table(header, cells, words=(0, 2)))
     return "<h3>At equal accuracy</h3>" + "".join(parts) if parts else ""
 
 
@@ -216,7 +216,7 @@ def _results(groups, found):
                 f"{points.finetune_seconds(group):.0f}" if points.finetune_seconds(group) else "",
             ]
         )
-    return _table(header + ["train img/s", "train s", "fine-tune s"], cells, words=2)
+    return _table(header + ["train img/s", "train s", "fine-tune s"], cells, words=range(2))
 
 
 def _settings(groups):
@@ -260,10 +260,10 @@ def _number(value):
 
 
 def _table(header, rows, words):
-    """A table whose first `words` columns hold words and the others numbers."""
+    """A table; the columns `words` hold words and the others numbers."""
 
     def line(cells, tag):
-        classes = ["" if index < words else " class=number" for index in range(len(cells))]
+        classes = ["" if index in words else " class=number" for index in range(len(cells))]
         return "<tr>" + "".join(f"<{tag}{c}>{_text(cell)}</{tag}>" for cell, c in zip(cells, classes)) + "</tr>"
 
     body = "".join(line(row, "td") for row in rows)

@@ -178,7 +178,14 @@ def group(runs):
         for key, members in same:
             own = [f"{field}={value}" for field, value in key if (field, value) not in common]
             groups.append(Group(", ".join([name, *own]), key, members))
-    return groups
+    return sorted(groups, key=lambda group: _order(group.config))
+
+
+def _order(config):
+    model = [config.get(f"model.{part}") or 0 for part in ("width", "depth")]
+    norm = config["model.norm"]
+    names = data_name(config), config["model.variant"]
+    return (*names, *model, config["model.group_size"], len(norm), norm, -config["data.train_size"])
 
 
 def _joined(one, other):
@@ -192,13 +199,12 @@ def _joined(one, other):
 
 
 def _key(config):
-    return tuple(
-        sorted(
-            (field, json.dumps(value))
-            for field, value in config.items()
-            if field not in SAME_RUN and field.split(".")[0] not in SAME_SECTIONS
-        )
-    )
+    fields = [
+        (field, json.dumps(value))
+        for field, value in config.items()
+        if field not in SAME_RUN and field.split(".")[0] not in SAME_SECTIONS
+    ]
+    return tuple(sorted([*fields, ("data", data_name(config))]))
 
 
 def _name(config):

@@ -1,0 +1,276 @@
+"""The report: what is read of run folders, how runs are joined, the points of figures and fronts, the page."""
+
+import json
+import re
+import subprocess
+import sys
+
+import made_runs
+import pytest
+
+from g16net.config import UserError
+from g16net.report import figures, look, page, points, runs
+
+REFERENCES = re.compile(r"""(?:src|href)=(?!"data:|"#)|url\((?!#)|@import|<script|<link""")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    return made_runs.grid(tmp_path_factory.mktemp("made") / "sweep", seeds=2)
+
+
+@pytest.fixture(scope="module")
+def groups(sweep):
+    return runs.group(runs.load([str(sweep)]).runs)
+
+
+def one_group(tmp_path, **arguments):
+    made_runs.write(tmp_path / "run", **arguments)
+    return runs.group(runs.load([str(tmp_path / "run")]).runs)
+
+
+# Reading
+
+
+def test_a_sweeps_folder_is_all_its_runs_once(sweep):
+    loaded = runs.load([str(sweep), str(sweep / "*"), str(sweep / "0-g1-bn-native-0")])
+    assert len(loaded.runs) == len({run.folder for run in loaded.runs}) == 3 * 11 * 2
+    # of the glob, sweep.json is no folder and says nothing
+    assert loaded.problems == []
+
+
+def test_broken_and_foreign_folders_leave_the_others(tmp_path):
+    made_runs.write(tmp_path / "good")
+    (tmp_path / "foreign" / "inside").mkdir(parents=True)
+    for name, text in (
+        ("half", '{"data": '),
+        ("other", '{"a": 1}'),
+        ("list", "[]"),
+        ("partial", '{"model": {"norm": 1}}'),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+    broken = made_runs.write(tmp_path / "broken")
+    (broken / "train.json").write_text('{"command": "x"}')
+    loaded = runs.load(
+        [str(tmp_path / name) for name in ("good", "foreign", "half", "other", "list", "partial", "broken")]
+    )
+    loaded.problems.extend(runs.load([str(tmp_path / "missing")]).problems)
+    assert [run.folder for run in loaded.runs] == [str(tmp_path / "good")]
+    assert len(loaded.problems) == 7
+    for name in ("foreign", "half", "other", "list", "partial", "broken", "missing"):
+        assert sum(str(tmp_path / name) in line for line in loaded.problems) == 1, loaded.problems
+    made = page.write([str(tmp_path / "*")], str(tmp_path / "out"), quoted=False)
+    assert made["runs"] == 1 and len(made["left_out"]) == 6
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "Left out" in text and "foreign" in text
+
+
+def test_nothing_left_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no run to report:\n.*empty: no run here"):
+        page.write([str(tmp_path / "empty")], str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+# Joining
+
+
+def test_runs_are_joined_by_fields_and_not_by_names(groups):
+    assert len(groups) == 3 * 11 and {len(group.runs) for group in groups} == {2}
+    assert [run.config["run.seed"] for run in groups[0].runs] == [0, 1]
+    assert len({group.name for group in groups}) == len(groups)
+
+
+def test_other_fields_make_another_setting_and_its_name(tmp_path):
+    for name, smoothing in (("a", 0.1), ("b", 0.0), ("c", 0.0)):
+        made_runs.write(tmp_path / name, seed=len(name) + (name == "c"), regularise__label_smoothing=smoothing)
+    found = runs.group(runs.load([str(tmp_path / "*")]).runs)
+    assert sorted(len(group.runs) for group in found) == [1, 2]
+    assert all("regularise.label_smoothing=" in group.name for group in found)
+
+
+def test_data_in_another_place_is_the_same_data(tmp_path):
+    made_runs.write(tmp_path / "a", data="/here/fashion", seed=0)
+    made_runs.write(tmp_path / "b", data="/there/fashion", seed=1)
+    (group,) = runs.group(runs.load([str(tmp_path / "*")]).runs)
+    assert len(group.runs) == 2 and runs.data_name(group.config) == "idx fashion"
+    made_runs.write(tmp_path / "c", data="/there/digits", seed=1)
+    assert len(runs.group(runs.load([str(tmp_path / "*")]).runs)) == 2
+
+
+def test_a_seed_counts_once_where_runs_share_a_training(tmp_path):
+    made_runs.write(tmp_path / "a", train_size=32, finetuned=(48,))
+    made_runs.write(tmp_path / "b", train_size=32, finetuned=(64,))
+    (group,) = runs.group(runs.load([str(tmp_path / "*")]).runs)
+    assert len(group.runs) == 1
+    tuned = [point for point in points.measured([group]) if point["finetuned"]]
+    assert [point["test_size"] for point in tuned] == [48, 64] and all(p["top1"]["runs"] == 1 for p in tuned)
+
+
+# Points
+
+
+def test_points_have_mean_and_range_over_seeds(tmp_path):
+    for seed, top1 in enumerate((0.80, 0.84, 0.85)):
+        made_runs.write(tmp_path / str(seed), seed=seed, top1=top1, speed=100.0 + seed)
+    found = points.measured(runs.group(runs.load([str(tmp_path)]).runs))
+    assert [point["test_size"] for point in found] == [32, 48, 64]
+    (native,) = points.at_native(found)
+    off = 9.6 / 400  # made_runs: best at 1.2 times the training size
+    assert native["top1"] == pytest.approx({"mean": 0.83 - off, "min": 0.80 - off, "max": 0.85 - off, "runs": 3})
+    assert native["train_images_per_second"] == 101
+    assert points.at_best(found)[0]["test_size"] == 64
+
+
+def test_fine_tuned_goes_before_plain_at_native_size(tmp_path):
+    (group,) = one_group(tmp_path, train_size=32, finetuned=(48,))
+    found = points.measured([group])
+    (native,) = points.at_native(found)
+    assert native["finetuned"] and native["resolution"] == "reduced"
+    plain = next(p for p in found if p["test_size"] == 48 and not p["finetuned"])
+    assert native["top1"]["mean"] == pytest.approx(plain["top1"]["mean"] + 0.015)
+    assert points.finetune_seconds(group) == 9.0
+
+
+def test_benchmarks_go_before_the_runs_own_speed(tmp_path):
+    made_runs.write(tmp_path / "run", speed=100.0)
+    speed = {"median": 555.0, "min": 550.0, "max": 560.0}
+    rows = [
+        {"name": "TINY, width 0.25, depth 0.3 G16 ln_pn", "task": task, "dtype": dtype, "size": size, "batch": 8,
+         "images_per_second": dict(speed, median=speed["median"] + len(dtype))}
+        for task, size, dtype in (("train", 48, "float32"), ("infer", 64, "float32"), ("train", 48, "bfloat16"))
+    ] + [{"name": "matrix product", "task": "product", "dtype": "float32", "size": 2048}]  # fmt: skip
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "benchmark.json").write_text(json.dumps({"rows": rows}))
+    loaded = runs.load([str(tmp_path / "run"), str(tmp_path / "bench")])
+    assert loaded.problems == []
+    found = points.measured(runs.group(loaded.runs), loaded.benchmarks)
+    assert {point["train_images_per_second"] for point in found} == {562.0}
+    assert [p["infer_images_per_second"] for p in found] == pytest.approx([675.0, 300.0, 562.0])
+
+
+def test_estimates_are_points_of_their_own(tmp_path):
+    found = points.measured(one_group(tmp_path))
+    row = {"name": "TINY, width 0.25, depth 0.3 G16 ln_pn", "machine": "cpu", "task": "train", "size": 48}
+    costs = {
+        "rows": [dict(row, images_per_second=1000.0), dict(row, machine="a100_40gb", images_per_second=9e9)],
+        "comparisons": [{"name": "measured", "machine": "cpu", "efficiency": 0.5, "rows": []}],
+    }
+    estimated = points.estimated([costs], found)
+    assert {point["kind"] for point in estimated} == {"estimated"}
+    assert {point["train_images_per_second"] for point in estimated} == {500.0}
+    assert points.estimated([], found) == []
+
+
+def test_fronts_hold_points_of_one_kind_and_one_data_set(groups):
+    found = points.measured(groups)
+    fast = [dict(p, kind="estimated", train_images_per_second=1e9, infer_images_per_second=1e9) for p in found]
+    everything = found + fast + points.of_paper()
+    for figure in figures.all_of(everything):
+        for panel in figure.panels:
+            assert len({p["data"] for p in figure.points if panel.title.startswith(f"{p['data']}:")}) == 1
+            for x, y, _ in panel.front:
+                kinds = {s.kind for s in panel.series for mark in s.points if (x, y) == mark[:2]}
+                assert kinds == {"published" if panel.title.startswith("ImageNet") else "measured"}
+    for figure in figures.all_of(everything)[2:]:
+        assert all(panel.front for panel in figure.panels)
+
+
+def test_training_is_relative_to_the_smallest_depthwise_network(groups):
+    found = points.measured(groups)
+    base = points.baseline(points.at_native(found))
+    assert (base["group_size"], base["norm"], base["variant"]) == (1, "bn", "TINY w0.25 d0.3")
+    panel = figures.training(found).panels[0]
+    (series,) = [s for s in panel.series if (s.group_size, s.norm) == (1, "bn")]
+    assert max(x for x, *_ in series.points) == 1.0
+
+
+def test_at_equal_accuracy_by_hand():
+    def point(group, group_size, top1, speed):
+        same = {"norm": "bn", "resolution": "native", "multiply_adds": 1, "finetuned": False}
+        return {**same, "group": group, "group_size": group_size, "top1": {"mean": top1}, "speed": speed,
+                "train_images_per_second": speed}  # fmt: skip
+
+    rows = points.at_equal_accuracy(
+        [point("a", 1, 0.7, 10), point("b", 1, 0.8, 5), point("c", 16, 0.8, 30), point("d", 16, 0.7, 40)], "speed"
+    )
+    assert [(row["baseline"], row["fastest"], row["factor"]) for row in rows] == [("a", "d", 4), ("b", "c", 6)]
+
+
+# The page
+
+
+def test_page_is_self_contained_and_says_everything(sweep, tmp_path):
+    made = page.write([str(sweep)], str(tmp_path))
+    assert made["figures"] == ["cost", "norms", "training", "inference", "curves", "resolutions"]
+    for name in made["figures"]:
+        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 10_000
+        assert (tmp_path / "figures" / f"{name}.svg").read_text().startswith("<?xml")
+    text = (tmp_path / "report.html").read_text()
+    assert not REFERENCES.search(text)
+    images = re.findall(r"<img ([^>]*)>", text)
+    assert len(images) >= 12 and all(re.match(r'alt="[^"]{30,}"', image) for image in images)
+    assert 'name="viewport"' in text and "read by eye" in text
+    assert text.count("launch.py --workdir=") == 3 * 11 * 2  # the command of each run, once
+    assert json.loads((tmp_path / "report.json").read_text())["points"]
+
+
+def test_without_the_papers_points(tmp_path):
+    made_runs.write(tmp_path / "run", epochs=1, sizes=(48,))
+    made = page.write([str(tmp_path / "run")], str(tmp_path / "out"), quoted=False)
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "ImageNet" not in text and "paper, read by eye" not in text
+    assert "curves" not in made["figures"] and "--mode=train --config.run.epochs=2" in text  # what would make them
+    assert "resolutions" not in made["figures"] and "--config.eval.sizes=" in text
+
+
+def test_names_from_files_are_escaped(tmp_path):
+    made_runs.write(tmp_path / "run", data="/data/<script>alert(1)</script>")
+    page.write([str(tmp_path / "run")], str(tmp_path / "out"), quoted=False)
+    assert "<script" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_command_line(tmp_path):
+    made_runs.write(tmp_path / "run")
+    launch = [sys.executable, "-m", "g16net.cli", "--mode=report", "--noquoted", f"--workdir={tmp_path / 'out'}"]
+    done = subprocess.run(launch + [f"--runs={tmp_path / 'run'},{tmp_path / 'no'}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1 runs" in done.stdout and "report.html" in done.stdout and "no: no such folder" in done.stderr
+    for argument, match in ((f"--runs={tmp_path / 'no'}", "no run to report"), ("--workdir=x", "name the runs")):
+        done = subprocess.run(launch + [argument], capture_output=True, text=True)
+        assert done.returncode == 2 and match in done.stderr, done.stderr
+
+
+def test_no_tensorflow_for_a_report(tmp_path):
+    made_runs.write(tmp_path / "run")
+    code = (
+        "import sys\nfrom g16net.report import page\n"
+        f"page.write([{str(tmp_path / 'run')!r}], {str(tmp_path / 'out')!r}, quoted=False)\n"
+        "assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_of_real_runs(tmp_path):
+    """Files as training, fine-tuning and evaluation write them today."""
+    work = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "g16net.cli", "--experiment=g16_bn:demo,variant=TINY", f"--workdir={work}",
+        "--data=synthetic", "--mode=train,finetune,evaluate", "--config.data.num_examples=64",
+        "--config.data.num_classes=5", "--config.run.epochs=2", "--config.run.global_batch=16",
+        "--config.eval.sizes=32,48", "--config.finetune.sizes=48", "--config.finetune.epochs=1",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    made = page.write([str(work)], str(tmp_path / "out"))
+    assert made["left_out"] == [] and made["figures"][-2:] == ["curves", "resolutions"]
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["points"]
+    own = [point for point in found if point["kind"] == "measured"]
+    assert [(p["test_size"], p["finetuned"]) for p in own] == [(32, False), (48, False), (48, True)]
+    assert all(p["train_images_per_second"] > 0 and p["multiply_adds"] > 0 for p in own)
+    assert "--mode=train,finetune,evaluate" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_short_numbers():
+    assert [look.short(v) for v in (0.5, 999, 26500, 3.86e8, 1.35e10)] == ["0.5", "999", "26.5k", "386M", "13.5G"]
