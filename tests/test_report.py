@@ -87,7 +87,19 @@ def test_other_fields_make_another_setting_and_its_name(tmp_path):
         made_runs.write(tmp_path / name, seed=len(name) + (name == "c"), regularise__label_smoothing=smoothing)
     found = runs.group(runs.load([str(tmp_path / "*")]).runs)
     assert sorted(len(group.runs) for group in found) == [1, 2]
-    assert all("regularise.label_smoothing=" in group.name for group in found)
+    assert sorted(group.setting for group in found) == [f"regularise.label_smoothing={v}" for v in (0.0, 0.1)]
+    (panel,) = [p for p in figures.norms(points.measured(found)).panels]
+    assert len(panel.series) == 2 and all("label_smoothing" in series.label for series in panel.series)
+
+
+def test_a_run_of_an_older_version_had_todays_defaults(tmp_path):
+    for seed, name in enumerate(("old", "new")):
+        made_runs.write(tmp_path / name, seed=seed)
+    stored = json.loads((tmp_path / "old" / "config.json").read_text())
+    del stored["model"]["norm_group_size"]
+    (tmp_path / "old" / "config.json").write_text(json.dumps(stored))
+    (group,) = runs.group(runs.load([str(tmp_path / "*")]).runs)
+    assert len(group.runs) == 2
 
 
 def test_data_in_another_place_is_the_same_data(tmp_path):
@@ -188,7 +200,7 @@ def test_training_is_relative_to_the_smallest_depthwise_network(groups):
 
 def test_at_equal_accuracy_by_hand():
     def point(group, group_size, top1, speed):
-        same = {"norm": "bn", "resolution": "native", "multiply_adds": 1, "finetuned": False}
+        same = {"norm": "bn", "resolution": "native", "multiply_adds": 1, "finetuned": False, "setting": ""}
         return {**same, "group": group, "group_size": group_size, "top1": {"mean": top1}, "speed": speed,
                 "train_images_per_second": speed}  # fmt: skip
 

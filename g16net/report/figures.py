@@ -4,6 +4,7 @@ Panels hold points of one data set. Points of different kinds (measured, publish
 and a front is over points of one kind.
 """
 
+import re
 import statistics
 from typing import NamedTuple
 
@@ -157,7 +158,8 @@ def resolutions(found):
                     rows = [p for p in same if p["group"] == group and p["finetuned"] == finetuned]
                     if rows:
                         one = rows[0]
-                        label = f"{look.network(one['group_size'], one['norm'])}, trained at {one['train_size']} px"
+                        network = look.network(one["group_size"], one["norm"])
+                        label = ", ".join([network, f"trained at {one['train_size']} px", *_short(one["setting"])])
                         series.append(
                             Series(
                                 label + (", fine-tuned" if finetuned else ""),
@@ -218,14 +220,19 @@ def size_label(point):
 
 
 def _network(point):
-    return point["group_size"], point["norm"], point["resolution"], point["kind"], point.get("untuned", False)
+    return point["group_size"], point["norm"], point["resolution"], point["kind"], point["setting"]
 
 
 def _label(point):
     parts = [look.network(point["group_size"], point["norm"])]
     parts += [] if point["resolution"] == "native" else ["reduced size"]
-    parts += ["not fine-tuned"] if point.get("untuned") else []
-    return ", ".join([*parts, KINDS[point["kind"]]])
+    return ", ".join([*parts, KINDS[point["kind"]], *_short(point["setting"])])
+
+
+def _short(setting):
+    """A setting as the end of a label, cut where it is long; the page's tables have it whole."""
+    setting = re.sub(r"\b[a-z]+\.(?=\w+=)", "", setting)  # fields without their sections
+    return [setting if len(setting) <= 32 else setting[:31] + "…"] if setting else []
 
 
 def with_front(title, x_label, same, x, each_size=False):
@@ -247,6 +254,7 @@ def with_front(title, x_label, same, x, each_size=False):
 def _series_of(group, rows, band=False):
 
     config = group.config
-    label = f"{look.network(config['model.group_size'], config['model.norm'])}, {runs.resolution_name(config)}"
+    network = look.network(config["model.group_size"], config["model.norm"])
+    label = ", ".join([network, runs.resolution_name(config), *_short(group.setting)])
     native = config["data.train_size"] >= config["data.eval_size"]
     return Series(label, config["model.norm"], config["model.group_size"], points.MEASURED, native, rows, band=band)

@@ -18,7 +18,7 @@ MARKERS = {  # by (kind, trained at native size)
     ("estimated", False): "v",
 }
 INK, FAINT = "#222222", "#bbbbbb"
-WIDTH, LEFT, ABOVE, HEIGHT = 4.2, 0.55, 0.45, 2.5  # inches: a panel, what is left of and above its axes, the axes
+WIDTH, LEFT, ABOVE, HEIGHT = 4.2, 0.65, 0.45, 2.5  # inches: a panel, what is left of and above its axes, the axes
 APART = 30  # least distance of two labels in points
 STYLE = {
     "font.size": 9,
@@ -131,7 +131,7 @@ def draw(axes, panel):
     _label(axes, marks)
     axes.legend(
         loc="upper left",
-        bbox_to_anchor=(-0.1, -0.22),
+        bbox_to_anchor=(-0.14, -0.22),
         ncol=_legend_columns(panel),
         borderaxespad=0,
         handlelength=2.4,

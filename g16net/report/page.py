@@ -28,6 +28,7 @@ p, li { max-width: 48rem; } .faint { color: var(--faint); font-size: .9rem; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .2rem .7rem .2rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
 td.number, th.number { text-align: right; }
+td.long { white-space: normal; min-width: 16rem; max-width: 28rem; }
 details { margin: .3rem 0; } summary { cursor: pointer; }
 pre { overflow-x: auto; background: #f6f6f6; padding: .6rem; font-size: .8rem; }
 .problems { border-left: 3px solid #D55E00; padding-left: .8rem; }
@@ -264,6 +265,7 @@ def _table(header, rows, words):
 
     def line(cells, tag):
         classes = ["" if index in words else " class=number" for index in range(len(cells))]
+        classes = [" class=long" if len(str(cell)) > 40 else name for cell, name in zip(cells, classes)]
         return "<tr>" + "".join(f"<{tag}{c}>{_text(cell)}</{tag}>" for cell, c in zip(cells, classes)) + "</tr>"
 
     body = "".join(line(row, "td") for row in rows)

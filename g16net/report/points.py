@@ -24,6 +24,7 @@ def _of_group(group, benchmarks):
         "kind": MEASURED,
         "data": runs.data_name(config),
         "group": group.name,
+        "setting": group.setting,
         "title": runs.title(config),
         "variant": runs.size_name(config),
         "group_size": config["model.group_size"],
@@ -114,7 +115,7 @@ def of_paper(costs=()):
             {
                 **row,
                 "kind": PUBLISHED,
-                "untuned": not row["finetuned"],
+                "setting": "" if row["finetuned"] else "not fine-tuned",
                 "data": source["data"],
                 "group": f"{row['variant']} G{row['group_size']} {row['norm']}, {row['train_size']} px"
                 + ("" if row["finetuned"] else ", not fine-tuned"),

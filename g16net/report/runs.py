@@ -11,12 +11,13 @@ import os
 import statistics
 from typing import NamedTuple
 
+from g16net import config as config_lib
 from g16net import records
 from g16net.config import UserError
 
 MODES = ("train", "finetune", "evaluate", "export", "benchmark", "costs")
 # Fields that do not change what a run is: where data lies, how much is kept, which seed.
-SAME_RUN = ("run.seed", "data.dir", "data.cache", "data.cache_dir", "data.parallel", "data.service")
+SAME_RUN = ("run.seed", "data.dir", "data.cache", "data.cache_size", "data.cache_dir", "data.parallel", "data.service")
 SAME_SECTIONS = ("eval", "export", "predict", "checkpoint", "finetune")
 
 
@@ -94,6 +95,8 @@ def read(folder):
         config = {f"{section}.{name}": value for section, names in stored.items() for name, value in names.items()}
         for key in ("model.variant", "model.norm", "model.group_size", "data.train_size", "data.eval_size", "run.seed"):
             config[key]
+        # Fields that a run of an older version has not yet named were as their defaults are.
+        config = {**{key: field.default for key, field in config_lib.FIELDS.items()}, **config}
     except (AttributeError, KeyError) as error:
         raise UserError(f"{folder}: config.json is not that of a resolved run ({error})") from None
     results = {mode: _json(os.path.join(folder, f"{mode}.json"), missing={}) for mode in MODES}
@@ -150,9 +153,14 @@ def _finetuned(folder):
 
 
 class Group(NamedTuple):
-    """Runs that differ in the seed alone. `key`: their fields, as sorted pairs of field and text."""
+    """Runs that differ in the seed alone.
+
+    key: their fields, as sorted pairs of field and text. setting: those in which other groups of the same network,
+    training size and data differ, as text; "" where there are none.
+    """
 
     name: str
+    setting: str
     key: tuple
     runs: list
 
@@ -177,7 +185,9 @@ def group(runs):
         common = set.intersection(*(set(key) for key, _ in same))
         for key, members in same:
             own = [f"{field}={value}" for field, value in key if (field, value) not in common]
-            groups.append(Group(", ".join([name, *own]), key, members))
+            own.sort(key=lambda text: not text.startswith("run."))  # how long it was trained, first
+            setting = ", ".join(own)
+            groups.append(Group(f"{name}, {setting}" if own else name, setting, key, members))
     return sorted(groups, key=lambda group: _order(group.config))
 
 
@@ -200,7 +210,7 @@ def _joined(one, other):
 
 def _key(config):
     fields = [
-        (field, json.dumps(value))
+        (field, json.dumps(value).strip('"'))
         for field, value in config.items()
         if field not in SAME_RUN and field.split(".")[0] not in SAME_SECTIONS
     ]
