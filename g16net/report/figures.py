@@ -112,8 +112,7 @@ def inference(found):
     return Figure(
         "inference",
         "Inference efficiency",
-        "Every network at every test size, after fine-tuning where there was one. The paper's figure could not be read "
-        "for inference.",
+        "Every network at every test size, before and after the fine-tuning of its last layers there.",
         panels,
         shown,
         "launch.py --mode=evaluate --config.eval.sizes=160,192,224 --workdir=RUN",
