@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from g16net import compat, layers
-from g16net.models import efficientnet, roofline
+from g16net.models import costs, efficientnet, roofline
 from g16net.optim.losses import SmoothedCrossEntropy
 from g16net.optim.rmsprop import RMSProp
 
@@ -17,46 +17,90 @@ MATRIX = 1024  # rows and columns of the matrix product
 COPIED = 2**24  # elements of the tensor that is read and written
 FEATURES = (8, 28, 28, 192)  # batch, height, width and channels of the grouped convolutions
 WIDTHS = (1, 4, 16, 24, 48)  # channels in a group
+NORMED = (16, 56, 56, 96)  # batch, height, width and channels of what is normalised
+NORMS = {  # norm -> layers with the activation
+    "bn": lambda: [layers.BatchNorm(), keras.layers.Activation("swish")],
+    "gn": lambda: [layers.GroupNorm(4, activation="swish")],
+    "ln": lambda: [layers.LayerNorm(activation="swish")],
+    "gn_pn": lambda: [layers.ProxyNormActivation("swish", groups=4)],
+    "ln_pn": lambda: [layers.ProxyNormActivation("swish", groups=1)],
+}
 
 
-def machine(dtype="float32", seconds=0.1):
-    """This machine as a `roofline.Machine`: a matrix product of 1,024 rows, a pass over 64 MiB, and grouped 3x3 and 5x5
-    convolutions of some widths, forward and backward. Each is the fastest of about `seconds` of repetitions, as a
-    limit is asked for, and others may be at work here too."""
+def machine(dtype="float32", norms=("bn", "ln_pn"), seconds=0.1):
+    """This machine as a `roofline.Machine`: a matrix product of 1,024 rows, a pass over 64 MiB, grouped 3x3 and 5x5
+    convolutions of some widths, and `norms` with their activation, forward and backward. Each is the fastest of about
+    `seconds` of repetitions, as a limit is asked for, and others may be at work here too."""
     a, long = tf.random.normal([MATRIX, MATRIX]), tf.zeros([COPIED])
     a = tf.cast(a, dtype)
     product, passed = tf.function(tf.linalg.matmul), tf.function(lambda x: x + 1.0)
     flops = 2 * MATRIX**3 / min(times(lambda: product(a, a), 5 * seconds))
     bandwidth = 2 * 4 * COPIED / min(times(lambda: passed(long), seconds))
-    shares = tuple((width, *_share(width, dtype, flops, seconds)) for width in WIDTHS)
     return roofline.Machine(
-        "cpu", {dtype: flops}, bandwidth, {dtype: 1}, f"measured here: {platform.platform()}", shares, fused=True
+        "cpu",
+        {dtype: flops},
+        bandwidth,
+        {dtype: 1},
+        f"measured here: {platform.platform()}",
+        tuple((width, *_share(width, dtype, flops, seconds)) for width in WIDTHS),
+        {norm: _norm_rates(norm, dtype, seconds) for norm in norms},
+        fused=True,
     )
 
 
 def _share(width, dtype, flops, seconds):
     """The share of `flops` that grouped convolutions reach, forward and backward."""
     batch, height, wide, channels = FEATURES
-    x = tf.random.normal(FEATURES, dtype=dtype)
     with policy(dtype):
         convs = [layers.GroupConv2D(kernel, group_size=width) for kernel in (3, 5)]
+    _, ahead, back = pass_seconds(convs, FEATURES, dtype, seconds)
+    work = 2 * batch * height * wide * channels * width * (9 + 25)
+    return work / ahead / flops, 2 * work / back / flops
 
-    def forward(x):
-        for conv in convs:
-            x = conv(x)
+
+def _norm_rates(norm, dtype, seconds):
+    """Bytes/s of a norm with its activation: at inference, in training forward, and backward."""
+    batch, *shape = NORMED
+    with policy(dtype):
+        stack = NORMS[norm]()
+    inference, *trained = pass_seconds(stack, NORMED, dtype, seconds)
+    if norm == "bn":  # TensorFlow makes it a part of the convolution before it: what is left is the activation
+        inference = pass_seconds(stack[1:], NORMED, dtype, seconds)[0]
+    kinds = ("norm", "activation") if norm == "bn" else ("norm",)
+    rows = [costs.Layer("stem_norm", kind, shape[0], shape[1], *shape[2:] * 2, 1, 1, 1, 0, 0, 0) for kind in kinds]
+    without, within = (
+        [roofline.work(row, row.elements, norm, dtype, batch, training, fused=True) for row in rows]
+        for training in (False, True)
+    )
+    moved = [sum(work[0].bytes for work in without)]
+    moved += [sum(work[index].bytes for work in within) for index in (0, 1)]
+    return tuple(batch * size / time for size, time in zip(moved, (inference, *trained)))
+
+
+def pass_seconds(stack, shape, dtype, seconds):
+    """Seconds of a stack of layers on an input of `shape`: at inference, in training forward, and backward."""
+    x = tf.random.normal(shape, dtype=dtype)
+
+    def forward(x, training):
+        for layer in stack:
+            x = layer(x, training=training) if isinstance(layer, layers.BatchNorm) else layer(x)
         return x
 
-    def backward(x):
+    def infer(x):
+        return forward(x, False)
+
+    def ahead(x):
+        return forward(x, True)
+
+    def back(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y = forward(x)
-        return y, tape.gradient(y, [x] + [weight for conv in convs for weight in conv.trainable_weights])
+            y = ahead(x)
+        return y, tape.gradient(y, [x] + [weight for layer in stack for weight in layer.trainable_weights])
 
-    run, run_back = tf.function(forward), tf.function(backward)
-    ahead = min(times(lambda: run(x), seconds))
-    both = min(times(lambda: run_back(x), seconds))
-    work = 2 * batch * height * wide * channels * width * (9 + 25)
-    return work / ahead / flops, 2 * work / max(both - ahead, ahead) / flops
+    runs = [tf.function(run) for run in (infer, ahead, back)]
+    found = [min(times(lambda run=run: run(x), seconds)) for run in runs]
+    return found[0], found[1], max(found[2] - found[1], 0.3 * found[1])  # noise must not make a pass free
 
 
 class policy:

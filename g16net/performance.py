@@ -45,7 +45,8 @@ def costs(config, workdir, machines=("ipu_mk2", "a100_40gb", "cpu"), compare=())
     if "cpu" in machines or "measured" in compare:
         from g16net import measure
 
-        cpu = measure.machine("bfloat16" if dtype == "float16" else dtype)
+        norms = {network["norm"]} | ({norm for _, norm in MEASURED} if "measured" in compare else set())
+        cpu = measure.machine("bfloat16" if dtype == "float16" else dtype, sorted(norms))
     known = {**roofline.MACHINES, "cpu": cpu}
     chosen = [known[name] for name in machines]
     sizes = {"train": config.data.train_size, "infer": config.data.eval_size}
@@ -126,7 +127,7 @@ def network_name(network):
 
 
 def describe(machine):
-    return {key: value for key, value in machine._asdict().items() if value not in ((), False)}
+    return {key: value for key, value in machine._asdict().items() if value not in ((), {}, False)}
 
 
 def by_kind(machines, dtype, batch, network):

@@ -35,6 +35,7 @@ def test_work_of_a_convolution_by_hand():
     "norm, fused, training, passes",
     [
         ("bn", False, False, [2]),
+        ("bn", True, False, [0]),
         ("bn", False, True, [3, 5]),
         ("gn", False, True, [5, 8]),
         ("ln_pn", False, True, [9, 12]),
@@ -79,6 +80,18 @@ def test_measured_shares_hold_for_grouped_convolutions_and_between_widths():
     assert roofline.share(two, machine, "float32") == pytest.approx(0.2)  # half-way between 1 and 4 by the logarithm
     assert roofline.share(row._replace(groups=1), machine, "float32") == 0.9
     assert roofline.share(row_of("block2a_expand_conv"), machine, "float32") == 1
+
+
+@pytest.mark.parametrize("norm", ("bn", "ln_pn"))
+def test_measured_norms_hold_for_norms_and_activations(norm):
+    machine = PLAIN._replace(fused=True)
+    slow = machine._replace(norm_rates={norm: (1e10, 5e9, 2e9)})
+    for task, factors in (("infer", [10]), ("train", [20, 50])):
+        for plain, one in zip(*(roofline.parts(m, task, norm=norm) for m in (machine, slow))):
+            if not plain.seconds[0]:  # batch norm at inference
+                continue
+            expected = factors if one.kind in ("norm", "activation") else [1] * len(one.seconds)
+            assert [b / a for a, b in zip(plain.seconds, one.seconds)] == pytest.approx(expected)
 
 
 def test_limits_of_the_roofline():
@@ -175,7 +188,9 @@ def test_this_machine_is_measured(monkeypatch):
     from g16net import measure
 
     monkeypatch.setattr(measure, "FEATURES", (2, 8, 8, 48))
-    found = measure.machine(seconds=0.01)
+    monkeypatch.setattr(measure, "NORMED", (2, 8, 8, 16))
+    found = measure.machine(norms=("bn", "ln_pn"), seconds=0.01)
+    assert set(found.norm_rates) == {"bn", "ln_pn"} and min(map(min, found.norm_rates.values())) > 0
     assert found.flops["float32"] > 1e8 and found.bandwidth > 1e7
     assert [width for width, *_ in found.shares] == list(measure.WIDTHS) and min(min(s[1:]) for s in found.shares) > 0
     network = {"variant": "TINY", "group_size": 16, "expand_ratio": 4, "norm": "ln", "num_classes": 5}

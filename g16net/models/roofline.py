@@ -31,6 +31,8 @@ class Machine(NamedTuple):
     shares: ((channels of a group, rate over that of the matrix product forward, the same backward), ...), measured;
         where given they hold for grouped convolutions instead of the vector's length. A convolution that reads its
         input from cache many times can pass 1.
+    norm_rates: {norm: bytes/s of a norm with its activation at inference, in training forward, and backward}, measured;
+        where given they hold for norms and activations instead of the bandwidth, as their arithmetic takes time too.
     fused: whether a norm with its activation and proxy is one operation, or one after the other.
     recompute: whether training computes the forward pass again in the backward pass.
     source: where the figures are from.
@@ -42,6 +44,7 @@ class Machine(NamedTuple):
     vector: Dict[str, int]
     source: str
     shares: Tuple[Tuple[int, float, float], ...] = ()
+    norm_rates: Dict[str, Tuple[float, float, float]] = {}
     fused: bool = False
     recompute: bool = False
     devices: int = 1
@@ -84,7 +87,7 @@ class Work(NamedTuple):
     @property
     def intensity(self):
         """FLOP a byte, two for a multiply-add."""
-        return 2 * self.macs / self.bytes
+        return 2 * self.macs / self.bytes if self.bytes else 0.0
 
 
 def work(row, inputs, norm, dtype="float32", batch=1, training=False, fused=False):
@@ -122,6 +125,8 @@ def _norm_passes(row, norm, training, fused):
     """Times that a norm, with what it owns, goes over its elements: `(forward, backward)`."""
     statistics = 1 if training or norm != "bn" else 0
     activated = row.activated and norm != "bn"  # batch norm's activation is a layer by itself
+    if fused and not statistics:
+        return 0, 0  # batch norm at inference: part of the convolution before it
     if fused:
         return statistics + 2, 5  # backward: two tensors for the sums; the same two and the result
     forward, backward = statistics + 2, 5
@@ -186,7 +191,10 @@ def parts(machine, task="train", dtype="float32", batch=16, **network):
         for index, one in enumerate(passes):
             backward = training and index == len(passes) - 1
             compute = 2 * one.macs / (machine.flops[dtype] * share(row, machine, dtype, backward))
-            times.append((compute, one.bytes / machine.bandwidth))
+            rate = machine.bandwidth
+            if row.kind in ("norm", "activation") and norm in machine.norm_rates:
+                rate = machine.norm_rates[norm][training + backward]
+            times.append((compute, one.bytes / rate))
         bound = "compute" if sum(c for c, _ in times) > sum(b for _, b in times) else "memory"
         found.append(Part(row.name, row.kind, passes, tuple(max(pair) for pair in times), bound))
     if training:
