@@ -24,6 +24,7 @@ import time  # noqa: E402
 
 from absl import app, flags, logging  # noqa: E402
 
+import g16net  # noqa: E402
 from g16net import config as config_lib  # noqa: E402
 from g16net import experiments, recipe  # noqa: E402
 from g16net.config import RunError, UserError  # noqa: E402
@@ -61,6 +62,7 @@ flags.DEFINE_list(
 )
 flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/EXPERIMENT. A run that is there is resumed.")
 flags.DEFINE_string("data", None, "A folder with data, or a source: digits, synthetic, tfds:NAME.")
+flags.DEFINE_bool("version", False, "Print the version and end.")
 flags.DEFINE_bool("list", False, "List the experiments and end.")
 flags.DEFINE_bool("dry_run", False, "Print the resolved config, the costs and the steps, and end.")
 flags.DEFINE_string("format", "", "export, verify_export: the same as --config.export.format.")
@@ -106,6 +108,9 @@ def run(rest, assignments):
     try:
         if rest[1:]:
             raise UserError(f"unexpected argument {rest[1]!r}; flags have the form --name=value, see --help")
+        if FLAGS.version:
+            print(f"g16net {g16net.__version__}")
+            return 0
         if FLAGS.list:
             print(list_text())
             return 0
@@ -285,6 +290,11 @@ def resolve(assignments, experiment, data=None, workdir=None):
         else:
             config = experiments.load(experiment, demo=True)
             config_lib.override(config, assignments)
+    if experiment and config.init.checkpoint:  # of a run that goes on, config.json has what the weights brought
+        start_tensorflow(devices=False)
+        from g16net import foreign_weights
+
+        foreign_weights.settle(config, {key for key, _ in assignments})
     name = experiments.run_name(experiment, demo) if experiment else os.path.basename(workdir)
     return recipe.resolve(config), name, demo
 

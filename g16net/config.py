@@ -244,7 +244,11 @@ FIELDS = {
     "ipu.connection": _one_of("ALWAYS", ("ALWAYS", "ON_DEMAND", "PRE_COMPILE"), "PRE_COMPILE: without a device"),
     "ipu.version": _one_of("ipu2", ("ipu2", "ipu21"), "hardware to compile for in PRE_COMPILE"),
     # where weights come from, and checkpoints
-    "init.checkpoint": Field("", str, "a workdir, a checkpoint or a .keras file to start from; empty: scratch"),
+    "init.checkpoint": Field(
+        "",
+        str,
+        "workdir, checkpoint, or weights of timm, keras.applications, TensorFlow 1 to start from; empty: scratch",
+    ),
     "init.weights": _one_of("average", ("average", "raw"), "which weights of that run; average falls back to raw"),
     "checkpoint.keep": _at_least(3, 1, "newest checkpoints kept; the best one is kept besides"),
     "checkpoint.every_epochs": _at_least(1, 1, "epochs between checkpoints"),

@@ -1,4 +1,5 @@
-"""Initial weights from another run or file: everything that has the same name and shape.
+"""Initial weights from another run, or from a file of another library (`foreign_weights`): everything that has the
+same name and shape.
 
 The order is one for every run: the workdir's own newest checkpoint, then `init.checkpoint`, then scratch.
 """
@@ -9,7 +10,7 @@ import tensorflow as tf
 from absl import logging
 from tensorflow import keras
 
-from g16net import checkpoint, compat
+from g16net import checkpoint, compat, foreign_weights
 from g16net.config import UserError
 
 
@@ -20,7 +21,8 @@ def load(config, model):
         UserError: there is nothing to read, or not one weight fits.
     """
     path = config.init.checkpoint
-    stored = read(path, config.init.weights)
+    foreign = foreign_weights.inspect(path)
+    stored = foreign.values(model) if foreign else read(path, config.init.weights)
     loaded, kept = [], []
     for variable in checkpoint.model_state(model).values():
         name = compat.name_of(variable)
@@ -36,8 +38,9 @@ def load(config, model):
         )
     unused = sorted(set(stored) - set(loaded))
     logging.info(
-        "Started from %s: %d of %d weights loaded%s%s",
+        "Started from %s%s: %d of %d weights loaded%s%s",
         path,
+        f" ({foreign.library} weights)" if foreign else "",
         len(loaded),
         len(loaded) + len(kept),
         f"; new: {_few(kept)}" if kept else "",
@@ -55,10 +58,7 @@ def read(path, weights="average"):
         inner = os.path.join(path, "checkpoints")
         folder, _ = checkpoint.newest_whole(inner if os.path.isdir(inner) else path)
     if folder is None:
-        raise UserError(
-            f"init.checkpoint={path} holds no whole checkpoint; give a workdir, one of its checkpoints/STEP, or a "
-            ".keras file"
-        )
+        raise UserError(f"init.checkpoint={path} holds no whole checkpoint; it takes {foreign_weights.KINDS}")
     stored = tf.train.load_checkpoint(os.path.join(folder, "state"))
     names = stored.get_variable_to_shape_map()
     averaged = weights == "average" and any(name.startswith("average/") and "/" in name[8:] for name in names)

@@ -2,6 +2,8 @@
 
     python -m g16net.data.make_set PHOTO... --out DIR --images 400 --classes 10
 
+Without a PHOTO it takes the two that come with scikit-learn, a palace and a flower.
+
 A class is a photo with its hue turned by a fixed angle, an image a random crop of it, perhaps mirrored, scaled to 500 x
 375 and stored as a JPEG of quality 90. So the set is small to describe, looks like ImageNet to a pipeline, and can be
 learnt. The same arguments give the same images.
@@ -69,6 +71,14 @@ def make_set(photos, out, images=400, classes=10, seed=0, shards=4):
     return counts["train"], counts["validation"]
 
 
+def sample_photos():
+    """Paths of the photos that scikit-learn ships."""
+    import sklearn
+
+    folder = os.path.join(os.path.dirname(sklearn.__file__), "datasets", "images")
+    return [os.path.join(folder, name) for name in ("china.jpg", "flower.jpg")]
+
+
 def _read(path):
     picture = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
     if picture.shape[0] < HEIGHT * 2 // 5 or picture.shape[1] < WIDTH * 2 // 5:
@@ -117,7 +127,7 @@ def _example(data, label, synset, filename):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m g16net.data.make_set", description=__doc__.split("\n")[0])
-    parser.add_argument("photos", nargs="+", metavar="PHOTO")
+    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="default: scikit-learn's two")
     parser.add_argument("--out", required=True, help="new folder for the set")
     parser.add_argument("--images", type=int, default=400, help="in both splits together")
     parser.add_argument("--classes", type=int, default=10)
@@ -125,7 +135,9 @@ def main(arguments=None):
     parser.add_argument("--shards", type=int, default=4, help="TFRecord files of the training split")
     args = parser.parse_args(arguments)
     try:
-        train, validation = make_set(args.photos, args.out, args.images, args.classes, args.seed, args.shards)
+        train, validation = make_set(
+            args.photos or sample_photos(), args.out, args.images, args.classes, args.seed, args.shards
+        )
     except (ValueError, OSError, tf.errors.OpError) as error:
         parser.error(str(error))
     print(f"{args.out}: {train} training and {validation} validation images of {args.classes} classes")

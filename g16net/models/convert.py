@@ -10,7 +10,7 @@ import re
 import numpy as np
 from tensorflow import keras
 
-from g16net import layers
+from g16net import compat, layers
 from g16net.models import efficientnet
 
 
@@ -51,6 +51,22 @@ def copy_keras_applications_weights(source, target):
         found.append((layer, [value.reshape(shape) for value, shape in zip(values, shapes)]))
     for layer, values in found:  # all or nothing
         layer.set_weights(values)
+
+
+def find(arrays, model):
+    """{name of our weight: array} of what keras.applications' weights `arrays` ({their layer: its arrays}) have for
+    `model`; layers without a place in it stand under their own names."""
+    found, used = {}, {"normalization"}
+    for layer in model.layers:
+        names = _source_layers(layer.name)
+        values = [value for name in names for value in arrays.get(name, ())]
+        if len(values) == len(layer.weights):
+            used.update(names)
+            for weight, value in zip(layer.weights, values):
+                fits = value.size == np.prod(weight.shape)  # depthwise kernels have their axes in another order
+                found[compat.name_of(weight)] = value.reshape(weight.shape) if fits else value
+    left = {name: value for name, values in arrays.items() if name not in used for value in values}
+    return {**found, **left}
 
 
 def keras_applications_normalization(source):

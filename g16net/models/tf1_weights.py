@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from g16net import layers
+from g16net import compat, layers
 from g16net.config import UserError
 from g16net.models import efficientnet
 
@@ -50,7 +50,7 @@ def load(path, variant="B0", norm="ln_pn", group_size=16, expand_ratio=None, **o
     """
     if norm not in NORMS:
         raise UserError(f"norm={norm!r}: published checkpoints load into {', '.join(NORMS)}")
-    reader = _reader(path)
+    reader = open_reader(path)
     (classes,) = _find(reader, "Top/logits/dense/bias").shape
     arguments = {"expand_ratio": expand_ratio or (6 if group_size == 1 else 4), "strided_groups": True}
     model = efficientnet.build(
@@ -58,6 +58,31 @@ def load(path, variant="B0", norm="ln_pn", group_size=16, expand_ratio=None, **o
     )
     copy(reader, model)
     return model
+
+
+def find(reader, model):
+    """{name of our weight: array} of all that a checkpoint's `reader` has for `model`; weights (kernels, biases, norms,
+    proxies) without a place in it stand under their own names."""
+    theirs = {inner(name): name for name in reader.get_variable_to_shape_map()}
+    found, used = {}, set()
+    for layer in model.layers:
+        if isinstance(layer, (layers.Dropout, layers.StochasticDepth)):
+            continue
+        for weight in layer.weights:
+            kind = weight.name.split("/")[-1].split(":")[0]
+            name = tf1_name(layer.name, kind, isinstance(layer, layers.ProxyNormActivation))
+            if name in theirs:
+                value = np.asarray(reader.get_tensor(theirs[name]), np.float32)
+                found[compat.name_of(weight)] = value[PROXY_ROWS[kind], 0, 0] if name.endswith("/proxy") else value
+                used.add(name)
+    kinds = ("/kernel", "/bias", "/gamma", "/beta", "/proxy")
+    left = {name: reader.get_tensor(theirs[name]) for name in theirs if name not in used and name.endswith(kinds)}
+    return {**found, **left}
+
+
+def inner(name):
+    """A variable's name without what stands around the network: `all/block0/conv/...` -> `block0/conv/...`."""
+    return re.sub(r"^(?:.*?/)?(?=block\d[a-z]*/|Top/)", "", name)
 
 
 def copy(reader, model):
@@ -109,7 +134,8 @@ def tf1_name(layer, kind, proxy):
     return f"{scope}/proxy" if proxy else f"{scope}/GroupNorm/{kind}"
 
 
-def _reader(path):
+def open_reader(path):
+    """A reader of the checkpoint with the prefix `path`, or of the newest in that folder; UserError where none is."""
     prefix = tf.train.latest_checkpoint(path) if tf.io.gfile.isdir(path) else path
     try:
         return tf.train.load_checkpoint(prefix)

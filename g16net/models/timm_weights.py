@@ -20,7 +20,7 @@ from typing import Mapping
 
 import numpy as np
 
-from g16net import extras, layers
+from g16net import compat, extras, layers
 from g16net.models import efficientnet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -109,6 +109,19 @@ def copy(weights: Mapping, model, dense=True):
         raise ValueError(f"weights without a place in the model: {', '.join(left[:5])} ({len(left)} in all)")
     for layer, values in found:
         layer.set_weights(values)
+
+
+def find(weights: Mapping, model):
+    """{name of our weight: array in our layout} of all that `weights` has for `model`; what has no place in it stands
+    under its own name."""
+    found, used = {}, set()
+    for layer, keys in _keys(model):
+        for key, weight in zip(keys, layer.weights):
+            if key in weights:
+                found[compat.name_of(weight)] = _ours(np.asarray(weights[key], np.float32), tuple(weight.shape))
+                used.add(key)
+    left = {key: weights[key] for key in weights if key not in used and not key.endswith("num_batches_tracked")}
+    return {**found, **left}
 
 
 def state_dict(model):

@@ -1,0 +1,322 @@
+"""Which library's weights a file holds, the network they belong to, and their arrays by our names.
+
+The kind is told by content, never by the ending: safetensors with timm's names, HDF5 or `.keras` with those of
+keras.applications, TensorFlow 1 checkpoints with those of the authors' code. Nothing here runs code out of a file:
+pickles (torch's `.pth`) are refused.
+"""
+
+import json
+import os
+import re
+import struct
+import zipfile
+from typing import Any, Callable, Dict, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from g16net.config import UserError
+from g16net.models import architecture
+
+PROXY = {True: ("ln_pn", "gn_pn"), False: ("ln", "gn")}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+KINDS = "a workdir, one of its checkpoints/STEP, a .keras file, or weights of timm (.safetensors), keras.applications "
+KINDS += "(.h5, .keras) or the authors' TensorFlow 1 code (prefix or folder)"
+
+
+class Foreign(NamedTuple):
+    """Weights of another library.
+
+    Attributes:
+        library: whose they are, in words.
+        network: fields of the config that their shapes fix; a tuple holds what is possible.
+        settings: fields that belong to these weights, such as the input's mean; a user may set others.
+        values: our model -> {name of our weight: array}, and under their own names what has no place in it.
+    """
+
+    library: str
+    network: Dict[str, Any]
+    settings: Dict[str, Any]
+    values: Callable[[Any], Dict[str, np.ndarray]]
+
+
+def settle(config, given):
+    """Checks `init.checkpoint` against the network of `config`, and sets the fields that come with its weights.
+
+    Args:
+        config: with `init.checkpoint` set; changed in place.
+        given: the keys that the command line sets, which are left as they are.
+
+    Raises:
+        UserError: nothing there, a file of an unknown kind, or weights of another network; with the remedy.
+    """
+    path = config.init.checkpoint
+    foreign = inspect(path)
+    if foreign is None:
+        return
+    wrong = []
+    for key, wanted in foreign.network.items():
+        value = config[key.split(".")[0]][key.split(".")[1]]
+        if value != wanted and not (isinstance(wanted, tuple) and value in wanted):
+            wrong.append((key, value, wanted[0] if isinstance(wanted, tuple) else wanted))
+    if wrong:
+        raise UserError(
+            f"init.checkpoint={path} holds {foreign.library} weights of another network: "
+            + ", ".join(f"{key}={wanted}, here {value}" for key, value, wanted in wrong)
+            + f". Start from {_experiment(foreign.network)}"
+        )
+    for key, value in foreign.settings.items():
+        section, name = key.split(".")
+        if key not in given and config[section][name] != value:
+            logging.info("init.checkpoint: %s: %s -> %s, as %s weights ask for", key, config[section][name],
+                         value, foreign.library)  # fmt: skip
+            config[section][name] = value
+
+
+def _experiment(network):
+    """The command-line arguments that give the network."""
+    norm, size = network["model.norm"], network["model.group_size"]
+    norm = norm[0] if isinstance(norm, tuple) else norm
+    usual = {1: ("bn", "gn", "ln_pn"), 16: ("ln_pn", "ln", "gn", "gn_pn", "bn")}.get(size, ())
+    if norm in usual:
+        return f"--experiment=g{size}_{norm}:variant={network['model.variant']}"
+    return " ".join(
+        f"--config.{key}={value[0] if isinstance(value, tuple) else value}" for key, value in network.items()
+    )
+
+
+def inspect(path):
+    """The `Foreign` weights at `path`, or None where they are ours (a workdir, a checkpoint, a `.keras` file)."""
+    if os.path.isdir(path):
+        return _folder(path)
+    if not os.path.exists(path):
+        if os.path.exists(f"{path}.index"):
+            return _tf1(path)
+        raise UserError(
+            f"init.checkpoint={path}: no such file or folder (looked at {os.path.abspath(path)}); it takes {KINDS}. "
+            "A run that has begun goes on without it: name its --workdir alone"
+        )
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if head.startswith(b"\x89HDF"):
+        return _keras(path, _hdf5(path))
+    if head.startswith(b"PK\x03\x04"):
+        return _zip(path)
+    if head[8:9] == b"{":
+        return _timm(path)
+    if path.endswith(".index"):
+        return _tf1(path[: -len(".index")])
+    pickle = "; it looks like a pickle, which could run code" if head.startswith(b"\x80") else ""
+    raise UserError(f"init.checkpoint={path} is no file of weights that can be read{pickle}; it takes {KINDS}")
+
+
+def _folder(path):
+    names = os.listdir(path)
+    if "checkpoints" in names or "state.index" in names or any(re.fullmatch(r"\d{8,}", name) for name in names):
+        return None
+    if any(name.endswith(".index") for name in names):
+        return _tf1(path)
+    raise UserError(f"init.checkpoint={path} holds no whole checkpoint; it takes {KINDS}")
+
+
+def _zip(path):
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if not {"config.json", "model.weights.h5"} <= set(names):
+            torch = any(name.endswith("data.pkl") for name in names)
+            raise UserError(
+                f"init.checkpoint={path} is "
+                + ("a pickle of torch, which could run code and is not read" if torch else "no .keras file")
+                + ". Of timm's weights take the .safetensors file, or write one: "
+                "safetensors.torch.save_file(state_dict, 'weights.safetensors')"
+            )
+        if archive.getinfo("config.json").file_size > 2**26:
+            raise UserError(f"init.checkpoint={path}: its config.json is larger than 64 MiB, and no model's")
+        config = json.loads(archive.read("config.json"))
+        if '"g16net>' in json.dumps(config):
+            return None
+        layers = config.get("config", {}).get("layers", [])
+        with archive.open("model.weights.h5") as file:
+            return _keras(path, _hdf5(file, layers))
+
+
+# keras.applications
+
+
+def _hdf5(file, layers=()):
+    """{layer: arrays in the order of its weights} of an HDF5 file of Keras.
+
+    Args:
+        file: path or file object.
+        layers: of a model's config, in order: files of tf-keras count the layers of each class and name none.
+    """
+    import h5py
+
+    def arrays(group):
+        return [np.asarray(group[name]) for name in sorted(group, key=int)]
+
+    with h5py.File(file, "r") as store:
+        store = store.get("model_weights", store)
+        if "layer_names" in store.attrs:
+            found = {}
+            for layer in (_text(name) for name in store.attrs["layer_names"]):
+                names = [_text(name) for name in store[layer].attrs["weight_names"]]
+                found[layer] = [np.asarray(store[layer][name]) for name in names]
+            return found
+        groups = store.get("layers", store.get("_layer_checkpoint_dependencies", {}))
+        inside = {name: group["vars"] for name, group in groups.items() if "vars" in group}
+        named = {_text(group.attrs["name"]): arrays(group) for group in inside.values() if "name" in group.attrs}
+        if named:
+            return named
+        found, counts = {}, {}
+        for layer in layers:
+            kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", layer["class_name"]).lower()
+            kind = re.sub(r"(\d)_d$", r"\1d", kind)
+            number = counts[kind] = counts.get(kind, -1) + 1
+            key = f"{kind}_{number}" if number else kind
+            if key in inside:
+                found[layer["config"]["name"]] = arrays(inside[key])
+        return found
+
+
+def _text(value):
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _keras(path, arrays):
+    if "stem_conv" not in arrays or "block1a_dwconv" not in arrays:
+        if arrays:
+            problem = f"its layers are {', '.join(list(arrays)[:4])}, ..."
+        else:
+            problem = "it does not name its layers; save the whole model as .keras, or its weights as .h5"
+        raise UserError(f"init.checkpoint={path} holds no EfficientNet of keras.applications: {problem}")
+    inside, expanded = arrays["block2a_expand_conv"][0].shape[2:] if "block2a_expand_conv" in arrays else (1, 1)
+    blocks = {layer.split("_")[0] for layer in arrays if layer.startswith("block") and arrays[layer]}
+    network = _network(
+        path, arrays["stem_conv"][0].shape[-1], arrays["top_conv"][0].shape[-1], blocks, 1, expanded // inside, "bn"
+    )
+
+    def values(model):
+        from g16net.models import convert
+
+        return convert.find(arrays, model)
+
+    return Foreign("keras.applications'", network, _input(IMAGENET_MEAN, IMAGENET_STD), values)
+
+
+# timm
+
+
+def _timm(path):
+    shapes = _safetensors_shapes(path)
+    needed = ("conv_stem.weight", "conv_head.weight", "blocks.1.0.conv_pw.weight", "blocks.1.0.conv_dw.weight")
+    if any(name not in shapes for name in needed):
+        raise UserError(
+            f"init.checkpoint={path} holds no EfficientNet of timm: it has no {needed[0]} and its kind, it begins with "
+            f"{', '.join(list(shapes)[:3])}"
+        )
+    expanded, inside = shapes["blocks.1.0.conv_pw.weight"][:2]
+    blocks = {tuple(name.split(".")[1:3]) for name in shapes if name.startswith("blocks.")}
+    norm = "bn" if "bn1.running_mean" in shapes else ("gn", "ln")
+    network = _network(
+        path, shapes["conv_stem.weight"][0], shapes["conv_head.weight"][0], blocks,
+        shapes["blocks.1.0.conv_dw.weight"][1], expanded // inside, norm,
+    )  # fmt: skip
+    name, mean, std = _timm_description(path)
+    settings = _input(mean, std)
+    settings["model.norm_epsilon"] = 1e-5 if name.startswith("efficientnet_") else 1e-3
+    if norm != "bn":
+        settings["model.norm_group_size"] = 8  # of timm's GroupNormAct in efficientnet_b0_gn
+
+    def values(model):
+        from g16net.models import timm_weights
+
+        return timm_weights.find(timm_weights.read(path), model)
+
+    return Foreign("timm's", network, settings, values)
+
+
+def _safetensors_shapes(path):
+    """{name: shape} from a safetensors file's header, which is JSON."""
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(os.path.getsize(path), 2**26):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length).decode())
+        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"init.checkpoint={path} is no whole safetensors file: {error}") from error
+
+
+def _timm_description(path):
+    """`(timm's name, mean, std)` by the hub's `config.json` beside the file, or by the file's own name."""
+    beside = os.path.join(os.path.dirname(path), "config.json")
+    described = {}
+    if os.path.exists(beside):
+        try:
+            with open(beside, encoding="utf-8") as file:
+                described = json.load(file)
+        except ValueError:
+            described = {}
+    if isinstance(described, dict) and "architecture" in described:
+        form = described.get("pretrained_cfg", described)
+        return described["architecture"], form.get("mean", IMAGENET_MEAN), form.get("std", IMAGENET_STD)
+    return os.path.basename(path), IMAGENET_MEAN, IMAGENET_STD
+
+
+# TensorFlow 1
+
+
+def _tf1(path):
+    from g16net.models import tf1_weights
+
+    reader = tf1_weights.open_reader(path)
+    shapes = {tf1_weights.inner(name): tuple(s) for name, s in reader.get_variable_to_shape_map().items()}
+    needed = [f"{scope}/conv/conv2d/kernel" for scope in ("block0", "Top", "block2a/a", "block2a/b")]
+    if any(name not in shapes for name in needed):
+        raise UserError(
+            f"init.checkpoint={path} is a TensorFlow checkpoint, but not of the authors' code: it has no {needed[0]} "
+            f"and its kind, it begins with {', '.join(sorted(shapes)[:3])}"
+        )
+    inside, expanded = shapes[needed[2]][2:]
+    blocks = {name.split("/")[0] for name in shapes if re.match(r"block[1-7][a-z]/", name)}
+    network = _network(
+        path, shapes[needed[0]][-1], shapes[needed[1]][-1], blocks, shapes[needed[3]][2], expanded // inside,
+        PROXY["Top/proxy" in shapes],
+    )  # fmt: skip
+    return Foreign(
+        "the authors' TensorFlow 1",
+        network,
+        {"model.strided_groups": True},
+        lambda model: tf1_weights.find(reader, model),
+    )
+
+
+# all
+
+
+def _network(path, stem, top, blocks, group_size, expand_ratio, norm):
+    """The fields that shapes fix; UserError where no variant has these widths and this depth."""
+    fitting = [
+        name
+        for name in architecture.VARIANTS
+        if (architecture.stem_channels(name), architecture.top_channels(name), len(architecture.blocks(name)))
+        == (stem, top, len(blocks))
+    ]
+    if not fitting:
+        raise UserError(
+            f"init.checkpoint={path}: no variant here has {stem} channels in the stem, {top} at the top and "
+            f"{len(blocks)} blocks; {', '.join(architecture.VARIANTS)} are known"
+        )
+    return {
+        "model.variant": fitting[0],
+        "model.group_size": int(group_size),
+        "model.expand_ratio": int(expand_ratio),
+        "model.norm": norm,
+    }
+
+
+def _input(mean, std):
+    """The fields of an input normalised on the scale of 0..1."""
+    return {"model.mean": tuple(255.0 * v for v in mean), "model.std": tuple(255.0 * v for v in std)}

@@ -1,0 +1,189 @@
+"""Runs that start from weights of timm, keras.applications and TensorFlow 1: kind, network, arrays, what is told."""
+
+import json
+import pathlib
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_weights import pixels, published_variables, write_checkpoint
+from tensorflow import keras
+
+from g16net import assemble, cli, compat, foreign_weights, recipe, warm_start
+from g16net.config import UserError
+from g16net.models import convert, efficientnet, timm_weights
+
+NETWORK = {"model.variant": "TINY", "model.group_size": 1, "model.expand_ratio": 6, "model.norm": "bn"}
+
+
+def source(norm="bn", **arguments):
+    mean, std = (tuple(255 * v for v in values) for values in (timm_weights.MEAN, timm_weights.STD))
+    model = efficientnet.build("TINY", 1, 6, norm, 5, mean=mean, std=std, seed=2, **arguments)
+    rng = np.random.default_rng(0)
+    model.set_weights([w + 0.1 * rng.random(w.shape) for w in model.get_weights()])
+    return model
+
+
+@pytest.fixture
+def timm_file(tmp_path):
+    pytest.importorskip("safetensors")
+    path = str(tmp_path / "tf_efficientnet_tiny.safetensors")
+    model = source()
+    timm_weights.save(model, path)
+    return path, model
+
+
+def settled(path, experiment="g1_bn:variant=TINY", **fields):
+    assignments = [("init.checkpoint", str(path)), ("data.name", "digits"), ("data.train_size", "32")]
+    assignments += [(key.replace("__", "."), value) for key, value in fields.items()]
+    return cli.resolve(assignments, experiment)[0]
+
+
+def test_timm_starts_a_run_with_its_own_normalisation(timm_file):
+    path, model = timm_file
+    config = settled(path)
+    assert config.model.std == pytest.approx((58.395, 57.12, 57.375))
+    assert config.model.norm_epsilon == 1e-3
+    started = assemble.model(config, 5)
+    loaded, kept = warm_start.load(config, started)
+    assert not kept and len(loaded) == len(list(w for w in model.weights if tf.as_dtype(w.dtype).is_floating))
+    images = pixels(2, 32)
+    np.testing.assert_allclose(np.asarray(started(images)), np.asarray(model(images)), atol=1e-5)
+
+
+def test_a_head_of_other_classes_stays_new_and_is_told(timm_file, caplog):
+    config = settled(timm_file[0])
+    network = assemble.model(config, 7)
+    before = [np.asarray(v) for v in network.get_layer("predictions").weights]
+    with caplog.at_level("INFO", logger="absl"):
+        _, kept = warm_start.load(config, network)
+    assert [name.split(" ")[0] for name in kept] == ["predictions/kernel", "predictions/bias"]
+    for old, new in zip(before, network.get_layer("predictions").weights):
+        np.testing.assert_array_equal(old, np.asarray(new))
+    assert "timm's weights" in caplog.text and "predictions/kernel (shape (80, 5) there)" in caplog.text
+
+
+def test_what_the_user_sets_stays(timm_file):
+    assert settled(timm_file[0], model__std="1,1,1").model.std == (1.0, 1.0, 1.0)
+
+
+def test_the_hubs_description_is_read(timm_file, tmp_path):
+    described = {"architecture": "efficientnet_b0", "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    config = settled(timm_file[0])
+    assert (config.model.mean, config.model.norm_epsilon) == ((127.5,) * 3, 1e-5)
+
+
+@pytest.mark.parametrize("experiment", ["g16_ln_pn:variant=TINY", "g1_gn:variant=TINY", "g1_bn:variant=B0"])
+def test_another_network_is_refused_with_the_right_experiment(experiment, timm_file):
+    with pytest.raises(UserError, match="weights of another network: .*--experiment=g1_bn:variant=TINY"):
+        settled(timm_file[0], experiment)
+
+
+def test_group_norm_of_timm(tmp_path):
+    pytest.importorskip("safetensors")
+    path = str(tmp_path / "model.safetensors")
+    timm_weights.save(source("gn", norm_group_size=8, norm_epsilon=1e-5), path)
+    config = settled(path, "g1_gn:variant=TINY")
+    assert config.model.norm_group_size == 8
+
+
+def keras_names(model):
+    """The weights of a model of ours as {layer of keras.applications: [(name, array)]}."""
+    result = {}
+    for layer in model.layers:
+        names, values = convert._source_layers(layer.name), [np.asarray(w) for w in layer.weights]
+        if values and not layer.name.endswith(("dropout", "drop")):
+            share = len(values) // len(names)
+            for i, name in enumerate(names):
+                result[name] = values[i * share : (i + 1) * share]
+    return {name: [v.transpose(0, 1, 3, 2) if "dwconv" in name else v for v in vs] for name, vs in result.items()}
+
+
+def test_keras_applications_by_names_in_hdf5(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    model = source()
+    arrays = keras_names(model)
+    path = str(tmp_path / "weights.h5")
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [name.encode() for name in arrays]
+        for layer, values in arrays.items():
+            group = file.create_group(layer)
+            group.attrs["weight_names"] = [f"{layer}/{i}:0".encode() for i in range(len(values))]
+            for i, value in enumerate(values):
+                group[f"{layer}/{i}:0"] = value
+    config = settled(path)
+    started = assemble.model(config, 5)
+    _, kept = warm_start.load(config, started)
+    assert not kept
+    images = pixels(2, 32)
+    np.testing.assert_allclose(np.asarray(started(images)), np.asarray(model(images)), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compat.TF_VERSION < (2, 12), reason="this Keras has no .keras files")
+def test_keras_applications_as_keras_writes_it(tmp_path):
+    theirs = keras.applications.EfficientNetB0(weights=None, classes=3, input_shape=(64, 64, 3))
+    target = efficientnet.build("B0", 1, 6, "bn", 3)
+    for name in ("model.keras", "model.h5"):
+        theirs.save(str(tmp_path / name))
+        found = foreign_weights.inspect(str(tmp_path / name))
+        assert found.network == dict(NETWORK, **{"model.variant": "B0"})
+        values = found.values(target)
+        convert.copy_keras_applications_weights(theirs, target)
+        weights = {compat.name_of(w): np.asarray(w) for w in target.weights if tf.as_dtype(w.dtype).is_floating}
+        assert set(weights) == set(values)
+        for key, value in weights.items():
+            np.testing.assert_array_equal(value, values[key])
+
+
+def test_tensorflow_1(tmp_path):
+    shapes = published_variables("CIFAR-G16", 16, True)
+    rng = np.random.default_rng(0)
+    values = {name: (0.1 * rng.normal(size=shape)).astype("float32") for name, shape in shapes.items()}
+    write_checkpoint(values, str(tmp_path / "ckpt-450"))
+    for path in (tmp_path, tmp_path / "ckpt-450", tmp_path / "ckpt-450.index"):
+        config = settled(path, "g16_ln_pn:variant=CIFAR")
+        assert config.model.strided_groups
+    network = assemble.model(config, 4)
+    loaded, kept = warm_start.load(config, network)
+    assert [name.split(" ")[0] for name in kept] == ["predictions/kernel", "predictions/bias"]
+    stored = values["all/block3b/b/proxy"][:, 0, 0]
+    np.testing.assert_array_equal(np.asarray(network.get_layer("block3b_norm").proxy_beta), stored[4])
+    with pytest.raises(UserError, match="model.norm=ln_pn, here gn.*--experiment=g16_ln_pn:variant=CIFAR"):
+        settled(tmp_path, "g16_gn:variant=CIFAR")
+
+
+def other_files(folder):
+    pathlib.Path(folder / "torch.pth").write_bytes(pickle.dumps({"a": 1}))
+    with zipfile.ZipFile(folder / "new_torch.pth", "w") as file:
+        file.writestr("archive/data.pkl", b"")
+    (folder / "text.txt").write_text("weights, or so they say")
+    (folder / "cut.safetensors").write_bytes((10**6).to_bytes(8, "little") + b"{")
+    (folder / "empty").mkdir()
+    (folder / "zero.h5").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "name, match",
+    [
+        ("torch.pth", "pickle"),
+        ("new_torch.pth", "pickle of torch.*safetensors.torch.save_file"),
+        ("text.txt", "no file of weights"),
+        ("cut.safetensors", "no whole safetensors file: its header is longer"),
+        ("empty", "holds no whole checkpoint; it takes a workdir"),
+        ("zero.h5", "no file of weights"),
+        ("nowhere", "no such file or folder"),
+    ],
+)
+def test_other_files_are_refused_before_a_run(name, match, tmp_path):
+    other_files(tmp_path)
+    with pytest.raises(UserError, match=match):
+        settled(tmp_path / name)
+
+
+def test_small_form_of_an_experiment():
+    config = recipe.resolve(recipe.get_config("small,variant=B0"))
+    assert (config.run.epochs, config.schedule.name, config.regularise.average) == (30, "cosine", 0.5)
