@@ -247,7 +247,7 @@ FIELDS = {
     "init.checkpoint": Field(
         "",
         str,
-        "workdir, checkpoint, or weights of timm, keras.applications, TensorFlow 1 to start from; empty: scratch",
+        "run, checkpoint, or weights of timm, keras.applications, TensorFlow 1 to start from; empty: scratch",
     ),
     "init.weights": _one_of("average", ("average", "raw"), "which weights of that run; average falls back to raw"),
     "checkpoint.keep": _at_least(3, 1, "newest checkpoints kept; the best one is kept besides"),

@@ -126,6 +126,7 @@ def _example(data, label, synset, filename):
 
 
 def main(arguments=None):
+    """The command; `arguments` by default the process's own."""
     parser = argparse.ArgumentParser(prog="python -m g16net.data.make_set", description=__doc__.split("\n")[0])
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="default: scikit-learn's two")
     parser.add_argument("--out", required=True, help="new folder for the set")
