@@ -250,6 +250,7 @@ def optimizer(config, steps_per_epoch, accumulation=1, guard="none"):
 
 
 def loss(config, num_classes):
+    """Cross-entropy of logits with the label smoothing of `config`."""
     return SmoothedCrossEntropy(num_classes, label_smoothing=config.regularise.label_smoothing)
 
 
@@ -259,7 +260,7 @@ def save_classes(workdir, source):
 
 
 def load_classes(workdir):
-    """The class names of the run in `workdir`."""
+    """The class names of the run in `workdir`; UserError where none is."""
     path = os.path.join(workdir, "classes.json")
     if not os.path.exists(path):
         raise UserError(f"{workdir!r} holds no trained run (no classes.json); train there first with --mode=train")
@@ -299,7 +300,7 @@ def _newest(folder, mode):
 
 
 def finetuned_folder(config, workdir):
-    """The folder of the fine-tuning that `eval.finetune_size` picks, or of the only one there is."""
+    """The folder of the fine-tuning that `eval.finetune_size` picks, or of the only one there is; UserError for none."""
     top = os.path.join(workdir, config.finetune.folder)
     size, sizes = config.eval.finetune_size, finetuned_sizes(config, workdir)
     if size is None and len(sizes) == 1:

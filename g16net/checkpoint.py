@@ -57,6 +57,9 @@ class Checkpoints:
       keep: how many of the newest to keep; the best one (by the `score` in its manifest) is kept besides.
       write: False in the processes that take part in a save without writing: reading a variable may need all of them.
       background: write beside the training; `wait` before the end.
+
+    Raises:
+      RunError: from `save` and `wait`, where the disk is full or the folder cannot be written.
     """
 
     def __init__(self, directory, variables, keep=3, write=True, background=True):

@@ -308,7 +308,7 @@ def field_of(key):
 
 
 def parse_value(key, text):
-    """`text` as the type of the field `key`."""
+    """`text` as the type of the field `key`; ConfigError where it is none, or there is no such field."""
     field = field_of(key)
     if field.optional and text.lower() == "none":
         return None
@@ -335,7 +335,7 @@ def override(config, assignments):
 def parse_arg(text, **spec):
     """Parses what stands after an experiment's colon: `variant=B2,resolution=half,demo` by `spec` of defaults.
 
-    A name alone is True. Returns a ConfigDict; refuses names that `spec` does not have.
+    A name alone is True. Returns a ConfigDict; refuses names that `spec` does not have, with a ConfigError.
     """
     values = ml_collections.ConfigDict(spec)
     for part in filter(None, (part.strip() for part in (text or "").split(","))):

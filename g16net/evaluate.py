@@ -87,6 +87,7 @@ def evaluate(config, workdir):
 
     Plain names hold the figures at `data.eval_size` (for fine-tuned weights: at their size; or the first of
     `eval.sizes`), `sizes` those of every size. Each is appended to `WORKDIR/evaluations.jsonl` too.
+    ConfigError where the devices cannot do what is asked, UserError where the workdir holds no such weights.
     """
     devices = runtime.setup(config)
     with devices.evaluation_scope():

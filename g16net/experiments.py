@@ -31,7 +31,10 @@ def listing():
 
 
 def load(text, **extra):
-    """The config of the experiment `text`, as `NAME`, `NAME:ARG` or `FILE.py:ARG`; `extra` adds boolean arguments."""
+    """The config of the experiment `text`, as `NAME`, `NAME:ARG` or `FILE.py:ARG`; `extra` adds boolean arguments.
+
+    ConfigError where there is no such experiment, or no `get_config` in it.
+    """
     loaded, arg = module(text)
     arg = ",".join(filter(None, [arg] + [key for key, value in extra.items() if value]))
     if not hasattr(loaded, "get_config"):

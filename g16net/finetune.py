@@ -54,7 +54,10 @@ def check(config):
 
 
 def starting_weights(config, workdir):
-    """Which weights are fine-tuned: `{"weights", "step", "checkpoint"}`, the last a digest of the files."""
+    """Which weights are fine-tuned: `{"weights", "step", "checkpoint"}`, the last a digest of the files.
+
+    UserError where the run has no finished training.
+    """
     folder, manifest = checkpoint.newest_whole(train.checkpoint_folder(workdir))
     if folder is None:
         raise UserError(f"{workdir!r} holds no trained run; train there first with --mode=train")
@@ -179,6 +182,7 @@ def schedule(config, steps):
 
 
 def make_optimizer(config, steps):
+    """The optimiser of a fine-tuning of so many steps."""
     return RMSProp(
         schedule(config, steps),
         rho=config.finetune.decay,

@@ -86,7 +86,10 @@ def _experiment(network):
 
 
 def inspect(path):
-    """The `Foreign` weights at `path`, or None where they are ours (a workdir, a checkpoint, a `.keras` file)."""
+    """The `Foreign` weights at `path`, or None where they are ours (a workdir, a checkpoint, a `.keras` file).
+
+    UserError where nothing is there, or a file of another kind.
+    """
     if os.path.isdir(path):
         return _folder(path)
     if not os.path.exists(path):

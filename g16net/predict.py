@@ -119,7 +119,7 @@ class Predictor:
 
 
 def read_bytes(path):
-    """The bytes of a regular file of at most `MAX_BYTES`."""
+    """The bytes of a regular file of at most `MAX_BYTES`; ValueError for others."""
     if not os.path.isfile(path):  # a pipe or a device would wait for ever
         raise ValueError("not a regular file, or a link to nowhere")
     size = os.path.getsize(path)

@@ -75,7 +75,10 @@ def _demo(config):
 
 
 def resolve(config):
-    """A checked, locked copy of `config` in which every derived field but the source's own has its number."""
+    """A checked, locked copy of `config` in which every derived field but the source's own has its number.
+
+    ConfigError for a field or a combination that cannot be.
+    """
     config = config.copy_and_resolve_references()
     config_lib.check_fields(config)
     variant = variant_of(config)

@@ -182,10 +182,12 @@ def final_figures(config, evaluator, average, history):
 
 
 def checkpoint_folder(workdir):
+    """Where a run keeps its checkpoints."""
     return os.path.join(workdir, "checkpoints")
 
 
 def records_path(workdir):
+    """The file with a line for each epoch of a run."""
     return os.path.join(workdir, "records.jsonl")
 
 
@@ -229,8 +231,8 @@ class Position(keras.callbacks.Callback):
 class StopOnNotFinite(keras.callbacks.Callback):
     """Ends the run, naming the step and the variables, when the loss or a gradient is not finite.
 
-    Up to `max_skipped` updates with such gradients, which the optimizer leaves out, are only told. The last good
-    checkpoint stays.
+    It does so with `NotFinite`, a RunError. Up to `max_skipped` updates with such gradients, which the optimizer leaves
+    out, are only told. The last good checkpoint stays.
     """
 
     def __init__(self, optimizer, variables, position, max_skipped, rate="optim.learning_rate"):
@@ -318,7 +320,7 @@ def duration(seconds):
 class Bookkeeping(keras.callbacks.Callback):
     """At the end of each epoch average, evaluation, record and checkpoint, in this order; checkpoints in between.
 
-    Only the chief writes.
+    Only the chief writes. It raises `Stopped` where a signal came.
     """
 
     def __init__(self, config, workdir, position, saved, average, evaluator, optimizer, devices, signals):

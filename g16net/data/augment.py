@@ -258,6 +258,9 @@ def auto_augment(policy="v0"):
 
     Args:
         policy: "v0" (EfficientNet's published code), "original" (the paper's ImageNet table) or a table like these.
+
+    Raises:
+        ValueError: for an unknown policy.
     """
     if isinstance(policy, str):
         if policy not in POLICIES:
@@ -284,6 +287,9 @@ def rand_augment(num_layers=2, magnitude=9):
     Args:
         num_layers: operations an image.
         magnitude: level of them all, 0..10; float.
+
+    Raises:
+        ValueError: for numbers out of range.
     """
     if num_layers < 0 or not 0 <= magnitude <= MAX_LEVEL:
         raise ValueError(

@@ -32,6 +32,9 @@ def make_set(photos, out, images=400, classes=10, seed=0, shards=4):
         images: in both splits together; at least 2 for each class.
         classes: class i shows photo i modulo their number.
         shards: TFRecord files of the training split; the validation split has a quarter as many.
+
+    Raises:
+        ValueError: for too few images, small photos, or a folder that is not empty.
     """
     if images < VALIDATION_EVERY * classes:
         raise ValueError(f"{images} images are too few for {classes} classes; at least {VALIDATION_EVERY * classes}")

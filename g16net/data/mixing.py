@@ -33,6 +33,9 @@ def draw(batch, height, width, seed, alpha=0.0, cutmix=None, lam=1.0):
         alpha: of mixup's Beta(alpha, alpha); 0 for no mixup.
         cutmix: None, 1 (the paper's: the share kept varies from batch to batch, often 1) or 2 (always `lam`).
         lam: CutMix's lambda, the share of the image that is kept, on average or always.
+
+    Raises:
+        ValueError: for a version or a lambda that does not exist.
     """
     if alpha < 0:
         raise ValueError(f"alpha is {alpha}; use 0 (no mixup) or more")

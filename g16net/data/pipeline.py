@@ -170,6 +170,9 @@ def eval_batches(
     Returns:
         A finite tf.data.Dataset of (images: uint8 [batch, size, size, 3], labels: int32 [batch],
         weights: float32 [batch]).
+
+    Raises:
+        UserError: for a shard that is none.
     """
     index, count = shard
     if not 0 <= index < count:

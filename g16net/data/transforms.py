@@ -81,6 +81,9 @@ def eval_image(image, size, fit="crop", resize="bilinear", max_pixels=MAX_PIXELS
             to `size`, for sources of a few pixels.
         resize: "bilinear" or "tf1", see `scale`.
         max_pixels: most pixels of the image.
+
+    Raises:
+        ValueError: for an unknown fit or resize.
     """
     if fit not in ("crop", "resize"):
         raise ValueError(f'fit is {fit!r}; use "crop" or "resize"')
@@ -170,6 +173,9 @@ def scale(image, extent, resize="bilinear", flip=None):
         flip: None, or a bool tensor that tells whether the result is mirrored left to right.
         resize: "bilinear" has half-pixel centres; "tf1" is TensorFlow 1's form, where pixel i samples i * ratio.
             Neither smooths first: `_decode` has brought the image below twice the target size.
+
+    Raises:
+        ValueError: for an unknown resize.
     """
     if resize not in ("bilinear", "tf1"):
         raise ValueError(f'resize is {resize!r}; use "bilinear" or "tf1"')

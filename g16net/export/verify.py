@@ -56,7 +56,10 @@ def on_noise(model, runner, size, batch=2):
 
 
 def on_images(config, model, runner, source):
-    """Figures of `model` and `runner` on up to `export.check_images` images of `source` at `data.eval_size`."""
+    """Figures of `model` and `runner` on up to `export.check_images` images of `source` at `data.eval_size`.
+
+    UserError where no image can be read, or the export has another number of classes.
+    """
     logits = tf.function(lambda images: model(tf.cast(images, tf.float32), training=False))
     rows = []
     for images, labels in sample(config, source, config.data.eval_size, config.export.check_images, BATCH):

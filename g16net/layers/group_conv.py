@@ -77,7 +77,10 @@ def works(lowering, dtype, width, strides):
 
 
 def choose(dtype, width, strides, lowering=None):
-    """(lowering, dtype) in which groups of `width` channels are convolved for a layer that computes in `dtype`."""
+    """(lowering, dtype) in which groups of `width` channels are convolved for a layer that computes in `dtype`.
+
+    ValueError where a `lowering` that was asked for cannot train here.
+    """
     dtype = tf.as_dtype(dtype).name
     fast = lowering or ("depthwise" if width == 1 else "native")
     if compat.compiled_device():
@@ -112,6 +115,9 @@ class GroupConv2D(keras.layers.Layer):
         group_size: channels in a group.
         kernel_initializer: default He normal over the inputs of a group (fan_in, scale 2).
         lowering: None for the fastest that trains on this device, or one of `LOWERINGS`, for tests.
+
+    Raises:
+        ValueError: for a size that is no positive integer, or an unknown lowering.
     """
 
     def __init__(self, kernel_size, strides=1, group_size=1, kernel_initializer=None, lowering=None, **kwargs):

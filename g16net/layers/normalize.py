@@ -12,6 +12,9 @@ class Normalize(keras.layers.Layer):
 
     Args:
         mean, std: a number each channel, on the scale 0..255; lists, so that the config can be written as JSON.
+
+    Raises:
+        ValueError: for lists of other lengths, or a std that is not above 0.
     """
 
     def __init__(self, mean, std, **kwargs):

@@ -33,6 +33,8 @@ def check_groups(groups, channels):
 class GroupNorm(keras.layers.Layer):
     """Group normalisation (1803.08494): statistics over the pixels and a group's channels of one sample.
 
+    `[batch, height, width, channels]` in and out.
+
     With one group it is `LayerNorm`, with as many as there are channels instance norm; there are
     `min(channels, groups)` groups, which must divide the channels.
 
@@ -43,6 +45,9 @@ class GroupNorm(keras.layers.Layer):
         epsilon: added to the variance, inside the root.
         scale, center: whether there are `gamma` and `beta`, float32 `[channels]`.
         activation: None, "swish" or "relu", applied to the result.
+
+    Raises:
+        ValueError: for a value out of range; when built, for groups that do not divide the channels.
     """
 
     def __init__(self, groups=4, strided=False, epsilon=1e-3, scale=True, center=True, activation=None, **kwargs):
@@ -83,7 +88,8 @@ class GroupNorm(keras.layers.Layer):
 
 @compat.register
 class LayerNorm(GroupNorm):
-    """Layer normalisation over height, width and channels of one sample: `GroupNorm` with one group."""
+    """Layer normalisation over height, width and channels of one sample `[batch, height, width, channels]`:
+    `GroupNorm` with one group."""
 
     def __init__(self, epsilon=1e-3, scale=True, center=True, activation=None, **kwargs):
         super().__init__(groups=1, epsilon=epsilon, scale=scale, center=center, activation=activation, **kwargs)
@@ -98,6 +104,8 @@ class LayerNorm(GroupNorm):
 class BatchNorm(keras.layers.Layer):
     """Batch normalisation by TensorFlow's fused operation, which not every Keras generation uses.
 
+    `[batch, height, width, channels]` in and out.
+
     In training the statistics are those of the batch; otherwise, or where the layer is frozen (`trainable=False`),
     their moving averages. As in TensorFlow 1 the moving variance averages the unbiased variance.
 
@@ -105,6 +113,9 @@ class BatchNorm(keras.layers.Layer):
         epsilon: added to the variance, inside the root.
         momentum: what the moving averages keep at each step.
         scale, center: whether there are `gamma` and `beta`, float32 `[channels]`.
+
+    Raises:
+        ValueError: for a value out of range.
     """
 
     def __init__(self, epsilon=1e-3, momentum=0.97, scale=True, center=True, **kwargs):

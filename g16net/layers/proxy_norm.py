@@ -79,6 +79,9 @@ class ProxyNormActivation(keras.layers.Layer):
             float32 [channels], the scale, for a later layer to apply (`SqueezeExcite` multiplies it into its gate).
         quadrature: "quantile", as published, or "gauss_hermite" (see `quadrature_points`).
         points: number of points.
+
+    Raises:
+        ValueError: for a value out of range; when built, for groups that do not divide the channels.
     """
 
     def __init__(

@@ -22,6 +22,9 @@ class SqueezeExcite(keras.layers.Layer):
         reduced: channels inside.
         activation: "swish" or "relu".
         seed: integer, makes the initial kernels repeatable, or None.
+
+    Raises:
+        ValueError: for a width that is no positive integer, or an unknown activation.
     """
 
     def __init__(self, reduced, activation="swish", seed=None, **kwargs):

@@ -39,7 +39,7 @@ class StochasticDepth(_Keep):
     `[batch, height, width, channels]` in and out. What survives is divided by `survival_prob`, so that the mean stays.
 
     Args:
-        survival_prob: in (0, 1].
+        survival_prob: in (0, 1], else ValueError.
         seed: integer, or None for a state that differs from run to run.
     """
 
@@ -60,8 +60,10 @@ class StochasticDepth(_Keep):
 class Dropout(_Keep):
     """Drops single elements with probability `rate`, in training; what is kept is divided by `1 - rate`.
 
+    Any shape `[...]` in, the same out.
+
     Args:
-        rate: in [0, 1).
+        rate: in [0, 1), else ValueError.
         seed: integer, or None for a state that differs from run to run.
     """
 

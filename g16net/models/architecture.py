@@ -131,10 +131,12 @@ def round_depth(repeats, depth):
 
 
 def stem_channels(variant):
+    """Channels of the stem's convolution."""
     return round_width(STEM_CHANNELS, get_variant(variant).width)
 
 
 def top_channels(variant):
+    """Channels of the last 1x1 convolution, which the pooling takes."""
     return round_width(TOP_CHANNELS, get_variant(variant).width)
 
 
@@ -146,6 +148,9 @@ def blocks(variant="B0", group_size=16, expand_ratio=4, survival_prob=0.8):
         group_size: channels in a group of the spatial convolutions; 1 is depthwise.
         expand_ratio: expanded channels of a block per input channel, outside stage 1, which does not expand.
         survival_prob: keep probability that a block after the last would have; it falls linearly from 1.
+
+    Raises:
+        ValueError: for an unknown variant, or a number out of range.
     """
     variant = get_variant(variant)
     if not (isinstance(expand_ratio, int) and expand_ratio >= 1):

@@ -88,6 +88,9 @@ def from_keras_applications(weights="imagenet", variant="B0", **overrides):
         weights: "imagenet" (downloaded by Keras), the path of a file of their weights, or None for random ones.
         variant: "B0" to "B7".
         **overrides: further arguments of `efficientnet.build`, such as `input_size` or `dropout`.
+
+    Raises:
+        ValueError: for a variant that keras.applications has not.
     """
     name = f"EfficientNet{variant}"
     if not hasattr(keras.applications, name):

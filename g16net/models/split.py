@@ -16,7 +16,7 @@ def split(model, name):
     """`(trunk, head)` of the flat functional `model`, cut in front of the layer `name`.
 
     trunk: image -> feature map [batch, height, width, channels]; head: that -> the model's output. Layers keep their
-    weights and are shared by all three models. No other tensor may cross the cut.
+    weights and are shared by all three models. No other tensor may cross the cut: ValueError where one does.
     """
     # Layers that lie on the new graph too have two inputs from then on, so they are asked before it is made.
     wiring = [

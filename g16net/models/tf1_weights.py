@@ -86,7 +86,7 @@ def inner(name):
 
 
 def copy(reader, model):
-    """Copies the variables of a checkpoint's `reader` into `model`; all or nothing."""
+    """Copies the variables of a checkpoint's `reader` into `model`; all or nothing, with a UserError."""
     found = []
     for layer in model.layers:
         if not layer.weights or isinstance(layer, (layers.Dropout, layers.StochasticDepth)):

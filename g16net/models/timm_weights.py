@@ -78,7 +78,7 @@ def read(path):
 
 
 def copy(weights: Mapping, model, dense=True):
-    """Copies a state dict of timm into a model of `efficientnet.build`; all or nothing.
+    """Copies a state dict of timm into a model of `efficientnet.build`; all or nothing, with a ValueError.
 
     Args:
         weights: timm's names to arrays.

@@ -63,6 +63,7 @@ class ExponentialStaircase(Schedule):
     """`drops` equal stairs over the run, each multiplying the rate by `rate` (paper, training section).
 
     The last drop falls on the end of the run, so that a run sees one drop less. `rate=1` gives a constant rate.
+    ValueError for drops or a rate out of range.
     """
 
     def __init__(self, base, steps, warmup_steps=0.0, drops=146, rate=0.97):

@@ -1,0 +1,56 @@
+"""Reads the pages of the documentation: their blocks, marks and commands."""
+
+import glob
+import os
+import re
+import shlex
+from typing import NamedTuple
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+class Block(NamedTuple):
+    """A fenced or indented block: its language ("" where none is named), its text, and the comment right before it."""
+
+    page: str
+    language: str
+    text: str
+    mark: str
+
+
+def paths():
+    """Every page for readers, relative to the root; what is generated is left out."""
+    found = [os.path.join(ROOT, "README.md")] + sorted(glob.glob(os.path.join(ROOT, "docs", "*.md")))
+    return [os.path.relpath(path, ROOT) for path in found if not path.endswith("api.md")]
+
+
+def blocks(page):
+    """The blocks of a page, in order."""
+    with open(os.path.join(ROOT, page), encoding="utf-8") as file:
+        text = file.read()
+    found = [(m.start(), m[1], m[2]) for m in FENCE.finditer(text)]
+    outside = FENCE.sub(lambda m: "\n" + "~" * (len(m[0]) - 1), text)  # offsets stay
+    for m in re.finditer(r"(?:^|(?<=\n\n))(?: {4}.*\n(?:\n(?= {4}))?)+", outside):
+        found.append((m.start(), "", re.sub(r"^ {4}", "", m[0], flags=re.MULTILINE)))
+    for start, language, body in sorted(found):
+        mark = re.search(r"<!-- ((?:(?!-->).)*) -->\s*\Z", text[:start], re.DOTALL)
+        yield Block(page, language, body, mark[1] if mark else "")
+
+
+def commands(block):
+    """The shell commands of a block, continued lines joined, comments left out; quotes may hold line ends."""
+    joined = re.sub(r"\\\n\s*", " ", block.text)
+    return [line for line in (line.strip() for line in joined.split("\n")) if line and not line.startswith("#")]
+
+
+def arguments(command):
+    """The arguments of a command of ours (`launch.py`, `g16net`), else None."""
+    try:
+        words = shlex.split(command, comments=True)
+    except ValueError:
+        return None
+    for number, word in enumerate(words):
+        if word in ("launch.py", "g16net") and all(w in ("exec", "python", "python3", "srun") for w in words[:number]):
+            return words[number + 1 :]
+    return None
