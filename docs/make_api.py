@@ -73,8 +73,8 @@ def text():
     lines = [
         "# Reference",
         "",
-        "Written by `python docs/make_api.py` from the docstrings; do not edit. Shapes are in brackets, `[batch, height,",
-        "width, channels]`; sizes are pixels, times seconds. Paths: `import g16net.models.costs`, and so on.",
+        "Written by `python docs/make_api.py` from the docstrings; do not edit. Shapes are in brackets,",
+        "`[batch, height, width, channels]`; sizes are pixels, times seconds.",
         "",
     ]
     for heading, names in MODULES.items():

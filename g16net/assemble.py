@@ -300,7 +300,10 @@ def _newest(folder, mode):
 
 
 def finetuned_folder(config, workdir):
-    """The folder of the fine-tuning that `eval.finetune_size` picks, or of the only one there is; UserError for none."""
+    """The folder of the fine-tuning that `eval.finetune_size` picks, or of the only one there is.
+
+    UserError where there is none.
+    """
     top = os.path.join(workdir, config.finetune.folder)
     size, sizes = config.eval.finetune_size, finetuned_sizes(config, workdir)
     if size is None and len(sizes) == 1:

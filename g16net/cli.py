@@ -95,9 +95,16 @@ def main(argv=None):
         try:
             return FLAGS(arguments)
         except flags.Error as error:
-            fail(error)
+            fail(str(error) + fields_named(arguments))
 
     app.run(lambda rest: sys.exit(run(rest, assignments)), argv=arguments, flags_parser=parse)
+
+
+def fields_named(arguments):
+    """A hint where a field of the config was given as a flag: ` The field is --config.run.epochs=...`."""
+    given = {argument.lstrip("-").partition("=")[0] for argument in arguments[1:]} - set(FLAGS)
+    meant = [key for key in config_lib.FIELDS if key in given or key.split(".")[1] in given]
+    return f". The field is --config.{' or --config.'.join(meant)}" if meant else ""
 
 
 def run(rest, assignments):
@@ -185,11 +192,15 @@ def execute(assignments):
     if set(FLAGS.mode) - NO_DATA_MODES:  # a mistake in the data is found before anything is written
         from g16net import assemble
 
-        assemble.open_sources(config)
+        train_source, _ = assemble.open_sources(config)
+        if "train" in FLAGS.mode:
+            importlib.import_module(MODES["train"]).steps_per_epoch(config, train_source)
     chief = runtime.chief(config)
     check_workdir(config, workdir)
     if chief:
-        settle_workdir(config, workdir, keep_config=bool(set(FLAGS.mode) & RUN_MODES))
+        # an evaluation with other weights or sizes leaves the run's config as it is
+        new = not os.path.exists(os.path.join(workdir, "config.json"))
+        settle_workdir(config, workdir, keep_config="train" in FLAGS.mode or new and bool(set(FLAGS.mode) & RUN_MODES))
     if demo:
         print(DEMO_START)
     # JSON lines have stdout to themselves
@@ -300,9 +311,13 @@ def resolve(assignments, experiment, data=None, workdir=None):
 
 
 def check_workdir(config, workdir):
-    """Refuses a `workdir` that holds a run which these settings would make another one."""
+    """Refuses a `workdir` that holds a run which these settings would make another one.
+
+    A run without a checkpoint, which ended before its first, is none.
+    """
     path = os.path.join(workdir, "config.json")
-    if set(FLAGS.mode) & RUN_MODES and os.path.exists(path):
+    begun = os.path.isdir(os.path.join(workdir, "checkpoints"))
+    if set(FLAGS.mode) & RUN_MODES and begun and os.path.exists(path):
         different = recipe.training_differences(recipe.resolve(config_lib.load(path)), config)
         if different:
             raise UserError(
@@ -436,6 +451,7 @@ def split_assignments(argv):
 
 
 def fail(message):
+    """Prints the message as every mistake's, and ends with status 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 

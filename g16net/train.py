@@ -133,6 +133,12 @@ def run_error(error, devices, workdir, position):
     known = devices.failed(error)
     if known is not None:
         return known
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        return RunError(
+            f"out of memory in the run in {workdir!r} at step {position.step + 1}: {compat.reason(error)}. Take the "
+            "same global batch in smaller passes with --config.runtime.grad_accumulation=2 (or 4, 8, ...), or smaller "
+            "images with --config.data.train_size, and run the command again"
+        )
     return RunError(
         f"the run in {workdir!r} ended at step {position.step + 1}: {compat.reason(error)}. The newest checkpoint is "
         "kept; mend the cause and run the same command again to go on from it"

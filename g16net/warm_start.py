@@ -50,7 +50,10 @@ def load(config, model):
 
 
 def read(path, weights="average"):
-    """{name: array} of the weights in `path`: a workdir, a checkpoint's folder, or a `.keras` file; UserError where none is there."""
+    """{name: array} of the weights in `path`: a workdir, a checkpoint's folder, or a `.keras` file.
+
+    UserError where none is there.
+    """
     if path.endswith(".keras"):
         return _from_keras(path)
     folder = path

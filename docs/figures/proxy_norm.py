@@ -4,8 +4,8 @@
 
 Left: mean and standard deviation of swish(gamma p + beta) for a standard normal p, exactly (4,001 points of the
 trapezoidal rule) and by the layer's two rules. Right: in untrained networks, fed with crops of two real photos, the
-share of the power of normalised pre-activations that lies in their channels' means (`drift`), at the norm after each block's
-spatial convolution. Batch norm, with the statistics of the batch, has none by construction.
+share of the power of normalised pre-activations that lies in their channels' means (`drift`), at the norm after each
+block's spatial convolution. Batch norm, with the statistics of the batch, has none by construction.
 """
 
 import argparse

@@ -16,6 +16,8 @@ def detect(text):
     if text in NAMES or text.startswith("tfds:"):
         return text, ""
     if not os.path.isdir(text):
+        if os.path.exists(text):
+            raise UserError(f"--data={text} is a file; name the folder that holds train/CLASS/IMAGE or CLASS/IMAGE")
         hint = "" if os.sep in text else f" As the name of a source: {suggest(text, NAMES + ('tfds:NAME',))}"
         raise UserError(f"--data={text}: no such folder (looked at {os.path.abspath(text)}).{hint}")
     kind = _kind(text)

@@ -14,7 +14,10 @@ from g16net import compat
 
 
 def exponential(values, decay=0.97):
-    """The average of an iterable of arrays: the first, then decay * average + (1 - decay) * next, in float64; ValueError for none."""
+    """The average of an iterable of arrays: the first, then decay * average + (1 - decay) * next, in float64.
+
+    ValueError where there is none.
+    """
     average = None
     for value in values:
         value = np.asarray(value, np.float64)

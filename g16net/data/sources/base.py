@@ -89,7 +89,10 @@ def arrays(name, split, images, labels, class_names):
 
 
 def choose_split(split, available, where):
-    """The name in `available` that `split` means: itself, or another usual name of the same part; UserError for none."""
+    """The name in `available` that `split` means: itself, or another usual name of the same part.
+
+    UserError where there is none.
+    """
     usual = [("train", "training"), ("validation", "val", "valid", "test", "eval")]
     same = next((names for names in usual if split in names), ())
     for name in (split,) + same:

@@ -52,6 +52,12 @@ def open_folder(split, data_dir=None, holdout=0.2, max_file_bytes=2**26):
     if root == data_dir:
         check_labels(labels, len(class_names), root, class_names)
         keep = held_out(labels, holdout) != training
+        if not keep.any():
+            raise UserError(
+                f"{root}: holding out {holdout:g} of each class leaves no image for {chosen}; the largest class has "
+                f"{np.bincount(labels).max()}. Add images, set --config.data.holdout=0.5, or lay them out as "
+                "train/CLASS and val/CLASS"
+            )
         paths, sizes, labels = [p for p, k in zip(paths, keep) if k], sizes[keep], labels[keep]
         logging.info(
             "%s: %g of each class is the validation split; %s has %d images", root, holdout, chosen, len(labels)
