@@ -18,8 +18,8 @@ def check_epsilon(name, value):
 
 
 def check_groups(groups, channels):
-    """min(channels, groups), the number of groups that a norm over `channels` channels uses; raises where it does not
-    divide them."""
+    """min(channels, groups), the number of groups that a norm over `channels` channels uses; ValueError where it
+    does not divide them."""
     groups = min(channels, groups)
     if channels % groups:
         valid = [n for n in range(1, channels + 1) if channels % n == 0]

@@ -42,7 +42,7 @@ def split(model, name):
 class Inference(keras.layers.Layer):
     """Calls `model` as in inference, also within a model that trains: Keras 3 passes `training` on to nested models.
 
-    For use within a program, not for saving.
+    `[batch, height, width, 3]` in, what the model gives out. For use within a program, not for saving.
     """
 
     def __init__(self, model, **kwargs):
