@@ -3,6 +3,7 @@
 import ast
 import glob
 import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -68,6 +69,8 @@ def test_commands_resolve_or_are_marked(page, tmp_path, monkeypatch):
         for command in commands:
             words = ours(command)
             first = command.split()[0].lstrip("-")
+            if words == ["..."]:
+                continue
             if words is not None:
                 resolves(words, tmp_path)
             elif first == "make":

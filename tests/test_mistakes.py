@@ -18,7 +18,7 @@ import pages
 import pytest
 import tensorflow as tf
 
-from g16net import assemble, checkpoint, cli, config, experiments, extras, recipe
+from g16net import assemble, checkpoint, cli, compat, config, experiments, extras, recipe
 from g16net.optim.weight_average import WeightAverage
 
 RUN = "--experiment=g16_ln_pn:small,variant=TINY"
@@ -176,6 +176,8 @@ def test_the_message_is_the_pages(title, place, capsys, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(place))
     monkeypatch.delenv("TF_CONFIG", raising=False)
     monkeypatch.chdir(place)
+    if title == "IPU without its SDK" and compat.KERAS3:
+        pytest.skip("Keras 3 has a message of its own, as the SDK's is Keras 2.6")
     held = None
     if title == "two trainings in one workdir":
         held = open(place / "run" / ".lock", "a+", encoding="utf-8")
