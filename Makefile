@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export CUDA_VISIBLE_DEVICES ?= -1
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick lint docs clean
 
 demo: $(VENV)/.installed  ## trains, evaluates and exports on the embedded digits
 	$(BIN)/python launch.py --experiment=g16_ln_pn --workdir=runs/demo
@@ -19,6 +19,10 @@ quick: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: $(VENV)/.installed  ## the reference from the docstrings, and the figures
+	$(BIN)/python docs/make_api.py
+	$(BIN)/python docs/figures/proxy_norm.py --out=docs/images/proxy_norm.png
 
 $(VENV)/.installed: setup.cfg
 	$(PYTHON) -m venv $(VENV)

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pages
 import pytest
 
@@ -184,6 +185,22 @@ def test_scripts_run_under_both_keras(legacy, tmp_path):
     assert len(scripts) == 3
     for script in scripts:
         subprocess.run([sys.executable, "-c", script], check=True, cwd=str(tmp_path), env=environment)
+
+
+def test_the_figure_measures_what_it_says():
+    sys.path.insert(0, os.path.join(pages.ROOT, "docs", "figures"))
+    import proxy_norm
+
+    from g16net.layers.proxy_norm import proxy_moments, quadrature_points
+
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 6))
+    assert proxy_norm.drift(x + 9 * np.arange(6), "bn") < 1e-6
+    assert proxy_norm.drift(x, "ln") < 0.05
+    assert proxy_norm.drift(0.01 * x + np.arange(6), "ln") > 0.99
+    rule = quadrature_points("gauss_hermite", 32)
+    mean, variance = proxy_moments(*np.array([[1.5], [0.5], [0.0], [0.0]], "float32"), "swish", *rule)
+    expected = proxy_norm.exact(1.5, 0.5)
+    np.testing.assert_allclose([mean[0], variance[0] ** 0.5], expected, rtol=1e-3)
 
 
 # The reference
