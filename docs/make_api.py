@@ -37,7 +37,7 @@ MODULES = {
     "Data": ("data.sources", "data.sources.base", "data.pipeline", "data.order", "data.transforms", "data.augment"),
     "Data, on the way": ("data.mixing", "data.cache", "data.features", "data.make_set"),
     "Runs": ("config", "experiments", "recipe", "assemble", "sweep", "records"),
-    "Modes": ("train", "finetune", "evaluate", "predict", "inspect_data"),
+    "Modes": ("train", "finetune", "evaluate", "predict", "channels", "inspect_data"),
     "Export": ("export", "export.folding", "export.verify", "export.runners"),
 }
 

@@ -2,7 +2,7 @@
 
 Expect: no published figure under this recipe.
 Run: launch.py --experiment=g1_bn:variant=B0,resolution=native
-     (variant B0 to B7; resolution native or half; `demo` for the embedded digits)
+     (variant B0 to B7; resolution native or half; `small` for small sets, `demo` for the embedded digits)
 """
 
 from g16net import recipe

@@ -3,7 +3,7 @@
 Expect: top-1, B0..B5: 76.16 78.23 79.21 80.66 81.98 82.84 % without fine-tuning,
 79.10 80.80 81.44 82.07 82.90 83.40 % with it (readings off the published summary figure).
 Run: launch.py --experiment=g1_gn:variant=B0,resolution=native
-     (variant B0 to B7; resolution native or half; `demo` for the embedded digits)
+     (variant B0 to B7; resolution native or half; `small` for small sets, `demo` for the embedded digits)
 """
 
 from g16net import recipe

@@ -21,6 +21,7 @@ IMAGES = 1024  # of the evaluation split at most: pixels make the figures exact 
 
 
 def check(config):
+    """ConfigError where the devices cannot do it."""
     if config.runtime.strategy != "default":
         raise ConfigError(
             f"runtime.strategy={config.runtime.strategy}: --mode=channels looks into one network; run it with "

@@ -88,8 +88,17 @@ def _experiment(network):
 def inspect(path):
     """The `Foreign` weights at `path`, or None where they are ours (a workdir, a checkpoint, a `.keras` file).
 
-    UserError where nothing is there, or a file of another kind.
+    UserError where nothing is there, or a file that is damaged or of another kind.
     """
+    try:
+        return _inspect(path)
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
+        raise UserError(f"init.checkpoint={path} cannot be read ({error}); is it whole? It takes {KINDS}") from error
+
+
+def _inspect(path):
     if os.path.isdir(path):
         return _folder(path)
     if not os.path.exists(path):

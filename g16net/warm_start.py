@@ -22,7 +22,12 @@ def load(config, model):
     """
     path = config.init.checkpoint
     foreign = foreign_weights.inspect(path)
-    stored = foreign.values(model) if foreign else read(path, config.init.weights)
+    try:
+        stored = foreign.values(model) if foreign else read(path, config.init.weights)
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"init.checkpoint={path} cannot be read ({error}); is it whole?") from error
     loaded, kept = [], []
     for variable in checkpoint.model_state(model).values():
         name = compat.name_of(variable)

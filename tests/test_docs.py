@@ -14,7 +14,7 @@ import numpy as np
 import pages
 import pytest
 
-from g16net import cli, compat, foreign_weights, recipe, sweep
+from g16net import cli, compat, experiments, foreign_weights, recipe, sweep
 from g16net import config as config_lib
 from g16net.data import detect
 
@@ -253,6 +253,13 @@ def test_layers_tell_their_shapes():
 def test_the_reference_is_current():
     with open(make_api.PAGE, encoding="utf-8") as file:
         assert file.read() == make_api.text(), "run: python docs/make_api.py"
+
+
+def test_the_readme_names_every_mode_and_experiment():
+    with open(os.path.join(pages.ROOT, "README.md"), encoding="utf-8") as file:
+        text = file.read()
+    assert not [mode for mode in cli.MODES if mode not in text]
+    assert not [name for name in experiments.names() if f"`{name}`" not in text]
 
 
 def test_no_page_is_missing_from_the_index():

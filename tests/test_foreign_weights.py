@@ -1,5 +1,6 @@
 """Runs that start from weights of timm, keras.applications and TensorFlow 1: kind, network, arrays, what is told."""
 
+import contextlib
 import json
 import pathlib
 import pickle
@@ -182,6 +183,32 @@ def test_other_files_are_refused_before_a_run(name, match, tmp_path):
     other_files(tmp_path)
     with pytest.raises(UserError, match=match):
         settled(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ["keras", "safetensors"])
+def test_damaged_files_are_refused(ending, timm_file, tmp_path):
+    if ending == "keras":
+        if compat.TF_VERSION < (2, 12):
+            pytest.skip("this Keras has no .keras files")
+        path = tmp_path / "model.keras"
+        image = keras.Input((8, 8, 3))
+        keras.Model(image, keras.layers.Conv2D(4, 3, name="stem_conv")(image)).save(str(path))
+    else:
+        path = pathlib.Path(timm_file[0])
+    whole = path.read_bytes()
+    damaged = tmp_path / "damaged"
+    rng = np.random.default_rng(0)
+    for share in (0.1, 0.5, 0.9):
+        damaged.write_bytes(whole[: int(len(whole) * share)])
+        with contextlib.suppress(UserError):  # cut behind its header, a safetensors file is refused when it is read
+            foreign_weights.inspect(str(damaged))
+    for _ in range(60):
+        content = bytearray(whole)
+        for place in rng.integers(0, min(len(whole), 3000), 4):
+            content[place] = rng.integers(0, 256)
+        damaged.write_bytes(bytes(content))
+        with contextlib.suppress(UserError):
+            foreign_weights.inspect(str(damaged))
 
 
 def test_small_form_of_an_experiment():
