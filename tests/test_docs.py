@@ -95,7 +95,7 @@ def resolves(words, folder):
     rest = [word for word in cli.FLAGS(arguments)[1:] if word != "..."]
     assert not rest, rest
     flags = cli.FLAGS
-    if flags.list or flags.version or flags.mode == ["data_service"]:
+    if flags.list or flags.version or flags.mode in (["data_service"], ["report"]):
         return
     if flags.mode == ["sweep"]:
         sweep.plan(flags.experiment, flags.workdir or str(folder / "sweep"), assignments, flags.data or "")
