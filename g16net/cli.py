@@ -390,7 +390,7 @@ def figure(name, value, width=0):
         value = f"{value:.5g}"
     elif isinstance(value, dict):
         value = ", ".join(figure(*item) for item in value.items())
-    return f"{name.replace('_', ' '):{width}} {value}"
+    return f"{name.replace('_', ' ').ljust(width)} {value}"
 
 
 def dry_run(config):

@@ -319,7 +319,7 @@ def test_an_interrupt_ends_the_runs_and_leaves_them_to_go_on(tmp_path):
     os.kill(run, signal.SIGINT)  # a terminal sends it to all
     os.kill(scheduler.pid, signal.SIGINT)
     output, _ = scheduler.communicate(timeout=60)
-    assert scheduler.returncode == 130 and "the same command goes on" in output
+    assert scheduler.returncode == 130 and "the same command goes on" in output, output
     wait_for(lambda: not sweep._alive(run), seconds=20)
     queue = sweep.Queue(os.path.join(workdir, "queue"))
     assert queue.state("long")[0] == sweep.STALE
