@@ -404,6 +404,8 @@ def sweep(
                     continue
                 process.join()
                 del working[name]
+                if process.exitcode >= 128:  # a signal stopped it after it saved: whoever takes it over goes on
+                    continue
                 if not os.path.exists(claim.result) and claim.touch():  # it could not say so itself
                     log = os.path.join(workdir, name, "run.log")
                     how = f"ended by signal {-process.exitcode}" if process.exitcode < 0 else last_line(log)

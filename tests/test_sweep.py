@@ -334,3 +334,14 @@ def test_a_run_killed_under_a_living_scheduler_fails_by_name(tmp_path):
     output, _ = scheduler.communicate(timeout=120)
     assert scheduler.returncode == 1
     assert "ended by signal 9" in output and "1 failed" in output
+
+
+@pytest.mark.slow
+def test_a_run_stopped_by_a_signal_goes_on_under_its_scheduler(tmp_path):
+    path, workdir, checkpoint = long_run(tmp_path)
+    scheduler = start(path, workdir)
+    wait_for(checkpoint.exists)
+    os.kill(json.loads(open(os.path.join(workdir, "queue", "long.1.claim")).read())["pid"], signal.SIGTERM)
+    output, _ = scheduler.communicate(timeout=300)
+    assert scheduler.returncode == 0, output
+    assert "long.2.json" in os.listdir(os.path.join(workdir, "queue"))
