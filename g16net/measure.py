@@ -151,7 +151,7 @@ def throughput(networks, sizes, batch=16, dtype="float32", rounds=3, seconds=2.0
         with policy(dtype):
             model = efficientnet.build(**arguments)
         model.compile(RMSProp(1e-3), loss=SmoothedCrossEntropy(arguments.get("num_classes", 1000)))
-        infer = tf.function(lambda images, model=model: model(images, training=False), reduce_retracing=True)
+        infer = tf.function(lambda images, model=model: model(images, training=False))
         for size in sizes:
             images = tf.random.uniform([batch, size, size, 3], 0, 255)
             labels = tf.zeros([batch], tf.int32)

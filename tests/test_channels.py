@@ -34,7 +34,7 @@ def test_statistics_are_those_of_all_images_whatever_the_batches(norm):
     assert [row["depth"] for row in whole] == list(range(len(whole))) and whole[0]["layer"].startswith("stem")
     assert len(whole) == sum(layer.name.endswith("norm") for layer in model.layers)
     for a, b in zip(whole, parts):
-        np.testing.assert_allclose(a["mean"], b["mean"], atol=1e-5)
+        np.testing.assert_allclose(a["mean"], b["mean"], rtol=1e-5, atol=1e-4)
         assert a["drift"] == pytest.approx(b["drift"], abs=1e-5) and 0 <= a["drift"] <= 1
     few = channels.statistics(model, [images[:5], images[5:]], images=3)
     np.testing.assert_allclose(few[-1]["mean"], channels.statistics(model, [images[:3]])[-1]["mean"], atol=1e-5)
