@@ -40,13 +40,15 @@ MODES = {
     "channels": "g16net.channels",
     "inspect_data": "g16net.inspect_data",
     "benchmark_data": "g16net.benchmark_data",
+    "benchmark": "g16net.benchmark",
     "costs": "g16net.performance",
 }
 
 RUN_MODES = {"train", "finetune", "evaluate", "export"}  # they belong to one run, whose config the workdir keeps
 WORKER_MODES = {"train", "evaluate"}  # all workers of a run do them together; the others are the chief's
-NO_DATA_MODES = {"export", "predict", "costs"}  # they open no data, or only what they need of it
+NO_DATA_MODES = {"export", "predict", "benchmark", "costs"}  # they open no data, or only what they need of it
 OPTIONS = {  # flags that modes take
+    "benchmark": ("peers",),
     "benchmark_data": ("peers",),
     "verify_export": ("file",),
     "predict": ("images",),
@@ -74,7 +76,7 @@ flags.DEFINE_list("compare", [], "costs: readings (of the paper), measured (netw
 flags.DEFINE_list("images", [], "predict: image files, folders and globs.")
 flags.DEFINE_integer("jobs", 1, "sweep: runs at a time in this process' care; others may work in the same workdir.", 1)
 flags.DEFINE_bool("retry", False, "sweep: try again what failed.")
-flags.DEFINE_list("peers", [], "What benchmark_data is compared with: timm, tf.")
+flags.DEFINE_list("peers", [], "With whom benchmark (timm, keras) and benchmark_data (timm, tf) compare.")
 flags.DEFINE_list("runs", [], "report: folders of runs, of sweeps, of benchmarks and costs, and globs of them.")
 flags.DEFINE_bool("quoted", True, "report: show what was read off the paper's figure beside.")
 flags.DEFINE_string("role", "", "data_service: dispatcher or worker.")
@@ -176,8 +178,9 @@ def execute(assignments):
             raise UserError(f"unknown mode {mode!r}. {config_lib.suggest(mode, MODES)}")
     if FLAGS.format:
         assignments = assignments + [("export.format", FLAGS.format)]
-    # Costs look at no image, so that no demo is made for want of some.
-    data = FLAGS.data or ("synthetic" if FLAGS.mode == ["costs"] and FLAGS.experiment else None)
+    # Costs and speed depend on no image, so that no demo is made for want of some.
+    imageless = set(FLAGS.mode) <= {"costs", "benchmark"} and FLAGS.experiment
+    data = FLAGS.data or ("synthetic" if imageless else None)
     config, name, demo = resolve(assignments, FLAGS.experiment, data, FLAGS.workdir)
     start_tensorflow()
     if FLAGS.dry_run:

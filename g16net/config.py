@@ -58,6 +58,17 @@ def _sizes(default, comment, low=8):
     return Field(default, tuple, comment, f"whole pixels, each at least {low}", lambda v: all(s >= low for s in v))
 
 
+def _choices(default, choices, comment):
+    """A text of some of `choices` with commas between them."""
+    return Field(
+        default,
+        str,
+        comment,
+        "one or more of " + ", ".join(choices),
+        lambda v: bool(v) and all(part in choices for part in v.split(",")),
+    )
+
+
 VARIANT_NAMES = ("B0", "B1", "B2", "B3", "B4", "B5", "B6", "B7", "CIFAR", "TINY")
 NORMS = ("bn", "gn", "ln", "ln_pn", "gn_pn")
 
@@ -274,6 +285,22 @@ FIELDS = {
     ),
     "export.calibration": _at_least(128, 1, "training images from which int8 takes the ranges of activations"),
     "export.check_images": _at_least(256, 1, "test images on which an export is compared with its checkpoint"),
+    # benchmark
+    "benchmark.tasks": _choices("train,infer", ("train", "infer"), "what is timed"),
+    "benchmark.precisions": _choices(
+        "float32", ("float32", "mixed_bfloat16", "mixed_float16"), "of compute, each timed beside the others"
+    ),
+    "benchmark.batches": Field((16,), tuple, "images in a step", "whole numbers above 0", lambda v: v and min(v) >= 1),
+    "benchmark.sizes": _sizes((), "pixels; empty: data.train_size"),
+    "benchmark.experiments": Field(
+        "", str, "further experiments to time beside this one, with spaces between; NAME:ARG+key=value+key=value"
+    ),
+    "benchmark.rounds": _at_least(5, 1, "turns of each contender"),
+    "benchmark.seconds": _above_zero(2.0, "of a turn"),
+    "benchmark.layers": Field(True, bool, "profile a few steps too, for the time by kind of layer"),
+    "benchmark.input": Field(False, bool, "time training from the input pipeline too, and how long it waits for data"),
+    "benchmark.threads": _at_least(None, 1, "of each contender; None: a thread a core", optional=True),
+    "benchmark.compile": Field(False, bool, "let timm's networks try torch.compile; takes minutes"),
     # predict
     "predict.top": _at_least(5, 1, "classes shown for an image"),
     "predict.output": _one_of("table", ("table", "jsonl"), "on stdout; jsonl: JSON lines and nothing else"),

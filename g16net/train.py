@@ -9,6 +9,7 @@ middle of an epoch too: the next batch is the one that would have come. Where th
 import os
 import sys
 import time
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from absl import logging
@@ -16,6 +17,7 @@ from tensorflow import keras
 
 from g16net import assemble, checkpoint, compat, records, runtime, warm_start
 from g16net.config import ConfigError, RunError
+from g16net.data.waiting import Waiting
 from g16net.optim.weight_average import WeightAverage
 from g16net.report import curves
 from g16net.signals import Signals, Stopped
@@ -35,22 +37,7 @@ def train(config, workdir):
     if devices.chief:
         os.makedirs(workdir, exist_ok=True)
         assemble.save_classes(workdir, train_source)
-    with devices.strategy.scope():
-        size = None if config.data.progressive else config.data.train_size
-        model = assemble.model(config, train_source.num_classes, size)
-        devices.prepare(model)
-        guard = "none" if devices.on_ipu else "skip" if config.runtime.max_skipped else "report"
-        inner = assemble.optimizer(config, steps, devices.optimizer_accumulation, guard)
-        optimizer = devices.optimizer(inner)
-        loss = assemble.loss(config, train_source.num_classes)
-        trainer = assemble.training_model(config, model)
-        trainer.compile(
-            optimizer,
-            loss=loss,
-            metrics=devices.metrics(loss),
-            steps_per_execution=devices.steps_per_execution,
-        )
-        trainer.distribute_reduction_method = "first"  # metrics are reduced over replicas before they are logged
+    model, trainer, inner, optimizer = build(config, devices, train_source.num_classes, steps)
     average = WeightAverage(model, config.regularise.average)  # outside the scope: on the host
     with devices.strategy.scope():
         saved = checkpoint.Checkpoints(
@@ -72,13 +59,14 @@ def train(config, workdir):
     describe(config, model, train_source, eval_source, position, devices)
 
     evaluator = devices.evaluator(model, eval_source)
+    waiting = Waiting() if config.runtime.strategy == "default" else None  # the others read ahead on their own
     with Signals() as signals:
         callbacks = devices.callbacks(
             [
                 position,
-                Progress(position, config.run.epochs, config.run.global_batch),
+                Progress(position, config.run.epochs, config.run.global_batch, waiting=waiting),
                 StopOnNotFinite(inner, model.trainable_variables, position, config.runtime.max_skipped),
-                Bookkeeping(config, workdir, position, saved, average, evaluator, optimizer, devices, signals),
+                Bookkeeping(config, workdir, position, saved, average, evaluator, optimizer, devices, signals, waiting),
             ]
         )
         try:
@@ -86,8 +74,9 @@ def train(config, workdir):
             for begin, first, end in position.stretches(config.run.epochs):
                 for size, epoch, epochs in assemble.progressive_parts(config, begin, end):
                     batches = assemble.train_batches(config, train_source, epoch, first, shard=devices.shard, size=size)
+                    batches = devices.feed(batches)
                     trainer.fit(
-                        devices.feed(batches),
+                        waiting.watch(batches) if waiting else batches,
                         initial_epoch=epoch,
                         epochs=epochs,
                         steps_per_epoch=devices.steps(steps - first),
@@ -111,6 +100,37 @@ def train(config, workdir):
     if devices.chief:
         figures["curves"] = curves.draw(history, os.path.join(workdir, "curves.png"), title=assemble.title(config))
     return figures
+
+
+class Built(NamedTuple):
+    """What `build` makes: the network, what is compiled (it may hold the network), and the optimizer, bare and as it is
+    compiled with."""
+
+    model: keras.Model
+    trainer: keras.Model
+    inner: compat.Optimizer
+    optimizer: Any
+
+
+def build(config, devices, num_classes, steps):
+    """A network ready to train on `devices` with epochs of `steps` updates, as `Built`."""
+    with devices.strategy.scope():
+        size = None if config.data.progressive else config.data.train_size
+        model = assemble.model(config, num_classes, size)
+        devices.prepare(model)
+        guard = "none" if devices.on_ipu else "skip" if config.runtime.max_skipped else "report"
+        inner = assemble.optimizer(config, steps, devices.optimizer_accumulation, guard)
+        optimizer = devices.optimizer(inner)
+        loss = assemble.loss(config, num_classes)
+        trainer = assemble.training_model(config, model)
+        trainer.compile(
+            optimizer,
+            loss=loss,
+            metrics=devices.metrics(loss),
+            steps_per_execution=devices.steps_per_execution,
+        )
+        trainer.distribute_reduction_method = "first"  # metrics are reduced over replicas before they are logged
+    return Built(model, trainer, inner, optimizer)
 
 
 def steps_per_epoch(config, source):
@@ -279,10 +299,15 @@ class NotFinite(RunError, FloatingPointError):
 
 
 class Progress(keras.callbacks.Callback):
-    """Images a second and time left: a bar on a terminal, otherwise `lines` log lines an epoch."""
+    """Images a second, the share of the time that went into waiting for them, and time left: a bar on a terminal,
+    otherwise `lines` log lines an epoch.
 
-    def __init__(self, position, epochs, global_batch, lines=4, stream=None):
+    `waiting`: the `Waiting` that watches the batches, or None where nobody knows.
+    """
+
+    def __init__(self, position, epochs, global_batch, lines=4, stream=None, waiting=None):
         super().__init__()
+        self.waiting = waiting
         self.position, self.epochs, self.global_batch, self.lines = position, epochs, global_batch, lines
         self.stream = stream or sys.stderr
         self.terminal = self.stream.isatty()
@@ -294,19 +319,23 @@ class Progress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         now, done, steps = time.monotonic(), self.position.in_epoch, self.position.steps
         if self.first is None:  # the first step compiles: speed counts from its end
-            self.first = (now, done)
+            self.first = (now, done, self._waited())
             return
         every = max(steps // self.lines, 1)
         due = now - self.shown > 0.2 if self.terminal else done // every > (done - 1) // every
         if not due and done < steps:
             return
         self.shown = now
-        speed = (done - self.first[1]) / max(now - self.first[0], 1e-9)
+        passed = max(now - self.first[0], 1e-9)
+        speed = (done - self.first[1]) / passed
         left = ((self.epochs - self.epoch) * steps - done) / speed
         text = (
             f"epoch {self.epoch + 1}/{self.epochs} step {done}/{steps} loss {float(logs['loss']):.4f} "
-            f"{speed * self.global_batch:.0f} images/s, {duration(left)} left"
+            f"{speed * self.global_batch:.0f} images/s, "
         )
+        if self.waiting:
+            text += f"{(self._waited() - self.first[2]) / passed:.0%} of it waiting for data, "
+        text += f"{duration(left)} left"
         if not self.terminal:
             logging.info(text)
             return
@@ -314,6 +343,9 @@ class Progress(keras.callbacks.Callback):
         end = "\n" if done == steps else ""
         self.stream.write(f"\r[{'#' * filled}{'.' * (24 - filled)}] {text}\033[K{end}")
         self.stream.flush()
+
+    def _waited(self):
+        return self.waiting.read()["waited"] if self.waiting else 0.0
 
 
 def duration(seconds):
@@ -329,8 +361,9 @@ class Bookkeeping(keras.callbacks.Callback):
     Only the chief writes. It raises `Stopped` where a signal came.
     """
 
-    def __init__(self, config, workdir, position, saved, average, evaluator, optimizer, devices, signals):
+    def __init__(self, config, workdir, position, saved, average, evaluator, optimizer, devices, signals, waiting):
         super().__init__()
+        self.waiting = waiting
         self.config, self.workdir, self.position, self.saved = config, workdir, position, saved
         self.average, self.evaluator, self.optimizer = average, evaluator, optimizer
         self.devices, self.signals = devices, signals
@@ -347,6 +380,7 @@ class Bookkeeping(keras.callbacks.Callback):
         done = self.position.in_epoch
         if self.first_step_done is None:
             self.first_step_done, self.timed_from = time.monotonic(), done
+            self.waited = self.waiting.read()["waited"] if self.waiting else 0.0
         if done == self.position.steps:
             return  # the epoch's end saves, with its figures
         every = self.config.checkpoint.every_steps
@@ -394,6 +428,9 @@ class Bookkeeping(keras.callbacks.Callback):
             "images_per_second": round(images * self.config.run.global_batch / (trained - since), 2),
             "seconds": round(self.before + trained - self.started, 3),
         }
+        if self.waiting and timed:
+            waited = self.waiting.read()["waited"] - self.waited
+            record["input_wait"] = round(waited / (trained - since), 4)
         last = done == self.config.run.epochs
         if done % self.config.eval.every_epochs == 0 or last:
             record.update(self._evaluate())

@@ -132,8 +132,9 @@ class ProxyNormActivation(keras.layers.Layer):
         """(mean, 1 / sqrt(variance + proxy_epsilon)) of the proxy activation: float32 [channels]."""
         weights = [tf.convert_to_tensor(w) for w in (self.gamma, self.beta, self.proxy_gamma, self.proxy_beta)]
         points = quadrature_points(self.quadrature, self.points)
-        mean, variance = proxy_moments(*weights, self.activation, *points)
-        return mean, tf.math.rsqrt(variance + self.proxy_epsilon)
+        with tf.name_scope("proxy"):
+            mean, variance = proxy_moments(*weights, self.activation, *points)
+            return mean, tf.math.rsqrt(variance + self.proxy_epsilon)
 
     def call(self, inputs):
         mean, inv_std = self.proxy_statistics()
