@@ -146,7 +146,7 @@ def foreign(config, peers):
         return lambda dtype: {"model": model, "dtype": dtype, "multiply_adds": macs, **more}
 
     if "timm" in peers:
-        extras.need("timm", "peers", "--peers=timm")
+        extras.find("timm", "peers", "--peers=timm")
         there = ("", "_gn", "_g8_gn") if variant in ("B0", "B3") else ("",)  # what timm 1.0 has
         for pattern, kind in TIMM.items():
             if pattern.endswith(tuple(f"}}{end}" for end in there)):

@@ -4,7 +4,6 @@ Every row is timed in `rounds` turns, all rows in each turn, so that a machine w
 a row's figure is the median of its turns.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from g16net import assemble
+from g16net import assemble, extras
 from g16net.config import UserError
 from g16net.data import order as orders
 from g16net.data import transforms
@@ -151,8 +150,7 @@ def timm_rate(config):
     """A function that times timm's loader with two workers on the same class folders, see `timm_peer`."""
     if config.data.name != "folder":
         raise UserError(f"--peers=timm reads class folders; data.name is {config.data.name!r}: give --data=FOLDER")
-    if importlib.util.find_spec("timm") is None:
-        raise UserError("--peers=timm needs timm and torchvision: pip install 'g16net[peers]'")
+    extras.find("timm", "peers", "--peers=timm")
     folder = os.path.join(config.data.dir, "train")
     root = folder if os.path.isdir(folder) else config.data.dir
     size, batch = str(config.data.train_size), str(config.run.global_batch)

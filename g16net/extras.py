@@ -1,6 +1,7 @@
 """Packages that only some commands need, with the command that installs them where they are missing."""
 
 import importlib
+import importlib.util
 
 from g16net.config import UserError
 
@@ -19,3 +20,9 @@ def need(module, extra, purpose):
         raise UserError(
             f"{purpose} needs the package {module.split('.')[0]!r} ({error}); install it: pip install 'g16net[{extra}]'"
         ) from error
+
+
+def find(module, extra, purpose):
+    """As `need`, for a package that another process imports: TensorFlow and torch do not share one well."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{purpose} needs the package {module!r}; install it: pip install 'g16net[{extra}]'")

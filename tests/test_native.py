@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from g16net import compat, native
 from g16net.data import transforms
+from g16net.layers import proxy_norm
 from g16net.layers.norm_activation import norm_activation
 from g16net.native import build
 
@@ -166,6 +167,54 @@ def test_multiply(shape, dtype):
     expected = both(lambda: tf.cast(tf.cast(x, tf.float32) * gate[:, None, None], dtype))
     for value, right in zip(found, expected):
         np.testing.assert_allclose(value, right, atol=TOLERANCE[dtype] * np.abs(right).max())
+
+
+@needs_native
+@pytest.mark.parametrize("quadrature", [("quantile", 200), ("gauss_hermite", 32)], ids=lambda pair: pair[0])
+@pytest.mark.parametrize("channels, activation", [(1, "swish"), (20, "relu"), (97, "swish")])
+def test_proxy_moments(channels, activation, quadrature):
+    random = np.random.RandomState(0)
+    parameters = [tf.constant(random.randn(channels) * 0.3 + start, tf.float32) for start in (1, 0, 0, 0)]
+    gradients = [tf.constant(random.randn(channels), tf.float32) for _ in range(2)]
+    points = proxy_norm.quadrature_points(*quadrature)
+
+    @tf.function
+    def plain(*parameters):
+        mean, variance = proxy_norm.proxy_moments(*parameters, activation, *points)
+        moments = mean, tf.math.rsqrt(variance + 0.03)
+        return [*moments, *tf.gradients(moments, parameters, gradients)]
+
+    @tf.function
+    def fast(*parameters):
+        moments = native.proxy_moments(*parameters, activation, *points, epsilon=0.03)
+        assert moments[0].shape == moments[1].shape == [channels]
+        return [*moments, *tf.gradients(moments, parameters, gradients)]
+
+    for value, right in zip(fast(*parameters), plain(*parameters)):
+        np.testing.assert_allclose(value, right, rtol=0, atol=3e-6 * np.abs(right).max())
+
+
+@needs_native
+def test_proxy_moments_of_one_channel_do_not_depend_on_the_others():
+    random = np.random.RandomState(1)
+    parameters = [tf.constant(random.randn(70) * 0.3 + start, tf.float32) for start in (1, 0, 0, 0)]
+    points = proxy_norm.quadrature_points("quantile", 200)
+    whole = native.proxy_moments(*parameters, "swish", *points, epsilon=0.03)
+    part = native.proxy_moments(*[value[41:] for value in parameters], "swish", *points, epsilon=0.03)
+    for value, right in zip(part, whole):
+        np.testing.assert_array_equal(value, right[41:])
+    broken = [tf.where(tf.range(70) == 7, np.nan, parameters[0]), *parameters[1:]]
+    for value, right in zip(native.proxy_moments(*broken, "swish", *points, epsilon=0.03), whole):
+        assert np.isnan(value[7])
+        np.testing.assert_array_equal(np.delete(value, 7), np.delete(right, 7))
+
+
+@needs_native
+@pytest.mark.parametrize("wrong", range(4))
+def test_proxy_moments_refuses_parameters_of_another_length(wrong):
+    parameters = [tf.ones([5 + (index == wrong)]) for index in range(4)]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="does not fit"):
+        native.proxy_moments(*parameters, "swish", *proxy_norm.quadrature_points("quantile", 8), epsilon=0.03)
 
 
 @needs_native

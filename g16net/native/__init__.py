@@ -1,5 +1,5 @@
-"""Native CPU operations for what costs the most passes over memory: the norm-activation and the gate of SE layers, and
-the resize of the input side.
+"""Native CPU operations for what costs the most passes over memory, the norm-activation and the gate of SE layers; for
+the most nodes of the graph, the proxy's moments; and for the resize of the input side.
 
 They are compiled on first use, where there is a C++ compiler (see `build`), and give what TensorFlow's operations give:
 the resize byte for byte, the others to rounding. Layers ask `enabled` and go the plain way otherwise: without a
@@ -119,6 +119,23 @@ def multiply(x, gate):
 
 
 @tf.autograph.experimental.do_not_convert
+def proxy_moments(gamma, beta, proxy_gamma, proxy_beta, activation, nodes, weights, epsilon):
+    """(mean, 1 / sqrt(variance + epsilon)) by `layers.proxy_norm.proxy_moments`, of whose arguments there is `epsilon`
+    more."""
+    moments = library().g16_proxy_moments(
+        gamma=gamma,
+        beta=beta,
+        proxy_gamma=proxy_gamma,
+        proxy_beta=proxy_beta,
+        nodes=tf.constant(nodes, tf.float32),
+        weights=tf.constant(weights, tf.float32),
+        activation=activation,
+        epsilon=epsilon,
+    )
+    return _shaped(moments, [gamma] * 2)
+
+
+@tf.autograph.experimental.do_not_convert
 def resize(image, extent, half_pixel_centers, flip=False):
     """As `data.transforms.scale`: uint8 [height, width, channels] to `extent`, mirrored left to right where `flip`."""
     extent = tf.convert_to_tensor(extent, tf.int32)
@@ -150,6 +167,20 @@ def _shaped(gradients, values):
     for gradient, value in zip(gradients, values):
         gradient.set_shape(value.shape)
     return gradients
+
+
+@tf.RegisterGradient("G16ProxyMoments")
+def _proxy_moments_gradient(op, dmean, dinv_std):
+    parameters = "gamma", "beta", "proxy_gamma", "proxy_beta", "nodes", "weights"
+    gradients = library().g16_proxy_moments_grad(
+        dmean=dmean,
+        dinv_std=dinv_std,
+        mean=op.outputs[0],
+        inv_std=op.outputs[1],
+        **dict(zip(parameters, op.inputs)),
+        **{name: op.get_attr(name) for name in ("epsilon", "activation")},
+    )
+    return [*_shaped(gradients, op.inputs), None, None]
 
 
 @tf.RegisterGradient("G16Gate")

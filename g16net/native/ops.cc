@@ -1,4 +1,5 @@
-// The kernels as TensorFlow operations for the CPU: G16NormActivation, G16Gate and their gradients; G16Resize.
+// The kernels as TensorFlow operations for the CPU: G16NormActivation, G16Gate, G16ProxyMoments and their
+// gradients; G16Resize.
 //
 // Only TensorFlow's C API is used, the same binary interface in every version from 2.6 on. The gradients are tied to
 // their operations in Python.
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "proxy.h"
 #include "resize.h"
 #include "tensorflow/c/kernels.h"
 #include "tensorflow/c/ops.h"
@@ -79,13 +81,16 @@ class Call {
 
 Walk walk_of(const std::vector<int64_t>& shape) { return Walk(shape[0], shape[1] * shape[2], shape[3]); }
 
+template <bool grouped>
 void* create(TF_OpKernelConstruction* construction) {
   Config* config = new Config;
   TF_Status* status = TF_NewStatus();
   TF_Bool strided = 0;
   int32_t size = 0, total = 0;
-  TF_OpKernelConstruction_GetAttrInt32(construction, "groups", &config->groups, status);
-  TF_OpKernelConstruction_GetAttrBool(construction, "strided", &strided, status);
+  if (grouped) {
+    TF_OpKernelConstruction_GetAttrInt32(construction, "groups", &config->groups, status);
+    TF_OpKernelConstruction_GetAttrBool(construction, "strided", &strided, status);
+  }
   TF_OpKernelConstruction_GetAttrFloat(construction, "epsilon", &config->epsilon, status);
   TF_OpKernelConstruction_GetAttrSize(construction, "activation", &size, &total, status);
   std::vector<char> name(total + 1);
@@ -182,6 +187,53 @@ void compute_multiply_gradient(void*, TF_OpKernelContext* context) {
   if (call.ok()) multiply_gradient(walk_of(shape), dy, x, gate, dx, dgate);
 }
 
+// The inputs from `first` on: the four parameters, nodes and weights.
+Proxy proxy_of(Call& call, int first, int64_t channels, Points* points) {
+  const std::vector<int64_t> per_channel{channels};
+  Proxy given;
+  given.gamma = call.input<float>(first, per_channel);
+  given.beta = call.input<float>(first + 1, per_channel);
+  given.proxy_gamma = call.input<float>(first + 2, per_channel);
+  given.proxy_beta = call.input<float>(first + 3, per_channel);
+  TF_Tensor* nodes = call.input(first + 4);
+  points->count = nodes ? TF_TensorElementCount(nodes) : 0;
+  points->nodes = call.input<float>(first + 4, {points->count});
+  points->weights = call.input<float>(first + 5, {points->count});
+  return given;
+}
+
+void compute_proxy(void* kernel, TF_OpKernelContext* context) {
+  const Config& config = *static_cast<Config*>(kernel);
+  Call call(context);
+  TF_Tensor* gamma = call.input(0);
+  const int64_t channels = gamma ? TF_TensorElementCount(gamma) : 0;
+  Points points;
+  const Proxy given = proxy_of(call, 0, channels, &points);
+  float* mean = call.output<float>(0, {channels});
+  float* inv_std = call.output<float>(1, {channels});
+  if (!call.ok()) return;
+  const auto run = config.activation == "swish" ? proxy_moments<Swish> : proxy_moments<Relu>;
+  run(channels, points, given, config.epsilon, mean, inv_std);
+}
+
+void compute_proxy_gradient(void* kernel, TF_OpKernelContext* context) {
+  const Config& config = *static_cast<Config*>(kernel);
+  Call call(context);
+  TF_Tensor* gamma = call.input(4);
+  const int64_t channels = gamma ? TF_TensorElementCount(gamma) : 0;
+  Points points;
+  const Proxy given = proxy_of(call, 4, channels, &points);
+  const float* dmean = call.input<float>(0, {channels});
+  const float* dinv_std = call.input<float>(1, {channels});
+  const float* mean = call.input<float>(2, {channels});
+  const float* inv_std = call.input<float>(3, {channels});
+  float* outputs[4];
+  for (int i = 0; i < 4; ++i) outputs[i] = call.output<float>(i, {channels});
+  if (!call.ok()) return;
+  const auto run = config.activation == "swish" ? proxy_moments_gradient<Swish> : proxy_moments_gradient<Relu>;
+  run(channels, points, given, mean, inv_std, dmean, dinv_std, outputs[0], outputs[1], outputs[2], outputs[3]);
+}
+
 void* create_resize(TF_OpKernelConstruction* construction) {
   TF_Bool* half_pixel_centers = new TF_Bool(0);
   TF_Status* status = TF_NewStatus();
@@ -242,11 +294,28 @@ void define(const char* name, const std::vector<const char*>& inputs, const std:
   TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, like_first_input);
   TF_RegisterOpDefinition(definition, status);
   for (const auto& kernel : {std::make_pair(TF_FLOAT, float32), std::make_pair(TF_BFLOAT16, bfloat16)}) {
-    TF_KernelBuilder* builder = TF_NewKernelBuilder(name, "CPU", configured ? create : nullptr, kernel.second,
+    TF_KernelBuilder* builder = TF_NewKernelBuilder(name, "CPU", configured ? create<true> : nullptr, kernel.second,
                                                     configured ? destroy : nullptr);
     TF_KernelBuilder_TypeConstraint(builder, "T", kernel.first, status);
     TF_RegisterKernelBuilder(name, builder, status);
   }
+  TF_DeleteStatus(status);
+}
+
+void define_proxy(const char* name, const std::vector<const char*>& before, const std::vector<const char*>& outputs,
+                  Compute compute) {
+  TF_Status* status = TF_NewStatus();
+  TF_OpDefinitionBuilder* definition = TF_NewOpDefinitionBuilder(name);
+  for (const char* input : before) TF_OpDefinitionBuilderAddInput(definition, input);
+  for (const char* input :
+       {"gamma: float", "beta: float", "proxy_gamma: float", "proxy_beta: float", "nodes: float", "weights: float"})
+    TF_OpDefinitionBuilderAddInput(definition, input);
+  for (const char* output : outputs) TF_OpDefinitionBuilderAddOutput(definition, output);
+  for (const char* attribute : {"epsilon: float", "activation: string"})
+    TF_OpDefinitionBuilderAddAttr(definition, attribute);
+  TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, TF_ShapeInferenceContextSetUnknownShape);
+  TF_RegisterOpDefinition(definition, status);
+  TF_RegisterKernelBuilder(name, TF_NewKernelBuilder(name, "CPU", create<false>, compute, destroy), status);
   TF_DeleteStatus(status);
 }
 
@@ -275,6 +344,9 @@ __attribute__((constructor)) void define_all() {
   define("G16Gate", {"x: T", "gate: float"}, {"y: T"}, false, compute_multiply<float>, compute_multiply<BFloat16>);
   define("G16GateGrad", {"dy: T", "x: T", "gate: float"}, {"dx: T", "dgate: float"}, false,
          compute_multiply_gradient<float>, compute_multiply_gradient<BFloat16>);
+  define_proxy("G16ProxyMoments", {}, {"mean: float", "inv_std: float"}, compute_proxy);
+  define_proxy("G16ProxyMomentsGrad", {"dmean: float", "dinv_std: float", "mean: float", "inv_std: float"},
+               {"dgamma: float", "dbeta: float", "dproxy_gamma: float", "dproxy_beta: float"}, compute_proxy_gradient);
   define_resize();
 }
 
