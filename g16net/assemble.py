@@ -9,7 +9,7 @@ from g16net.config import UserError
 from g16net.data import augment as augment_lib
 from g16net.data import cache, mixing, pipeline, transforms
 from g16net.data.sources import open_source
-from g16net.models import efficientnet
+from g16net.models import efficientnet, recompute
 from g16net.optim import schedules
 from g16net.optim.losses import SmoothedCrossEntropy
 from g16net.optim.rmsprop import RMSProp
@@ -215,7 +215,9 @@ def model(config, num_classes, size=None):
 
 
 def training_model(config, network):
-    """What to compile and fit: the network, behind the mixing where that is done on the device."""
+    """What to compile and fit: the network, with recomputation where asked for, and behind the mixing where the device
+    does that."""
+    network = recompute.recomputing(network) if config.runtime.recompute else network
     return mix_on_device.training_model(network) if config.data.mix_on_device and mix(config) else network
 
 

@@ -217,6 +217,9 @@ FIELDS = {
     ),
     "runtime.deterministic": Field(False, bool, "only deterministic operations, at some cost in speed"),
     "runtime.steps_per_execution": _at_least(1, 1, "weight updates in one call of the device"),
+    "runtime.recompute": Field(
+        False, bool, "keep only the input of each block and compute the rest again in the backward pass: less memory"
+    ),
     "runtime.micro_batch": _at_least(
         None, 1, "images in one pass of a replica; None: global batch / (replicas x grad_accumulation)", optional=True
     ),

@@ -221,6 +221,8 @@ def _check_combinations(config):
                     f"runtime.{name} waits for values that are not finite, and float16 on an IPU saturates instead; "
                     "leave it out"
                 )
+        if config.runtime.recompute:
+            raise ConfigError("runtime.recompute is for CPUs and GPUs; IPUs have ipu.recompute, which is on by default")
     if config.runtime.dynamic_loss_scale and config.runtime.precision != "mixed_float16":
         raise ConfigError(
             "runtime.dynamic_loss_scale is for runtime.precision=mixed_float16; got "

@@ -9,6 +9,7 @@ from tensorflow import keras
 
 from g16net import compat, native
 from g16net.layers.norm_activation import check_activation, norm_activation
+from g16net.layers.recompute import again
 
 
 def check_epsilon(name, value):
@@ -149,7 +150,7 @@ class BatchNorm(keras.layers.Layer):
             y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
                 x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=self.epsilon, is_training=True
             )
-            for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)) if not again() else ():
                 average.assign_sub((tf.convert_to_tensor(average) - value) * (1 - self.momentum))
             return y
 
