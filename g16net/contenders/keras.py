@@ -32,14 +32,16 @@ def main(options):
         macs = options["multiply_adds"][str(size)]
         if task == "infer":
             call = tf.function(lambda x: model(x, training=False))
-            return contenders.Work(lambda: call(images), batch, {"multiply_adds": macs})
+            return contenders.Work(lambda: call(images), batch, {"multiply_adds": macs}, memory=contenders.peak_tensors)
         model.compile(
             keras.optimizers.SGD(1e-5, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         )
         data = tf.data.Dataset.from_tensors((images, tf.random.uniform([batch], 0, classes, tf.int32))).repeat()
         model.fit(data, steps_per_epoch=1, verbose=0)
         batches, step = iter(data), model.train_function
-        return contenders.Work(lambda: step(batches), batch, {"multiply_adds": 3 * macs})
+        return contenders.Work(
+            lambda: step(batches), batch, {"multiply_adds": 3 * macs}, memory=contenders.peak_tensors
+        )
 
     contenders.serve(make)
 

@@ -61,7 +61,12 @@ def main(options):
         facts = {} if pipeline else {"multiply_adds": 3 * macs(run, size), "native": native.enabled()}
         done = devices.micro_batch * devices.steps_per_execution
         return contenders.Work(
-            lambda: step(batches), done, facts, lambda: layer_seconds(lambda: step(batches)), waiting and waiting.read
+            lambda: step(batches),
+            done,
+            facts,
+            layers=lambda: layer_seconds(lambda: step(batches)),
+            extra=waiting and waiting.read,
+            memory=contenders.peak_tensors,
         )
 
     def inference(size, batch):
@@ -70,7 +75,7 @@ def main(options):
         call = tf.function(lambda x: model(x, training=False))
         step = lambda: call(batch_images)  # noqa: E731
         facts = {"multiply_adds": macs(run, size), "native": native.enabled()}
-        return contenders.Work(step, batch, facts, lambda: layer_seconds(step))
+        return contenders.Work(step, batch, facts, layers=lambda: layer_seconds(step), memory=contenders.peak_tensors)
 
     def make(task, size, batch):
         return inference(size, batch) if task == "infer" else training(size, batch, task == "train_input")
@@ -128,6 +133,7 @@ LAYERS = (  # part of an operation's path -> kind; the first that is found
     (r"_conv/", "convolution"),
     (r"_(norm|activation)/", "norm_activation"),
     (r"_se/", "squeeze_excite"),
+    (r"RMSProp|rmsprop", "optimizer"),  # last, for what is computed again for a gradient lies in the optimizer's scope
 )
 KINDS = ("convolution", "norm_activation", "proxy", "squeeze_excite", "optimizer", "input", "other", "idle")
 
@@ -140,9 +146,7 @@ def kind(name):
     path, operation = match[1], match[2]
     if operation.startswith("Iterator"):
         return "input"
-    if re.search(r"RMSProp|rmsprop", f"{path}:{operation}"):
-        return "optimizer"
-    return next((layer for pattern, layer in LAYERS if re.search(pattern, path)), "other")
+    return next((layer for pattern, layer in LAYERS if re.search(pattern, f"{path}:{operation}")), "other")
 
 
 def divide(found):
