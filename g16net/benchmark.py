@@ -64,6 +64,12 @@ def benchmark(config, workdir, peers=()):
     precisions = config.benchmark.precisions.split(",")
     logging.info("Timing %d contenders in %d cells, %s", len(contenders), len(cells), ", ".join(precisions))
     load = os.getloadavg()[0]
+    if load > 0.3 * cores():
+        logging.warning(
+            "This machine is busy (load %.1f). Ratios between our networks stand that; torch's figures do not, for its "
+            "threads wait for each other at every operation.",
+            load,
+        )
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         running = []
