@@ -191,7 +191,8 @@ if KERAS3:
         """Base optimiser with one interface on every generation.
 
         A subclass names its per-variable state in `slots` (name to initialiser) and implements
-        `update(variable, gradient, learning_rate, **slots)` on `tf.Variable`s and a dense gradient. `minimize`,
+        `update(variable, gradient, learning_rate, **slots)` on `tf.Variable`s and a dense gradient. It may implement
+        `update_all` for all variables at once too, which older generations of Keras ask on one device. `minimize`,
         `apply_gradients` and their reduction over replicas stay the framework's own, as the IPU and the distribution
         strategies demand. Sparse gradients become dense ones.
 
@@ -266,6 +267,10 @@ else:
         def check_variables(self, variables):
             """Raises for variables that the optimiser cannot train; for subclasses."""
 
+        def update_all(self, variables, gradients, learning_rate, **slots):
+            """Updates all variables and returns bool [variables], whether their gradients are finite; or does nothing
+            and returns None, the default."""
+
         def get_config(self):
             return dict(super().get_config(), learning_rate=self._serialize_hyperparameter("learning_rate"))
 
@@ -293,11 +298,21 @@ else:
         def _distributed_apply(self, distribution, grads_and_vars, name, apply_state):
             """The update from gradients that are reduced over replicas, which thus all decide alike."""
 
+            def count():
+                return self.iterations.assign_add(1, read_value=False)
+
             def apply(pairs):
+                if self._update_all(pairs, apply_state, name) is not None:
+                    return count()
                 return _OptimizerV2._distributed_apply(self, distribution, pairs, apply_state=apply_state, name=name)
 
             if self.accumulation == 1 and self.guard == "none":
                 return apply(grads_and_vars)
+            if self.accumulation == 1 and self.guard == "report":
+                finite = self._update_all(grads_and_vars, apply_state, name)
+                if finite is not None:
+                    note_finite(self, finite)
+                    return count()
             good = tf.constant(True)
             if self.guard != "none":
                 local = distribution.experimental_local_results
@@ -309,6 +324,16 @@ else:
             if self.guard == "report":
                 return apply(grads_and_vars)
             return tf.cond(good, lambda: _group(apply(grads_and_vars)), tf.no_op)
+
+        def _update_all(self, grads_and_vars, apply_state, name):
+            """`update_all` where it can be asked: without replicas and constraints."""
+            gradients, variables = zip(*grads_and_vars)
+            if tf.distribute.has_strategy() or any(variable.constraint is not None for variable in variables):
+                return None
+            slots = {slot: [self.get_slot(variable, slot) for variable in variables] for slot in self.slots}
+            with tf.name_scope(name or self._name):
+                rate = self._coefficients(variables[0], apply_state)["lr_t"]
+                return self.update_all(variables, gradients, rate, **slots)
 
         def _accumulate(self, distribution, grads_and_vars, good, apply):
             """Adds the gradients of one micro-batch, where they are `good`; after the last one, updates."""
@@ -332,11 +357,12 @@ else:
             return tf.cond(tf.equal(count % self.accumulation, 0), last, tf.no_op)
 
         def _resource_apply_dense(self, grad, var, apply_state=None):
+            rate = self._coefficients(var, apply_state)["lr_t"]
+            return self.update(var, grad, rate, **{name: self.get_slot(var, name) for name in self.slots})
+
+        def _coefficients(self, var, apply_state):
             key = (var.device, var.dtype.base_dtype)
-            coefficients = (apply_state or {}).get(key) or self._fallback_apply_state(*key)
-            return self.update(
-                var, grad, coefficients["lr_t"], **{name: self.get_slot(var, name) for name in self.slots}
-            )
+            return (apply_state or {}).get(key) or self._fallback_apply_state(*key)
 
         def _resource_apply_sparse(self, grad, var, indices, apply_state=None):
             dense = tf.convert_to_tensor(tf.IndexedSlices(grad, indices, tf.shape(var)))

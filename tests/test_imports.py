@@ -21,7 +21,7 @@ ALLOWED = {
     "layers": {"compat", "groups", "layers", "native"},
     "native": {"compat", "native"},
     "models": {"compat", "config", "extras", "groups", "layers", "models"},
-    "optim": {"compat", "optim"},
+    "optim": {"compat", "native", "optim"},
     "data": {"compat", "config", "data", "native"},
     "report": {"config", "records", "report"},
     "batches": {"config"},

@@ -1,5 +1,5 @@
 """Native CPU operations for what costs the most passes over memory, the norm-activation and the gate of SE layers; for
-the most nodes of the graph, the proxy's moments; and for the resize of the input side.
+the most nodes of the graph, the proxy's moments and the optimizer's update; and for the resize of the input side.
 
 They are compiled on first use, where there is a C++ compiler (see `build`), and give what TensorFlow's operations give:
 the resize byte for byte, the others to rounding. Layers ask `enabled` and go the plain way otherwise: without a
@@ -133,6 +133,25 @@ def proxy_moments(gamma, beta, proxy_gamma, proxy_beta, activation, nodes, weigh
         epsilon=epsilon,
     )
     return _shaped(moments, [gamma] * 2)
+
+
+@tf.autograph.experimental.do_not_convert
+def rmsprop(gradients, values, rms, momenta, decays, learning_rate, rho, momentum, epsilon):
+    """New values, mean squares and momenta of all variables (lists of float32 tensors) by TensorFlow 1's RMSProp, with
+    `decays[i] * values[i]` added to each gradient; and bool [variables], whether each gradient is finite."""
+    *lists, finite = library().g16rms_prop(
+        learning_rate=learning_rate,
+        decay=tf.constant(decays, tf.float32),
+        gradients=gradients,
+        values=values,
+        rms=rms,
+        momenta=momenta,
+        rho=rho,
+        momentum=momentum,
+        epsilon=epsilon,
+    )
+    finite.set_shape([len(gradients)])
+    return (*(_shaped(tensors, values) for tensors in lists), finite)
 
 
 @tf.autograph.experimental.do_not_convert

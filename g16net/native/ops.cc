@@ -1,5 +1,5 @@
 // The kernels as TensorFlow operations for the CPU: G16NormActivation, G16Gate, G16ProxyMoments and their
-// gradients; G16Resize.
+// gradients; G16RMSProp; G16Resize.
 //
 // Only TensorFlow's C API is used, the same binary interface in every version from 2.6 on. The gradients are tied to
 // their operations in Python.
@@ -11,6 +11,7 @@
 #include "kernels.h"
 #include "proxy.h"
 #include "resize.h"
+#include "update.h"
 #include "tensorflow/c/kernels.h"
 #include "tensorflow/c/ops.h"
 #include "tensorflow/c/tf_status.h"
@@ -234,6 +235,48 @@ void compute_proxy_gradient(void* kernel, TF_OpKernelContext* context) {
   run(channels, points, given, mean, inv_std, dmean, dinv_std, outputs[0], outputs[1], outputs[2], outputs[3]);
 }
 
+void* create_update(TF_OpKernelConstruction* construction) {
+  Update* update = new Update;
+  TF_Status* status = TF_NewStatus();
+  TF_OpKernelConstruction_GetAttrFloat(construction, "rho", &update->rho, status);
+  TF_OpKernelConstruction_GetAttrFloat(construction, "momentum", &update->momentum, status);
+  TF_OpKernelConstruction_GetAttrFloat(construction, "epsilon", &update->epsilon, status);
+  if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
+  TF_DeleteStatus(status);
+  return update;
+}
+
+void destroy_update(void* update) { delete static_cast<Update*>(update); }
+
+// Inputs: learning rate, decay of each variable, then gradients, values, rms and momenta of all of them.
+void compute_update(void* kernel, TF_OpKernelContext* context) {
+  Update update = *static_cast<Update*>(kernel);
+  Call call(context);
+  const int count = (TF_NumInputs(context) - 2) / 4;
+  const float* rate = call.input<float>(0, {});
+  const float* decay = call.input<float>(1, {count});
+  std::vector<Trained> variables(call.ok() ? count : 0);
+  for (int i = 0; i < count && call.ok(); ++i) {
+    TF_Tensor* gradient = call.input(2 + i);
+    if (!gradient) return;
+    const std::vector<int64_t> shape = Call::dims(gradient);
+    Trained& v = variables[i];
+    v.size = TF_TensorElementCount(gradient);
+    v.decay = decay[i];
+    v.gradient = static_cast<const float*>(TF_TensorData(gradient));
+    v.value = call.input<float>(2 + count + i, shape);
+    v.rms = call.input<float>(2 + 2 * count + i, shape);
+    v.momentum = call.input<float>(2 + 3 * count + i, shape);
+    v.new_value = call.output<float>(i, shape);
+    v.new_rms = call.output<float>(count + i, shape);
+    v.new_momentum = call.output<float>(2 * count + i, shape);
+  }
+  bool* finite = call.output<bool>(3 * count, {count});
+  if (!call.ok()) return;
+  update.learning_rate = *rate;
+  update_all(update, variables, finite);
+}
+
 void* create_resize(TF_OpKernelConstruction* construction) {
   TF_Bool* half_pixel_centers = new TF_Bool(0);
   TF_Status* status = TF_NewStatus();
@@ -319,6 +362,24 @@ void define_proxy(const char* name, const std::vector<const char*>& before, cons
   TF_DeleteStatus(status);
 }
 
+void define_update() {
+  const char* name = "G16RMSProp";
+  TF_Status* status = TF_NewStatus();
+  TF_OpDefinitionBuilder* definition = TF_NewOpDefinitionBuilder(name);
+  for (const char* input : {"learning_rate: float", "decay: float", "gradients: N * float", "values: N * float",
+                            "rms: N * float", "momenta: N * float"})
+    TF_OpDefinitionBuilderAddInput(definition, input);
+  for (const char* output : {"new_values: N * float", "new_rms: N * float", "new_momenta: N * float", "finite: bool"})
+    TF_OpDefinitionBuilderAddOutput(definition, output);
+  for (const char* attribute : {"N: int >= 1", "rho: float", "momentum: float", "epsilon: float"})
+    TF_OpDefinitionBuilderAddAttr(definition, attribute);
+  TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, TF_ShapeInferenceContextSetUnknownShape);
+  TF_RegisterOpDefinition(definition, status);
+  TF_RegisterKernelBuilder(name, TF_NewKernelBuilder(name, "CPU", create_update, compute_update, destroy_update),
+                           status);
+  TF_DeleteStatus(status);
+}
+
 void define_resize() {
   const char* name = "G16Resize";
   TF_Status* status = TF_NewStatus();
@@ -347,6 +408,7 @@ __attribute__((constructor)) void define_all() {
   define_proxy("G16ProxyMoments", {}, {"mean: float", "inv_std: float"}, compute_proxy);
   define_proxy("G16ProxyMomentsGrad", {"dmean: float", "dinv_std: float", "mean: float", "inv_std: float"},
                {"dgamma: float", "dbeta: float", "dproxy_gamma: float", "dproxy_beta: float"}, compute_proxy_gradient);
+  define_update();
   define_resize();
 }
 

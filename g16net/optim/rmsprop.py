@@ -9,7 +9,7 @@ import re
 
 import tensorflow as tf
 
-from g16net import compat
+from g16net import compat, native
 
 
 def own_name(variable):
@@ -117,6 +117,25 @@ class RMSProp(compat.Optimizer):
             epsilon=tf.constant(self.epsilon, variable.dtype),
             grad=gradient,
         )
+
+    def update_all(self, variables, gradients, learning_rate, rms, momentum):
+        if not native.enabled() or not all(tf.as_dtype(v.dtype) == tf.float32 for v in variables):
+            return None
+        *new, finite = native.rmsprop(
+            [tf.convert_to_tensor(gradient) for gradient in gradients],
+            [tf.convert_to_tensor(variable) for variable in variables],
+            [tf.convert_to_tensor(variable) for variable in rms],
+            [tf.convert_to_tensor(variable) for variable in momentum],
+            [self.l2 if self.decays(variable) else 0.0 for variable in variables],
+            learning_rate,
+            rho=self.rho,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+        )
+        for states, values in zip((variables, rms, momentum), new):
+            for state, value in zip(states, values):
+                state.assign(value, read_value=False)
+        return finite
 
     def get_config(self):
         config = super().get_config()
