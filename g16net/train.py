@@ -59,7 +59,9 @@ def train(config, workdir):
     describe(config, model, train_source, eval_source, position, devices)
 
     evaluator = devices.evaluator(model, eval_source)
-    waiting = Waiting() if config.runtime.strategy == "default" else None  # the others read ahead on their own
+    # The other strategies read ahead on their own, and deterministic operations allow no clock.
+    watched = config.runtime.strategy == "default" and not config.runtime.deterministic
+    waiting = Waiting() if watched else None
     with Signals() as signals:
         callbacks = devices.callbacks(
             [
