@@ -1,5 +1,7 @@
 """How the time of a step grows with the batch and with the size of the images, as a picture."""
 
+from g16net.report import look
+
 
 def draw(rows, path):
     """Draws the milliseconds a step of a benchmark's `rows` over batch and over size, a line a network, task and dtype.
@@ -9,10 +11,17 @@ def draw(rows, path):
     panels = [(axis, found) for axis in ("batch", "size") for found in [lines(rows, axis)] if found]
     if not panels:
         return None
+    import matplotlib
+
+    with matplotlib.rc_context(look.STYLE):
+        return _save(panels, path)
+
+
+def _save(panels, path):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5 * len(panels), 4), dpi=120)
+    figure = Figure(figsize=(5.5 * len(panels), 4), dpi=140, facecolor="white")
     FigureCanvasAgg(figure)
     for axes, (axis, found) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         for label, points in found.items():
@@ -24,8 +33,7 @@ def draw(rows, path):
         axes.set_xticklabels([str(tick) for tick in ticks])
         axes.set_xlabel({"batch": "images in a step", "size": "pixels"}[axis])
         axes.set_ylabel("ms a step")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend()
     figure.tight_layout()
     figure.savefig(path)
     return path
