@@ -140,12 +140,13 @@ def test_batch_mates_and_threads_change_no_bit(shape):
 
 
 @needs_native
-def test_not_a_number_stays_in_its_sample():
+@pytest.mark.parametrize("activation", ["swish", "relu", None])
+def test_not_a_number_stays_in_its_sample_and_is_seen(activation):
     x, _, _, *parameters = case((4, 6, 6, 24), tf.float32)
     gamma, beta, centre, scale = parameters
     spoilt = tf.tensor_scatter_nd_update(x, [[1, 2, 3, 4]], [np.nan])
     before, after = (
-        np.array(native.norm_activation(v, gamma, beta, 1, False, 1e-3, "swish", centre, scale)) for v in (x, spoilt)
+        np.array(native.norm_activation(v, gamma, beta, 1, False, 1e-3, activation, centre, scale)) for v in (x, spoilt)
     )
     assert np.isnan(after[1]).all()
     np.testing.assert_array_equal(np.delete(after, 1, 0), np.delete(before, 1, 0))
@@ -195,16 +196,17 @@ def test_proxy_moments(channels, activation, quadrature):
 
 
 @needs_native
-def test_proxy_moments_of_one_channel_do_not_depend_on_the_others():
+@pytest.mark.parametrize("activation", ["swish", "relu"])
+def test_proxy_moments_of_one_channel_do_not_depend_on_the_others(activation):
     random = np.random.RandomState(1)
     parameters = [tf.constant(random.randn(70) * 0.3 + start, tf.float32) for start in (1, 0, 0, 0)]
     points = proxy_norm.quadrature_points("quantile", 200)
-    whole = native.proxy_moments(*parameters, "swish", *points, epsilon=0.03)
-    part = native.proxy_moments(*[value[41:] for value in parameters], "swish", *points, epsilon=0.03)
+    whole = native.proxy_moments(*parameters, activation, *points, epsilon=0.03)
+    part = native.proxy_moments(*[value[41:] for value in parameters], activation, *points, epsilon=0.03)
     for value, right in zip(part, whole):
         np.testing.assert_array_equal(value, right[41:])
     broken = [tf.where(tf.range(70) == 7, np.nan, parameters[0]), *parameters[1:]]
-    for value, right in zip(native.proxy_moments(*broken, "swish", *points, epsilon=0.03), whole):
+    for value, right in zip(native.proxy_moments(*broken, activation, *points, epsilon=0.03), whole):
         assert np.isnan(value[7])
         np.testing.assert_array_equal(np.delete(value, 7), np.delete(right, 7))
 

@@ -83,10 +83,11 @@ struct Swish {
 };
 
 struct Relu {
-  static float value(float u) { return u > 0.f ? u : 0.f; }
+  // By the bits, in which -inf..-0 are 0x80000000..0xff800000: a comparison of floats would turn NaN into 0.
+  static float value(float u) { return as_bits(u) - 0x80000000u <= 0x7f800000u ? 0.f : u; }
   static float value_and_slope(float u, float* slope) {
     *slope = u > 0.f ? 1.f : 0.f;
-    return u > 0.f ? u : 0.f;
+    return value(u);
   }
 };
 
