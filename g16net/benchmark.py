@@ -42,6 +42,11 @@ def check(config):
         raise ConfigError(
             f"--mode=benchmark times one device; runtime.strategy is {config.runtime.strategy}: leave it at default"
         )
+    if config.benchmark.input and config.runtime.deterministic:
+        raise ConfigError(
+            "benchmark.input=true reads a clock in the pipeline, which runtime.deterministic=true does not allow; "
+            "leave one of them out"
+        )
     for batch in config.benchmark.batches:
         batches.split(batch, 1, config.runtime.micro_batch, config.runtime.grad_accumulation)
     ours(config)
@@ -77,7 +82,7 @@ def benchmark(config, workdir, peers=()):
             for module, name, options in [product, *contenders]:
                 if module in PEERS and precision == "mixed_float16":
                     continue
-                common = {"threads": config.benchmark.threads, "num_classes": config.data.num_classes}
+                common = {"threads": config.benchmark.threads or cores(), "num_classes": config.data.num_classes}
                 given = dict(common, **options(precision if module == "ours" else DTYPES[precision]))
                 if module == "ours":
                     path = os.path.join(folder, f"{len(running)}.json")
@@ -187,10 +192,11 @@ class Contender:
         try:
             self.process.stdin.write(json.dumps({"do": do, "task": task, "size": size, "batch": batch, **more}) + "\n")
             self.process.stdin.flush()
-            answer = json.loads(self.process.stdout.readline() or "{}")
+            line = self.process.stdout.readline()  # nothing where the process ended
         except OSError:
-            answer = {}
-        if not answer and do != "layers" or "error" in answer:
+            line = ""
+        answer = json.loads(line or "{}")
+        if not line or "error" in answer:
             with open(self.log, encoding="utf-8", errors="replace") as file:
                 end = "".join(file.readlines()[-12:])
             what = answer.get("error") or f"its process ended with status {self.process.wait()}"

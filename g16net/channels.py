@@ -6,15 +6,14 @@ or whose variance is small come through the next layers almost linearly or not a
 there to counter it. The figures are taken where a norm has just normalised, before its scale and shift.
 """
 
-import json
 import os
 
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-from g16net import assemble, layers, runtime
-from g16net.config import ConfigError
+from g16net import assemble, layers, records, runtime
+from g16net.config import ConfigError, RunError
 from g16net.layers.norm_activation import norm_activation
 
 IMAGES = 1024  # of the evaluation split at most: pixels make the figures exact long before
@@ -38,26 +37,27 @@ def channels(config, workdir):
       centred) to 1 (all that is left are constants);
     - `spread`: standard deviation over channels of the natural logarithm of their standard deviation, 0 where all
       channels vary alike;
-    - `mean`, `variance`: [channels] of each channel, in `WORKDIR/channels.json` alone.
+    - `mean`, `variance`: [channels] of each channel, in the file `moments` alone.
     """
     runtime.setup(config)
     model, class_names = assemble.trained(config, workdir)
     source = assemble.open_eval_source(config, workdir, class_names, "look at its channels")
     batches = assemble.eval_batches(config, source, config.data.eval_size)
     rows = statistics(model, (images[weights > 0] for images, _, weights in batches), IMAGES)
-    path = os.path.join(workdir, "channels.json.partial")
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump({"weights": config.eval.weights, "size": config.data.eval_size, "layers": rows}, file)
-    os.replace(path, path[: -len(".partial")])
+    path = os.path.join(workdir, "channel_moments.json")
+    records.write_json(path, {"weights": config.eval.weights, "size": config.data.eval_size, "layers": rows})
     short = [{name: row[name] for name in ("layer", "depth", "drift", "spread")} for row in rows]
     means = {name: float(np.mean([row[name] for row in rows])) for name in ("drift", "spread")}
-    return dict(means, weights=config.eval.weights, size=config.data.eval_size, layers=short)
+    return dict(means, weights=config.eval.weights, size=config.data.eval_size, moments=path, layers=short)
 
 
 def statistics(model, batches, images=IMAGES):
     """A row for each norm of `model` in order, from `batches` of images [batch, height, width, 3], at most `images`.
 
     A row has `layer` (its name), `depth` (its place, from 0), `drift`, `spread`, `mean` and `variance`.
+
+    Raises:
+        RunError: where there is no image.
     """
     norms = [layer for layer in model.layers if isinstance(layer, (layers.BatchNorm, layers.GroupNorm))]
     norms += [layer for layer in model.layers if isinstance(layer, layers.ProxyNormActivation)]
@@ -75,11 +75,15 @@ def statistics(model, batches, images=IMAGES):
     sums, seen = None, 0
     for batch in batches:
         batch = batch[: images - seen]
+        if not len(batch):  # none of its images could be read
+            continue
         values = [[np.float64(len(batch)) * value.numpy() for value in pair] for pair in moments(batch)]
         sums = values if sums is None else [[a + b for a, b in zip(*pairs)] for pairs in zip(sums, values)]
         seen += len(batch)
         if seen >= images:
             break
+    if not seen:
+        raise RunError("no image could be read: there are no channels to look at")
     return [_row(layer.name, depth, *(total / seen for total in sums[depth])) for depth, layer in enumerate(norms)]
 
 

@@ -316,10 +316,10 @@ def resolve(assignments, experiment, data=None, workdir=None):
 def check_workdir(config, workdir):
     """Refuses a `workdir` that holds a run which these settings would make another one.
 
-    A run without a checkpoint, which ended before its first, is none.
+    What ended before its first epoch and checkpoint left nothing, and is none.
     """
     path = os.path.join(workdir, "config.json")
-    begun = os.path.isdir(os.path.join(workdir, "checkpoints"))
+    begun = any(os.path.exists(os.path.join(workdir, name)) for name in ("checkpoints", "records.jsonl", "train.json"))
     if set(FLAGS.mode) & RUN_MODES and begun and os.path.exists(path):
         different = recipe.training_differences(recipe.resolve(config_lib.load(path)), config)
         if different:

@@ -1,6 +1,17 @@
 """Shared settings: quiet TensorFlow, CPU only."""
 
 import os
+import sys
+
+import pytest
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@pytest.fixture(autouse=True)
+def fresh_flags():
+    """The command line is one for the whole process: what a test parsed is forgotten after it."""
+    yield
+    if "g16net.cli" in sys.modules:
+        sys.modules["g16net.cli"].FLAGS.unparse_flags()

@@ -41,7 +41,10 @@ def blocks(page):
 def commands(block):
     """The shell commands of a block, continued lines joined, comments left out; quotes may hold line ends."""
     joined = re.sub(r"\\\n\s*", " ", block.text)
-    return [line for line in (line.strip() for line in joined.split("\n")) if line and not line.startswith("#")]
+    lines = [line for line in (line.strip() for line in joined.split("\n")) if line and not line.startswith("#")]
+    given = {match[1]: match[2] for match in (re.fullmatch(r'(\w+)="(.*)"', line) for line in lines) if match}
+    lines = [re.sub(r"\$(\w+)", lambda m: given.get(m[1], m[0]), line) for line in lines]
+    return [re.sub(r"^(\w+=\S+ )+", "", line) for line in lines if not re.fullmatch(r'\w+=".*"', line)]
 
 
 def arguments(command):

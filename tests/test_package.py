@@ -55,7 +55,7 @@ def test_the_wheel_holds_every_module_source_and_experiment(built):
     expected = set()
     for folder, _, names in os.walk(os.path.join(pages.ROOT, "g16net")):
         for name in names:
-            if name.endswith((".py", ".cc", ".h")):
+            if name.endswith((".py", ".cc", ".h", ".json")):
                 expected.add(os.path.relpath(os.path.join(folder, name), pages.ROOT))
     assert expected <= wheel and expected <= sdist
     for folder, _, names in os.walk(os.path.join(pages.ROOT, "experiments")):

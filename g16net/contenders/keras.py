@@ -18,9 +18,8 @@ def main(options):
 
     from g16net import compat
 
-    if options["threads"]:
-        tf.config.threading.set_intra_op_parallelism_threads(options["threads"])
-        tf.config.threading.set_inter_op_parallelism_threads(options["threads"])
+    tf.config.threading.set_intra_op_parallelism_threads(options["threads"])
+    tf.config.threading.set_inter_op_parallelism_threads(options["threads"])
     compat.set_policy("mixed_bfloat16" if options["dtype"] == "bfloat16" else "float32")
     classes = options["num_classes"]
 

@@ -27,9 +27,8 @@ def main(options):
     from g16net import assemble, config, native, runtime, train
     from g16net.data.waiting import Waiting
 
-    if options["threads"]:
-        tf.config.threading.set_intra_op_parallelism_threads(options["threads"])
-        tf.config.threading.set_inter_op_parallelism_threads(options["threads"])
+    tf.config.threading.set_intra_op_parallelism_threads(options["threads"])
+    tf.config.threading.set_inter_op_parallelism_threads(options["threads"])
     settings = config.load(options["config"]).unlock()
     settings.data.mix_on_device = False  # one batch in memory is mixed already
     classes = settings.data.num_classes

@@ -15,8 +15,7 @@ def main(options):
     start_tensorflow()
     import tensorflow as tf
 
-    if options["threads"]:
-        tf.config.threading.set_intra_op_parallelism_threads(options["threads"])
+    tf.config.threading.set_intra_op_parallelism_threads(options["threads"])
 
     def make(task, size, batch):
         a, b = (tf.cast(tf.random.normal([size, size]), options["dtype"]) for _ in range(2))

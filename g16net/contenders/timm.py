@@ -18,8 +18,7 @@ def main(options):
     import timm
     import torch
 
-    if options["threads"]:
-        torch.set_num_threads(options["threads"])
+    torch.set_num_threads(options["threads"])  # else OMP_NUM_THREADS would hold, which binds no other contender
     low = options["dtype"] == "bfloat16"
 
     def work(task, size, batch, memory, cast, compiled):

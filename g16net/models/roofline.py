@@ -57,6 +57,7 @@ _MK2 = Machine(
     {"float16": 16, "float32": 8},
     "Graphcore's product brief of the GC200: 250 TFLOP/s float16 and 62.5 TFLOP/s float32, 47.5 TB/s to 900 MB on "
     "chip, 1,472 tiles; 16 float16 channels a dot product: arXiv 2106.03640; 8 in float32: assumed, half of it",
+    recompute=True,
 )
 _A100 = Machine(
     "a100_40gb",
@@ -71,7 +72,7 @@ MACHINES = {
     machine.name: machine
     for machine in (
         _MK2,
-        _MK2._replace(name="ipu_mk2_x16", devices=16, recompute=True),
+        _MK2._replace(name="ipu_mk2_x16", devices=16),
         _A100,
         _A100._replace(name="a100_80gb", bandwidth=2039e9, source=_A100.source.replace("1,555", "2,039")),
     )
