@@ -216,6 +216,18 @@ def test_a_start_that_failed_leaves_the_workdir_free(place, capsys):
     assert status == 2 and "micro_batch=5" in printed
 
 
+@pytest.mark.parametrize("left", ["checkpoints", "records.jsonl", "train.json"])
+def test_a_workdir_without_its_checkpoints_is_still_another_run(place, capsys, tmp_path, left):
+    settings = experiments.load(RUN.partition("=")[2])
+    settings.run.global_batch = 4
+    config.save(recipe.resolve(settings), str(tmp_path / "config.json"))
+    (tmp_path / left).mkdir()
+    status, printed = launch(
+        capsys, RUN, f"--data={place}/photos", f"--workdir={tmp_path}", "--config.run.global_batch=8"
+    )
+    assert status == 2 and "holds another run" in printed and "4 -> 8" in printed
+
+
 def test_memory_that_is_not_there_is_told_with_the_remedy():
     from g16net import train
 
