@@ -22,7 +22,7 @@ from g16net import assemble, batches, experiments, extras, recipe
 from g16net import config as config_lib
 from g16net.config import ConfigError, RunError, UserError
 from g16net.models import costs
-from g16net.report import scaling
+from g16net.report import runs, scaling
 
 PEERS = ("timm", "keras")
 DTYPES = {"float32": "float32", "mixed_bfloat16": "bfloat16", "mixed_float16": "float16"}
@@ -84,11 +84,14 @@ def benchmark(config, workdir, peers=()):
                     continue
                 common = {"threads": config.benchmark.threads or cores(), "num_classes": config.data.num_classes}
                 given = dict(common, **options(precision if module == "ours" else DTYPES[precision]))
+                network = None
                 if module == "ours":
+                    network = runs.network(runs.flat(given["config"].to_dict()))
                     path = os.path.join(folder, f"{len(running)}.json")
                     config_lib.save(given["config"], path)
                     given["config"] = path
                 contender = Contender(module, name, DTYPES[precision], given, folder)
+                contender.network = network
                 running.append(stack.enter_context(contender))
         rows = prepare(running, cells, config.benchmark.input)
         for turn in range(config.benchmark.rounds):
@@ -295,6 +298,7 @@ def summaries(rows):
         memory = row.facts["peak_memory"]
         result = {
             "name": row.contender.name,
+            "network": row.contender.network,
             "task": task,
             "dtype": row.contender.dtype,
             "size": size,

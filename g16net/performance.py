@@ -10,7 +10,7 @@ from g16net.config import UserError, suggest
 from g16net.ipu import settings
 from g16net.models import architecture, roofline
 from g16net.models import costs as counts
-from g16net.report import published
+from g16net.report import published, runs
 
 DTYPES = {"float32": "float32", "mixed_bfloat16": "bfloat16", "mixed_float16": "float16"}
 COMPARISONS = ("readings", "measured")
@@ -51,8 +51,12 @@ def costs(config, workdir, machines=("ipu_mk2", "a100_40gb", "cpu"), compare=())
     chosen = [known[name] for name in machines]
     sizes = {"train": config.data.train_size, "infer": config.data.eval_size}
     layers_path = os.path.join(workdir, "costs.csv")
+    fields = runs.network(runs.flat(config.to_dict()))
     rows = [
-        estimate(name, machine, task, machine_dtype(machine, dtype), batch, {**network, "size": size})
+        dict(
+            estimate(name, machine, task, machine_dtype(machine, dtype), batch, {**network, "size": size}),
+            network=fields,
+        )
         for machine in chosen
         for task, size in sizes.items()
     ]

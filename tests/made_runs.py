@@ -5,6 +5,7 @@ import random
 
 from g16net import config as config_lib
 from g16net import recipe, records
+from g16net.report import runs
 
 EXPAND = {1: 6, 16: 4}
 
@@ -43,8 +44,8 @@ def write(
         line = {"kind": "evaluation", "weights": "average", **rows[-1]}
         records.append_line(folder / "evaluations.jsonl", line)
     native = next(row for row in rows if row["size"] == 48)
-    _dump(folder / "train.json", dict(command, mode="train", top1=native["top1"], eval_size=48, images_per_second=speed,
-                                      train_seconds=6e4 / speed))  # fmt: skip
+    _dump(folder / "train.json", dict(command, mode="train", weights="average", top1=native["top1"], eval_size=48,
+                                      images_per_second=speed, train_seconds=6e4 / speed))  # fmt: skip
     _dump(folder / "evaluate.json", dict(command, mode="evaluate", weights="average", **native, sizes=rows))
     for size in finetuned:
         row = {
@@ -57,6 +58,11 @@ def write(
         (folder / "finetune" / str(size)).mkdir(parents=True)
         _dump(folder / "finetune" / str(size) / "finetune.json", row)
     return folder
+
+
+def network(folder):
+    """What rows of benchmarks and costs say of the network of a run."""
+    return runs.network(runs.read(str(folder)).config)
 
 
 def grid(folder, seeds=3):

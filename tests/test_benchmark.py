@@ -42,6 +42,9 @@ def test_benchmark(tmp_path):
     cells = [(task, batch) for task in ("train", "infer") for batch in (2, 4)]
     assert [(row["task"], row["batch"], row["name"]) for row in rows] == [(*cell, n) for cell in cells for n in names]
     macs = costs.count("TINY", size=32, num_classes=10).macs
+    (plain, recomputed) = (dict(row["network"]) for row in rows[:2])
+    assert plain["model.expand_ratio"] == 4 and plain.pop("runtime.recompute") is False
+    assert recomputed.pop("runtime.recompute") is True and plain == recomputed
     for row in rows:
         speed = row["images_per_second"]
         assert 0 < speed["min"] <= speed["median"] <= speed["max"]

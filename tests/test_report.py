@@ -8,6 +8,7 @@ import sys
 import made_runs
 import pytest
 
+from g16net import records
 from g16net.config import UserError
 from g16net.report import figures, look, page, points, runs
 
@@ -123,6 +124,68 @@ def test_a_seed_counts_once_where_runs_share_a_training(tmp_path):
 # Points
 
 
+def timed(network, task, size, speed):
+    """A row of a benchmark."""
+    row = {"network": network, "task": task, "dtype": "float32", "size": size, "batch": 8}
+    return dict(row, images_per_second={"median": speed, "min": speed, "max": speed})
+
+
+def benchmark(folder, rows):
+    (folder / "bench").mkdir()
+    (folder / "bench" / "benchmark.json").write_text(json.dumps({"rows": rows}))
+    return str(folder / "bench")
+
+
+def test_accuracy_is_that_of_the_runs_own_weights(tmp_path):
+    folder = made_runs.write(tmp_path / "run")
+    native = next(p for p in points.measured(one_again(folder)) if p["test_size"] == 48)
+    raw = {"kind": "evaluation", "weights": "raw", "top1": 0.1, "multiply_adds": 1, "images_per_second": 1.0}
+    for size in (48, 96):
+        records.append_line(folder / "evaluations.jsonl", dict(raw, size=size))
+    # a later evaluation of other weights has also left its settings and figures
+    (folder / "evaluate.json").write_text(json.dumps(dict(raw, mode="evaluate", size=48, sizes=[dict(raw, size=48)])))
+    loaded = runs.load([str(folder)])
+    found = {point["test_size"]: point for point in points.measured(runs.group(loaded.runs))}
+    assert sorted(found) == [32, 48, 64] and found[48]["top1"] == native["top1"]
+    (problem,) = loaded.problems
+    assert str(folder) in problem and "raw weights at 48, 96 px" in problem
+
+
+def one_again(folder):
+    return runs.group([runs.read(str(folder))])
+
+
+@pytest.mark.parametrize(
+    "field, other",
+    [
+        ("model.expand_ratio", 6),
+        ("model.activation", "relu"),
+        ("model.quadrature", "gauss_hermite"),
+        ("model.norm_group_size", 8),
+        ("runtime.recompute", True),
+        ("runtime.strategy", "mirrored"),
+    ],
+)
+def test_speeds_are_of_the_same_network_in_every_field(tmp_path, field, other):
+    run = made_runs.write(tmp_path / "run", speed=100.0)
+    network = made_runs.network(run)
+    rows = [timed(dict(network, **{field: other}), "train", 48, 999.0)]
+    loaded = runs.load([str(run), benchmark(tmp_path, rows)])
+    found = points.measured(runs.group(loaded.runs), loaded.benchmarks)
+    assert {point["train_images_per_second"] for point in found} == {100.0}
+    row = {"machine": "cpu", "task": "train", "size": 48, "images_per_second": 9.0}
+    row["network"] = rows[0]["network"]
+    assert points.estimated([{"rows": [row], "comparisons": []}], found) == []
+
+
+def test_rows_that_do_not_say_their_network_are_left_out(tmp_path):
+    run = made_runs.write(tmp_path / "run")
+    row = timed(None, "train", 48, 999.0)
+    del row["network"]
+    loaded = runs.load([str(run), benchmark(tmp_path, [row])])
+    assert loaded.benchmarks == [] and "make it anew with --mode=benchmark" in loaded.problems[0]
+
+
 def test_points_have_mean_and_range_over_seeds(tmp_path):
     for seed, top1 in enumerate((0.80, 0.84, 0.85)):
         made_runs.write(tmp_path / str(seed), seed=seed, top1=top1, speed=100.0 + seed)
@@ -147,15 +210,11 @@ def test_fine_tuned_goes_before_plain_at_native_size(tmp_path):
 
 def test_benchmarks_go_before_the_runs_own_speed(tmp_path):
     made_runs.write(tmp_path / "run", speed=100.0)
-    speed = {"median": 555.0, "min": 550.0, "max": 560.0}
-    rows = [
-        {"name": "TINY, width 0.25, depth 0.3 G16 ln_pn", "task": task, "dtype": dtype, "size": size, "batch": 8,
-         "images_per_second": dict(speed, median=speed["median"] + len(dtype))}
-        for task, size, dtype in (("train", 48, "float32"), ("infer", 64, "float32"), ("train", 48, "bfloat16"))
-    ] + [{"name": "matrix product", "task": "product", "dtype": "float32", "size": 2048}]  # fmt: skip
-    (tmp_path / "bench").mkdir()
-    (tmp_path / "bench" / "benchmark.json").write_text(json.dumps({"rows": rows}))
-    loaded = runs.load([str(tmp_path / "run"), str(tmp_path / "bench")])
+    network = made_runs.network(tmp_path / "run")
+    slower = dict(network, **{"runtime.precision": "mixed_bfloat16"})
+    rows = [timed(network, "train", 48, 562.0), timed(network, "infer", 64, 562.0), timed(slower, "train", 48, 999.0)]
+    rows += [timed(None, "train", 48, 999.0), {"task": "product", "dtype": "float32", "size": 2048}]
+    loaded = runs.load([str(tmp_path / "run"), benchmark(tmp_path, rows)])
     assert loaded.problems == []
     found = points.measured(runs.group(loaded.runs), loaded.benchmarks)
     assert {point["train_images_per_second"] for point in found} == {562.0}
@@ -164,7 +223,7 @@ def test_benchmarks_go_before_the_runs_own_speed(tmp_path):
 
 def test_estimates_are_points_of_their_own(tmp_path):
     found = points.measured(one_group(tmp_path))
-    row = {"name": "TINY, width 0.25, depth 0.3 G16 ln_pn", "machine": "cpu", "task": "train", "size": 48}
+    row = {"network": made_runs.network(tmp_path / "run"), "machine": "cpu", "task": "train", "size": 48}
     costs = {
         "rows": [dict(row, images_per_second=1000.0), dict(row, machine="a100_40gb", images_per_second=9e9)],
         "comparisons": [{"name": "measured", "machine": "cpu", "efficiency": 0.5, "rows": []}],

@@ -168,6 +168,7 @@ def test_mode_writes_and_shows(tmp_path, capfd):
     assert {(row["machine"], row["task"]) for row in found["rows"]} == {
         (machine, task) for machine in ("ipu_mk2", "a100_80gb") for task in ("train", "infer")
     }
+    assert all(row["network"]["model.norm"] == "gn" for row in found["rows"])
     assert sum(row["ipu_mk2_share"] for row in found["kinds"]) == pytest.approx(1)
     lines = (work / "costs.csv").read_text().splitlines()
     network = dict(variant="TINY", group_size=16, expand_ratio=4, norm="gn", size=32)

@@ -25,7 +25,7 @@ def _of_group(group, benchmarks):
         "data": runs.data_name(config),
         "group": group.name,
         "setting": group.setting,
-        "title": runs.title(config),
+        "network": runs.network(config),
         "variant": runs.size_name(config),
         "group_size": config["model.group_size"],
         "norm": config["model.norm"],
@@ -55,14 +55,15 @@ def _of_group(group, benchmarks):
 def _results(run):
     """`(test size, whether fine-tuned, top-1)` of a run, each once."""
     results = {}
-    wanted = run.config.get("eval.weights", "average")
+    weights = runs.weights(run)
     if run.train:
         results[run.train.get("eval_size", run.config["data.eval_size"]), False] = run.train["top1"]
-    for row in sorted(run.evaluations, key=lambda row: row["weights"] == wanted):  # of two weights the run's own
-        if row["weights"] != "finetuned":
+    for row in run.evaluations:
+        if row["weights"] == weights:
             results[row["size"], False] = row["top1"]
     for row in run.finetuned:
-        results.setdefault((row["size"], False), row["top1_before"])
+        if row.get("weights", weights) == weights:  # those that it began from
+            results.setdefault((row["size"], False), row["top1_before"])
         results[row["size"], True] = row["top1"]
     return [(size, finetuned, top1) for (size, finetuned), top1 in results.items()]
 
@@ -78,28 +79,30 @@ def _of_size(group, size, key):
 
 def _benchmark(rows, config, task, size):
     """Images a second of the network by mode benchmark, of several batches the best."""
-    dtype = config.get("runtime.precision", "float32").replace("mixed_", "")
-    wanted = (runs.title(config), task, size, dtype)
     found = [
         row["images_per_second"]["median"]
         for row in rows
-        if (row["name"], row["task"], row["size"], row["dtype"]) == wanted
+        if (row["task"], row["size"]) == (task, size) and runs.is_of(row, config)
     ]
     return max(found) if found else None
 
 
 def estimated(costs, points):
     """`points` with the speeds that a `costs.json` of their network estimates for the machine "cpu"."""
-    speeds = {}
+    rows = []
     for one in costs:
         efficiency = {found["machine"]: found["efficiency"] for found in one["comparisons"]}.get("cpu", 1.0)
-        for row in one["rows"]:
-            if row["machine"] == "cpu":
-                speeds[row["name"], row["task"], row["size"]] = row["images_per_second"] * efficiency
+        rows += [(row, row["images_per_second"] * efficiency) for row in one["rows"] if row["machine"] == "cpu"]
+
+    def speed_of(point, task, size):
+        wanted = task, size
+        fitting = [v for row, v in rows if (row["task"], row["size"]) == wanted and runs.is_of(row, point["network"])]
+        return fitting[-1] if fitting else None
+
     found = []
     for point in points:
-        train = speeds.get((point["title"], "train", point["train_size"]))
-        infer = speeds.get((point["title"], "infer", point["test_size"]))
+        train = speed_of(point, "train", point["train_size"])
+        infer = speed_of(point, "infer", point["test_size"])
         if train or infer:
             speed = {"train_images_per_second": train, "infer_images_per_second": infer}
             found.append({**point, **speed, "kind": ESTIMATED})

@@ -19,6 +19,9 @@ MODES = ("train", "finetune", "evaluate", "export", "benchmark", "costs")
 # Fields that do not change what a run is: where data lies, how much is kept, which seed.
 SAME_RUN = ("run.seed", "data.dir", "data.cache", "data.cache_size", "data.cache_dir", "data.parallel", "data.service")
 SAME_SECTIONS = ("eval", "export", "predict", "checkpoint", "finetune")
+DEFAULTS = json.loads(
+    json.dumps({key: field.default for key, field in config_lib.FIELDS.items()})
+)  # lists, as in files
 
 
 class Run(NamedTuple):
@@ -75,28 +78,58 @@ def _add(loaded, folder):
         return
     try:
         if os.path.exists(os.path.join(folder, "config.json")):
-            loaded.runs.append(read(folder))
-        for row in _json(os.path.join(folder, "benchmark.json"), missing={}).get("rows", []):
-            if row["task"] in ("train", "infer"):
-                loaded.benchmarks.append(_checked(row, ("name", "dtype", "size", "images_per_second")))
+            run = read(folder)
+            loaded.runs.append(run)
+            loaded.problems.extend(_other_weights(run))
+        timed = _json(os.path.join(folder, "benchmark.json"), missing={}).get("rows", [])
+        timed = [_checked(row, ("dtype", "size", "images_per_second")) for row in timed if row["task"] != "product"]
+        loaded.benchmarks.extend(_named(timed, loaded, folder, "benchmark"))
         costs = _json(os.path.join(folder, "costs.json"), missing={})
         if costs:
-            loaded.costs.append(_checked(costs, ("name", "rows", "comparisons")))
+            rows = _named(_checked(costs, ("rows", "comparisons"))["rows"], loaded, folder, "costs")
+            loaded.costs.append({**costs, "rows": rows})
     except (AttributeError, KeyError, TypeError) as error:
         loaded.problems.append(f"{folder}: not as g16net writes it: {type(error).__name__} {error}")
     except UserError as error:
         loaded.problems.append(str(error))
 
 
+def _named(rows, loaded, folder, mode):
+    """Those of `rows` that say which network they are of (None: a peer's); a line for the file where some do not."""
+    if any("network" not in row for row in rows):
+        loaded.problems.append(
+            f"{folder}: {mode}.json is of an older version, whose rows do not say all of their network; its speeds are "
+            f"left out; make it anew with --mode={mode}"
+        )
+    return [row for row in rows if row.get("network")]
+
+
+def _other_weights(run):
+    """A line for each kind of weights whose evaluations are no figures of the run."""
+    sizes = {}
+    for row in run.evaluations:
+        if row["weights"] not in (weights(run), "finetuned"):
+            sizes.setdefault(row["weights"], []).append(row["size"])
+    for other, found in sizes.items():
+        found = ", ".join(map(str, sorted(found)))
+        yield f"{run.folder}: evaluations of {other} weights at {found} px; the run has {weights(run)} ones"
+
+
+def weights(run):
+    """The weights that the run's figures are of, "average" or "raw": those of its training's end."""
+    chosen = run.config["eval.weights"]
+    return run.train.get("weights") or ("average" if chosen == "finetuned" else chosen)
+
+
 def read(folder):
     """The `Run` in `folder`. UserError, naming the file, where it is not one that g16net has written."""
     stored = _json(os.path.join(folder, "config.json"))
     try:
-        config = {f"{section}.{name}": value for section, names in stored.items() for name, value in names.items()}
+        config = flat(stored)
         for key in ("model.variant", "model.norm", "model.group_size", "data.train_size", "data.eval_size", "run.seed"):
             config[key]
         # Fields that a run of an older version has not yet named were as their defaults are.
-        config = {**{key: field.default for key, field in config_lib.FIELDS.items()}, **config}
+        config = {**DEFAULTS, **config}
     except (AttributeError, KeyError) as error:
         raise UserError(f"{folder}: config.json is not that of a resolved run ({error})") from None
     results = {mode: _json(os.path.join(folder, f"{mode}.json"), missing={}) for mode in MODES}
@@ -227,10 +260,28 @@ def size_name(config):
     return " ".join([config["model.variant"], *changed])
 
 
-def title(config):
-    """The network as the rows of benchmarks and costs name it."""
-    changed = [f"{part} {config[f'model.{part}']:g}" for part in ("width", "depth") if config.get(f"model.{part}")]
-    return f"{', '.join([config['model.variant'], *changed])} {network_name(config)}"
+def flat(sections):
+    """{"section.name": value} of a config's sections."""
+    return {f"{section}.{name}": value for section, names in sections.items() for name, value in names.items()}
+
+
+def network(config):
+    """The fields of a flat config that say which network was timed, and how it computes: `model.*` and three more.
+
+    Rows of benchmarks and costs have them as "network". What images are shifted and divided by takes no time.
+    """
+    return {
+        key: value
+        for key, value in config.items()
+        if key in ("runtime.strategy", "runtime.precision", "runtime.recompute")
+        or key.startswith("model.")
+        and key not in ("model.mean", "model.std")
+    }
+
+
+def is_of(row, config):
+    """Whether a row with "network" is of the network of `config`; fields that the row lacks were as by default."""
+    return all(row["network"].get(key, DEFAULTS.get(key)) == value for key, value in network(config).items())
 
 
 def network_name(config):
