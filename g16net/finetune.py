@@ -155,6 +155,7 @@ def fit_size(config, workdir, size, start):
     figures = {
         "size": size,
         **{key: value for key, value in evaluator(size).items() if key != "images_per_second"},
+        "multiply_adds": evaluate.multiply_adds(config, size, train_source.num_classes),
         "top1_before": history[0]["eval_top1"],
         "loss_before": history[0]["eval_loss"],
         "layers": ",".join(parts),

@@ -15,7 +15,7 @@ import tensorflow as tf
 from absl import logging
 from tensorflow import keras
 
-from g16net import assemble, checkpoint, compat, records, runtime, warm_start
+from g16net import assemble, checkpoint, compat, evaluate, records, runtime, warm_start
 from g16net.config import ConfigError, RunError
 from g16net.data.waiting import Waiting
 from g16net.optim.weight_average import WeightAverage
@@ -90,6 +90,7 @@ def train(config, workdir):
             raise run_error(error, devices, workdir, position) from error
     history = records.by_epoch(records.read_lines(records_path(workdir)))
     figures = final_figures(config, evaluator, average, history)
+    figures["multiply_adds"] = evaluate.multiply_adds(config, config.data.eval_size, train_source.num_classes)
     figures.update(
         train_size=config.data.train_size,
         epochs=config.run.epochs,

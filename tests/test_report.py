@@ -218,7 +218,81 @@ def test_benchmarks_go_before_the_runs_own_speed(tmp_path):
     assert loaded.problems == []
     found = points.measured(runs.group(loaded.runs), loaded.benchmarks)
     assert {point["train_images_per_second"] for point in found} == {562.0}
-    assert [p["infer_images_per_second"] for p in found] == pytest.approx([675.0, 300.0, 562.0])
+    assert {point["train_speed_source"] for point in found} == {"benchmark"}
+    # one of three test sizes is timed: benchmark's figure and the runs' own are never on one axis
+    assert [p["infer_images_per_second"] for p in found] == pytest.approx([675.0, 300.0, 168.75])
+    assert {point["infer_speed_source"] for point in found} == {"run"}
+    (panel,) = figures.inference(found).panels
+    assert "input included" in panel.x and all(", by mode benchmark" in p.x for p in figures.training(found).panels)
+
+
+def test_one_network_without_a_benchmark_leaves_all_speeds_to_the_runs(tmp_path):
+    for name, group_size in (("a", 16), ("b", 1)):
+        made_runs.write(tmp_path / "runs" / name, group_size=group_size, speed=100.0 * group_size)
+    rows = [timed(made_runs.network(tmp_path / "runs" / "a"), "train", 48, 5.0)]
+    loaded = runs.load([str(tmp_path / "runs"), benchmark(tmp_path, rows)])
+    found = points.measured(runs.group(loaded.runs), loaded.benchmarks)
+    assert {point["train_images_per_second"] for point in found} == {100.0, 1600.0}
+    assert all("input included" in panel.x for panel in figures.training(found).panels)
+
+
+def test_plain_accuracies_in_figures_of_cost_and_norms_and_fine_tuned_ones_named(tmp_path):
+    for name, tuned in (("a", (48,)), ("b", ())):
+        made_runs.write(tmp_path / name, group_size=16 if tuned else 1, finetuned=tuned)
+    found = points.measured(runs.group(runs.load([str(tmp_path)]).runs))
+    plain = sorted(100 * p["top1"]["mean"] for p in found if p["test_size"] == 48 and not p["finetuned"])
+    for figure in (figures.cost(found), figures.norms(found)):
+        assert not any(point["finetuned"] for point in figure.points)
+        for panel in figure.panels:
+            assert all(y in plain and "fine-tuned" not in s.label for s in panel.series for _, y, *_ in s.points)
+    labels = [(s.label, s.starred) for s in figures.training(found).panels[0].series]
+    assert sorted(labels) == [("G1 LN+PN, measured", False), ("G16 LN+PN, fine-tuned, measured", True)]
+    assert len(figures.inference(found).panels[0].series) == 3
+
+
+def test_a_growing_size_is_not_the_native_one(tmp_path):
+    made_runs.write(tmp_path / "plain", speed=100.0)
+    run = made_runs.write(tmp_path / "growing", speed=150.0, data__progressive=(16, 48))
+    network = made_runs.network(run)
+    loaded = runs.load([str(tmp_path / "plain"), str(run), benchmark(tmp_path, [timed(network, "train", 48, 999.0)])])
+    found = points.measured(runs.group(loaded.runs), loaded.benchmarks)
+    assert {p["resolution"]: p["train_images_per_second"] for p in found} == {"native": 100.0, "progressive": 150.0}
+    assert all(point["resolution"] == "native" for f in figures.all_of(found)[:2] for point in f.points)
+    labels = [s.label for s in figures.training(found).panels[0].series]
+    assert sorted(labels) == ["G16 LN+PN, growing from 11 % of the pixels, measured", "G16 LN+PN, measured"]
+    row = {"network": network, "machine": "cpu", "task": "train", "size": 48, "images_per_second": 9.0}
+    estimated = points.estimated([{"rows": [row], "comparisons": []}], found)
+    assert {point["resolution"] for point in estimated} == {"native"}
+    (curves, sizes) = figures.curves(runs.group(loaded.runs)), figures.resolutions(found)
+    assert sorted(s.native for s in curves.panels[0].series) == [False, True]
+    assert any("trained at 16-48 px" in s.label for s in sizes.panels[0].series)
+
+
+def test_different_reduced_sizes_are_different_lines(tmp_path):
+    for size in (24, 32):
+        for depth in (0.3, 0.5):
+            made_runs.write(tmp_path / f"{size}-{depth}", depth=depth, train_size=size)
+    found = points.measured(runs.group(runs.load([str(tmp_path)]).runs))
+    series = figures.training(found).panels[0].series
+    assert sorted(s.label for s in series) == [f"G16 LN+PN, {share} % of the pixels, measured" for share in (25, 44)]
+    assert [len(s.points) for s in series] == [2, 2]
+    share = points.resolution
+    half = {"data.progressive": [], "data.train_size": 212, "data.eval_size": 300, "data.resolution": "half"}
+    assert (
+        share(half)["pixels"] == share(dict(half, **{"data.train_size": 196, "data.eval_size": 260}))["pixels"] == 0.5
+    )
+
+
+def test_multiply_adds_of_what_was_only_trained(tmp_path):
+    run = made_runs.write(tmp_path / "run", finetuned=(64,))
+    for name in ("evaluations.jsonl", "evaluate.json"):
+        (run / name).unlink()
+    for name, cost in (("train.json", 11), ("finetune/64/finetune.json", 22)):
+        stored = json.loads((run / name).read_text())
+        (run / name).write_text(json.dumps(dict(stored, multiply_adds=cost)))
+    found = points.measured(one_again(run))
+    assert [(p["test_size"], p["multiply_adds"]) for p in found] == [(48, 11), (64, 22), (64, 22)]
+    assert any("multiply-adds" in panel.x for panel in figures.cost(found).panels)
 
 
 def test_estimates_are_points_of_their_own(tmp_path):
@@ -259,7 +333,7 @@ def test_training_is_relative_to_the_smallest_depthwise_network(groups):
 
 def test_at_equal_accuracy_by_hand():
     def point(group, group_size, top1, speed):
-        same = {"norm": "bn", "resolution": "native", "multiply_adds": 1, "finetuned": False, "setting": ""}
+        same = {"norm": "bn", "resolution": "native", "multiply_adds": 1, "finetuned": False, "kind": "measured"}
         return {**same, "group": group, "group_size": group_size, "top1": {"mean": top1}, "speed": speed,
                 "train_images_per_second": speed}  # fmt: skip
 
@@ -340,6 +414,10 @@ def test_of_real_runs(tmp_path):
     own = [point for point in found if point["kind"] == "measured"]
     assert [(p["test_size"], p["finetuned"]) for p in own] == [(32, False), (48, False), (48, True)]
     assert all(p["train_images_per_second"] > 0 and p["multiply_adds"] > 0 for p in own)
+    for name in ("train.json", "finetune/48/finetune.json"):
+        stored = json.loads((work / name).read_text())
+        size = stored.get("eval_size", stored.get("size"))
+        assert {p["multiply_adds"] for p in own if p["test_size"] == size} == {stored["multiply_adds"]}
     assert "--mode=train,finetune,evaluate" in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -33,10 +33,11 @@ def all_of(found):
 
 def cost(found):
     """(a) Accuracy against multiply-adds and against training speed, at native size."""
-    chosen = [point for point in points.at_native(found) if point["resolution"] == "native"]
+    chosen = [point for point in points.at_native(found, finetuned=False) if point["resolution"] == "native"]
     panels = []
     for data, same in by_data(chosen):
-        for x, label in ((MACS, "multiply-adds an image (log)"), (TRAIN, "training images/s (log)")):
+        speed = f"training images/s{source(same, 'train')} (log)"
+        for x, label in ((MACS, "multiply-adds an image (log)"), (TRAIN, speed)):
             series = over_sizes([point for point in same if point[x]], x, label_sizes=True)
             if x == MACS:  # an estimate is of speed
                 series = [one for one in series if one.kind != points.ESTIMATED]
@@ -45,8 +46,8 @@ def cost(found):
     return Figure(
         "cost",
         "Accuracy against theoretical and practical cost",
-        "Networks trained and tested at native size; a line joins the sizes of one network. By multiply-adds G16 costs "
-        "more than G1; by images a second it need not.",
+        "Networks trained and tested at native size, without fine-tuning; a line joins the sizes of one "
+        "network. By multiply-adds G16 costs more than G1; by images a second it need not.",
         panels,
         chosen,
         "launch.py --mode=sweep --experiment=norms --workdir=runs/norms",
@@ -55,7 +56,8 @@ def cost(found):
 
 def norms(found):
     """(b) Accuracy over model sizes, a line a norm."""
-    chosen = [p for p in points.at_native(found) if p["resolution"] == "native" and p["kind"] != points.ESTIMATED]
+    chosen = [p for p in points.at_native(found, finetuned=False) if p["resolution"] == "native"]
+    chosen = [p for p in chosen if p["kind"] != points.ESTIMATED]
     panels = []
     for data, same in by_data(chosen):
         order = points.sizes(same)
@@ -68,7 +70,7 @@ def norms(found):
     return Figure(
         "norms",
         "Norms across model sizes",
-        "Trained and tested at native size. Bars are the range over seeds.",
+        "Trained and tested at native size, without fine-tuning. Bars are the range over seeds.",
         panels,
         chosen,
         "launch.py --mode=sweep --experiment=norms --workdir=runs/norms",
@@ -88,7 +90,7 @@ def training(found):
             unit = base[TRAIN] if base else 1.0
             relative = [dict(p, speed=p[TRAIN] / unit) for p in same]
             of = f" over {look.network(base['group_size'], base['norm'])} {size_label(base)}" if base else ""
-            x = f"training images/s{of} (log)"
+            x = f"training images/s{of}{source(same, 'train')} (log)"
             panels.append(with_front(f"{data}: {where}", x, relative, "speed"))
             shown += same
     return Figure(
@@ -106,7 +108,9 @@ def inference(found):
     """(d) Accuracy against inference speed at every test size, with the front."""
     shown = [point for point in found if point[INFER]]
     panels = [
-        with_front(f"{data}: every test size", "inference images/s (log)", same, INFER, each_size=True)
+        with_front(
+            f"{data}: every test size", f"inference images/s{source(same, 'infer')} (log)", same, INFER, each_size=True
+        )
         for data, same in by_data(shown)
     ]
     return Figure(
@@ -158,7 +162,7 @@ def resolutions(found):
                     if rows:
                         one = rows[0]
                         network = look.network(one["group_size"], one["norm"])
-                        label = ", ".join([network, f"trained at {one['train_size']} px", *_short(one["setting"])])
+                        label = ", ".join([network, f"trained at {one['trained_at']}", *_short(one["setting"])])
                         series.append(
                             Series(
                                 label + (", fine-tuned" if finetuned else ""),
@@ -204,12 +208,14 @@ def over_sizes(same, x, label_sizes=False, joined=True):
     series, named = [], set()
     for key in dict.fromkeys(_network(point) for point in same):
         rows = [point for point in same if _network(point) == key]
-        group_size, norm, resolution, kind, _ = key
+        group_size, norm, resolution, _, kind, finetuned, _ = key
         texts = label_sizes and not named  # once, as all networks come in the same sizes
         named.add(kind)
         marks = [_mark(point, x, size_label(point) if texts else "") for point in rows]
         lines = joined and kind != points.ESTIMATED
-        series.append(Series(_label(rows[0]), norm, group_size, kind, resolution == "native", marks, lines))
+        starred = finetuned and kind == points.MEASURED
+        native = resolution == "native"
+        series.append(Series(_label(rows[0]), norm, group_size, kind, native, marks, lines, starred=starred))
     return series
 
 
@@ -219,13 +225,22 @@ def size_label(point):
 
 
 def _network(point):
-    return point["group_size"], point["norm"], point["resolution"], point["kind"], point["setting"]
+    fields = ("group_size", "norm", "resolution", "pixels", "kind", "finetuned", "setting")
+    return tuple(point[field] for field in fields)
 
 
 def _label(point):
     parts = [look.network(point["group_size"], point["norm"])]
-    parts += [] if point["resolution"] == "native" else ["reduced size"]
+    pixels = "half the pixels" if point["pixels"] == 0.5 else f"{100 * point['pixels']:.0f} % of the pixels"
+    parts += {"native": [], "reduced": [pixels], "progressive": [f"growing from {pixels}"]}[point["resolution"]]
+    parts += ["fine-tuned"] if point["finetuned"] else []
     return ", ".join([*parts, KINDS[point["kind"]], *_short(point["setting"])])
+
+
+def source(same, task):
+    """Where the measured speeds of a panel are from, for its axis; they are of one source."""
+    of = {point[f"{task}_speed_source"] for point in same if point["kind"] == points.MEASURED}
+    return "".join({"benchmark": ", by mode benchmark", "run": ", input included"}[one] for one in of)
 
 
 def _short(setting):
@@ -255,5 +270,5 @@ def _series_of(group, rows, band=False):
     config = group.config
     network = look.network(config["model.group_size"], config["model.norm"])
     label = ", ".join([network, runs.resolution_name(config), *_short(group.setting)])
-    native = config["data.train_size"] >= config["data.eval_size"]
+    native = points.resolution(config)["resolution"] == "native"
     return Series(label, config["model.norm"], config["model.group_size"], points.MEASURED, native, rows, band=band)

@@ -13,11 +13,30 @@ MEASURED, PUBLISHED, ESTIMATED = "measured", "published", "estimated"
 
 
 def measured(groups, benchmarks=()):
-    """The points of `groups`, whose runs have figures; speeds by mode benchmark go before those of the runs."""
-    return [point for group in groups for point in _of_group(group, benchmarks)]
+    """The points of `groups`, whose runs have figures.
+
+    A speed is that of the run, its input pipeline included, unless mode benchmark has timed every point of the data
+    set: the two are never on one axis. "train_speed_source" and "infer_speed_source" say which it is.
+    """
+    found, timed = [], {}
+    for group in groups:
+        for point in _of_group(group):
+            found.append(point)
+            progressive = point["resolution"] == "progressive"  # is at no one size
+            for task, size in (("train", None if progressive else point["train_size"]), ("infer", point["test_size"])):
+                timed[len(found) - 1, task] = _benchmark(benchmarks, group.config, task, size)
+    for data in dict.fromkeys(point["data"] for point in found):
+        same = [index for index, point in enumerate(found) if point["data"] == data]
+        for task in ("train", "infer"):
+            everywhere = all(timed[index, task] for index in same)
+            for index in same:
+                found[index][f"{task}_speed_source"] = "benchmark" if everywhere else "run"
+                if everywhere:
+                    found[index][f"{task}_images_per_second"] = timed[index, task]
+    return found
 
 
-def _of_group(group, benchmarks):
+def _of_group(group):
     config = group.config
     train_size = config["data.train_size"]
     same = {
@@ -29,11 +48,11 @@ def _of_group(group, benchmarks):
         "variant": runs.size_name(config),
         "group_size": config["model.group_size"],
         "norm": config["model.norm"],
-        "resolution": "native" if train_size >= config["data.eval_size"] else "reduced",
+        **resolution(config),
+        "trained_at": runs.resolution_name(config),
         "train_size": train_size,
         "native_size": config["data.eval_size"],
-        "train_images_per_second": _benchmark(benchmarks, config, "train", train_size)
-        or _median(run.train.get("images_per_second") for run in group.runs),
+        "train_images_per_second": _median(run.train.get("images_per_second") for run in group.runs),
         "train_seconds": _median(run.train.get("train_seconds") for run in group.runs),
     }
     rows = {}
@@ -47,9 +66,21 @@ def _of_group(group, benchmarks):
             "finetuned": finetuned,
             "top1": runs.spread(values),
             "multiply_adds": _of_size(group, size, "multiply_adds"),
-            "infer_images_per_second": _benchmark(benchmarks, config, "infer", size)
-            or _of_size(group, size, "images_per_second"),
+            "infer_images_per_second": _of_size(group, size, "images_per_second"),
         }
+
+
+def resolution(config):
+    """{"resolution", "pixels"} of a run: "native", "reduced" or "progressive", and the share of the native size's
+    pixels that it trains at (progressive: begins at), rounded; 0.5 for the half size of the variant table."""
+    sizes, native = config["data.progressive"] or [config["data.train_size"]], config["data.eval_size"]
+    share = (sizes[0] / native) ** 2
+    if len(sizes) > 1:
+        return {"resolution": "progressive", "pixels": round(share, 2)}
+    if share >= 1:
+        return {"resolution": "native", "pixels": 1.0}
+    of_table = config["data.resolution"] == "half" and 0.43 < share < 0.58  # the table's sizes are half to about this
+    return {"resolution": "reduced", "pixels": 0.5 if of_table else round(share, 2)}
 
 
 def _results(run):
@@ -74,7 +105,17 @@ def _median(values):
 
 
 def _of_size(group, size, key):
-    return _median(row.get(key) for run in group.runs for row in run.evaluations if row["size"] == size)
+    return _median(row.get(key) for run in group.runs for row in _rows(run) if row["size"] == size)
+
+
+def _rows(run):
+    """All that was evaluated, whatever the weights: for what does not depend on them."""
+    yield from run.evaluations
+    yield from run.finetuned
+    if run.train:
+        of_training = {"size": run.train.get("eval_size", run.config["data.eval_size"])}
+        of_training["multiply_adds"] = run.train.get("multiply_adds")
+        yield of_training
 
 
 def _benchmark(rows, config, task, size):
@@ -101,11 +142,12 @@ def estimated(costs, points):
 
     found = []
     for point in points:
-        train = speed_of(point, "train", point["train_size"])
+        train = None if point["resolution"] == "progressive" else speed_of(point, "train", point["train_size"])
         infer = speed_of(point, "infer", point["test_size"])
         if train or infer:
             speed = {"train_images_per_second": train, "infer_images_per_second": infer}
-            found.append({**point, **speed, "kind": ESTIMATED})
+            source = {"train_speed_source": "model", "infer_speed_source": "model"}
+            found.append({**point, **speed, **source, "kind": ESTIMATED})
     return found
 
 
@@ -118,12 +160,14 @@ def of_paper(costs=()):
             {
                 **row,
                 "kind": PUBLISHED,
-                "setting": "" if row["finetuned"] else "not fine-tuned",
+                "setting": "",
                 "data": source["data"],
                 "group": f"{row['variant']} G{row['group_size']} {row['norm']}, {row['train_size']} px"
                 + ("" if row["finetuned"] else ", not fine-tuned"),
                 "resolution": "native" if row["resolution"] == "native" else "reduced",
+                "pixels": 1.0 if row["resolution"] == "native" else 0.5,
                 "native_size": row["test_size"],
+                "train_speed_source": "readings",
                 "top1": {"mean": row["top1"], "min": row["top1"], "max": row["top1"], "runs": None},
                 "infer_images_per_second": None,
             }
@@ -137,7 +181,8 @@ def of_paper(costs=()):
     for point in readings:
         key = point["variant"], point["group_size"], point["norm"], point["train_size"]
         if key in estimates and point["finetuned"]:
-            found.append({**point, "kind": ESTIMATED, "train_images_per_second": estimates[key]})
+            speed = {"train_images_per_second": estimates[key], "train_speed_source": "model"}
+            found.append({**point, **speed, "kind": ESTIMATED})
     return found
 
 
@@ -150,11 +195,10 @@ def sizes(points):
     return sorted(least, key=lambda name: (least[name], name))
 
 
-def at_native(points):
-    """Of each group and kind the point at the native test size, the fine-tuned one where there is one."""
-    return _pick(
-        [point for point in points if point["test_size"] == point["native_size"]], lambda point: point["finetuned"]
-    )
+def at_native(points, finetuned=True):
+    """Of each group and kind the point at the native test size: the fine-tuned one where there is one, or the plain."""
+    native = [point for point in points if point["test_size"] == point["native_size"]]
+    return _pick(native, lambda point: point["finetuned"] == finetuned)
 
 
 def at_best(points):
@@ -200,14 +244,19 @@ def at_equal_accuracy(points, speed):
         fastest = max(able, key=lambda p: p[speed])
         rows.append(
             {
-                "baseline": point["group"],
+                "baseline": named(point),
                 "top1": point["top1"]["mean"],
-                "fastest": fastest["group"],
+                "fastest": named(fastest),
                 "fastest_top1": fastest["top1"]["mean"],
                 "factor": fastest[speed] / point[speed],
             }
         )
     return rows
+
+
+def named(point):
+    """The group's name, and whether it was fine-tuned."""
+    return point["group"] + (", fine-tuned" if point["finetuned"] and point["kind"] == MEASURED else "")
 
 
 def finetune_seconds(group):
