@@ -56,7 +56,8 @@ def benchmark(config, workdir, peers=()):
     """Times every contender in every cell: each of `benchmark.tasks`, `.sizes`, `.batches` and `.precisions`.
 
     Returns the figures: `rows`, `ratios` of our rows over the others of the same task, size, batch and dtype, and
-    `text`, the table. Rows with several sizes or batches of a network are drawn to WORKDIR/benchmark.png too.
+    `text`, the table. Several sizes, batches or variants are drawn to WORKDIR/benchmark.png too. A row of
+    ours has as `network` the fields that say what was timed (`report.runs.network`); a peer's has None.
 
     Raises:
         RunError: a contender's process ended; with the end of its log.

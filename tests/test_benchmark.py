@@ -195,6 +195,7 @@ def test_scaling():
     rows = [
         {
             "name": "a",
+            "network": None,
             "task": task,
             "dtype": "float32",
             "size": size,
@@ -206,3 +207,23 @@ def test_scaling():
     assert scaling.lines(rows, "batch") == {"a, train, float32, 32 px": [(1, 125.0), (16, 2000.0)]}
     assert scaling.lines(rows, "size") == {"a, train, float32, 16 images": [(32, 2000.0), (64, 2000.0)]}
     assert scaling.draw(rows[3:], "nowhere.png") is None
+
+
+def test_scaling_with_depth(tmp_path):
+    def row(variant, macs, speed, **other):
+        network = {"model.variant": variant, "model.depth": None, "model.group_size": 16, "model.norm": "ln_pn"}
+        network.update({"model.expand_ratio": 4, "runtime.recompute": False, **other})
+        same = {"task": "train", "dtype": "float32", "size": 224, "batch": 4, "multiply_adds_per_image": macs}
+        return dict(same, name=f"{variant} G16", network=network, images_per_second={"median": speed})
+
+    rows = [row("B5", 24e9, 2), row("B0", 2e9, 8), row("B3", 6e9, 4)]
+    rows += [dict(row("B0", 1e9, 1), network=None, name="timm efficientnet_b0"), {"task": "product"}]
+    expected = [(2e9, 500.0), (6e9, 1000.0), (24e9, 2000.0)]
+    assert scaling.lines(rows, "multiply_adds") == {"G16 LN+PN, train, float32, 224 px, 4 images": expected}
+    assert scaling.draw(rows, str(tmp_path / "depth.png")) and (tmp_path / "depth.png").stat().st_size > 5000
+    recomputed = {"runtime.recompute": True}
+    rows += [row("B0", 2e9, 4, **recomputed), row("B3", 6e9, 2, **recomputed), dict(row("B0", 1e9, 9), size=160)]
+    found = scaling.lines(rows, "multiply_adds")
+    ends = [f"recompute={value}, train, float32, 224 px, 4 images" for value in (False, True)]
+    assert list(found) == [f"G16 LN+PN, {end}" for end in ends]
+    assert found[f"G16 LN+PN, {ends[0]}"] == expected
