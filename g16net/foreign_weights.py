@@ -15,9 +15,11 @@ from typing import Any, Callable, Dict, NamedTuple
 import numpy as np
 from absl import logging
 
+from g16net import extras
 from g16net.config import UserError
 from g16net.models import architecture
 
+NUMPY_DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # of safetensors
 PROXY = {True: ("ln_pn", "gn_pn"), False: ("ln", "gn")}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KINDS = "a workdir, one of its checkpoints/STEP, a .keras file, or weights of timm (.safetensors), keras.applications "
@@ -220,6 +222,9 @@ def _keras(path, arrays):
 
 
 def _timm(path):
+    extras.need("safetensors.numpy", "weights", "reading timm's weights")
+    from g16net.models import timm_weights
+
     shapes = _safetensors_shapes(path)
     needed = ("conv_stem.weight", "conv_head.weight", "blocks.1.0.conv_pw.weight", "blocks.1.0.conv_dw.weight")
     if any(name not in shapes for name in needed):
@@ -234,6 +239,7 @@ def _timm(path):
         path, shapes["conv_stem.weight"][0], shapes["conv_head.weight"][0], blocks,
         shapes["blocks.1.0.conv_dw.weight"][1], expanded // inside, norm,
     )  # fmt: skip
+    _check_timm(path, shapes, timm_weights.shapes(*network.values()))
     name, mean, std = _timm_description(path)
     settings = _input(mean, std)
     settings["model.norm_epsilon"] = 1e-5 if name.startswith("efficientnet_") else 1e-3
@@ -241,11 +247,28 @@ def _timm(path):
         settings["model.norm_group_size"] = 8  # of timm's GroupNormAct in efficientnet_b0_gn
 
     def values(model):
-        from g16net.models import timm_weights
-
         return timm_weights.find(timm_weights.read(path), model)
 
     return Foreign("timm's", network, settings, values)
+
+
+def _check_timm(path, shapes, ours):
+    """UserError where the weights of a file, but for the classifier's, are not those of our network."""
+    theirs = {
+        name: shape
+        for name, shape in shapes.items()
+        if not name.startswith("classifier.") and not name.endswith("num_batches_tracked")
+    }
+    lacking = [f"{name} is missing" for name in ours if name not in theirs]
+    other = [f"{n} is {theirs[n]}, not {shape}" for n, shape in ours.items() if theirs.get(n, shape) != shape]
+    extra = [f"{name} has no place here" for name in theirs if name not in ours]
+    if lacking or other or extra:
+        some = [names[0] for names in (lacking, other, extra) if names]
+        raise UserError(
+            f"init.checkpoint={path} holds another kind of network of timm than there is here ({'; '.join(some)}; "
+            f"{len(lacking) + len(other) + len(extra)} differences in all); it takes tf_efficientnet_b0 to b7, "
+            "efficientnet_b0 to b7, efficientnet_b0_gn and efficientnet_b0_g8_gn"
+        )
 
 
 def _safetensors_shapes(path):
@@ -256,8 +279,20 @@ def _safetensors_shapes(path):
             if length > min(os.path.getsize(path), 2**26):
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length).decode())
-        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        if end != os.path.getsize(path):
+            raise ValueError(f"by its header it has {end} bytes, and it has {os.path.getsize(path)}")
+        foreign = sorted({str(entry["dtype"]) for entry in entries.values()} - NUMPY_DTYPES)
+        if foreign:
+            raise UserError(
+                f"init.checkpoint={path} holds {', '.join(foreign)}, which NumPy has not; write it as float32: "
+                "safetensors.torch.save_file({k: v.float() for k, v in state_dict.items()}, 'weights.safetensors')"
+            )
+        return {name: tuple(entry["shape"]) for name, entry in entries.items()}
+    except UserError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"init.checkpoint={path} is no whole safetensors file: {error}") from error
 
 

@@ -18,7 +18,8 @@ def load(config, model):
     """Overwrites the weights of `model` with those of `init.checkpoint` that fit; the log lists what did not.
 
     Raises:
-        UserError: there is nothing to read, or not one weight fits.
+        UserError: there is nothing to read, or not one weight fits; of another library's weights, all but the last
+            layer's must.
     """
     path = config.init.checkpoint
     foreign = foreign_weights.inspect(path)
@@ -40,6 +41,12 @@ def load(config, model):
         raise UserError(
             f"init.checkpoint={path}: not one of its {len(stored)} weights fits this {model.name}; its names are "
             f"{', '.join(list(stored)[:3])}, ..."
+        )
+    lacking = [text for text in kept if not text.startswith("predictions/")]
+    if foreign and lacking:
+        raise UserError(
+            f"init.checkpoint={path}: {foreign.library} weights there are of another network: {len(lacking)} weights of "
+            f"this {model.name} besides the last layer's do not come with it: {_few(lacking)}"
         )
     unused = sorted(set(stored) - set(loaded))
     logging.info(

@@ -4,6 +4,7 @@ import contextlib
 import json
 import pathlib
 import pickle
+import sys
 import zipfile
 
 import numpy as np
@@ -200,8 +201,11 @@ def test_damaged_files_are_refused(ending, timm_file, tmp_path):
     rng = np.random.default_rng(0)
     for share in (0.1, 0.5, 0.9):
         damaged.write_bytes(whole[: int(len(whole) * share)])
-        with contextlib.suppress(UserError):  # cut behind its header, a safetensors file is refused when it is read
+        with pytest.raises(UserError):
             foreign_weights.inspect(str(damaged))
+        if ending == "safetensors":
+            with pytest.raises(UserError, match="damaged cannot be read as safetensors"):
+                timm_weights.read(str(damaged))
     for _ in range(60):
         content = bytearray(whole)
         for place in rng.integers(0, min(len(whole), 3000), 4):
@@ -209,6 +213,57 @@ def test_damaged_files_are_refused(ending, timm_file, tmp_path):
         damaged.write_bytes(bytes(content))
         with contextlib.suppress(UserError):
             foreign_weights.inspect(str(damaged))
+
+
+def test_types_that_numpy_lacks_and_a_missing_package_are_told_before_a_run(timm_file, tmp_path, monkeypatch):
+    whole = pathlib.Path(timm_file[0]).read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    for entry in header.values():
+        entry["dtype"] = "BF16"
+    header = json.dumps(header).encode()
+    path = tmp_path / "bfloat16.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + whole[8 + length :])
+    with pytest.raises(UserError, match="holds BF16, which NumPy has not; write it as float32"):
+        settled(path)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(UserError, match=r"pip install 'g16net\[weights\]'"):
+        settled(timm_file[0])
+
+
+def test_other_networks_of_timm_are_told_by_their_weights(timm_file, tmp_path):
+    state = timm_weights.state_dict(timm_file[1])
+    without_se = {name: value for name, value in state.items() if ".se." not in name}  # as in tf_efficientnet_lite0
+    conditional = dict(state, **{"blocks.6.0.routing_fn.weight": np.zeros((4, 2), np.float32)})  # as in _cc_b0_4e
+    conditional["blocks.6.0.conv_pw.weight"] = np.zeros((4, 6), np.float32)
+    evonorm = {name: value for name, value in state.items() if "running" not in name and "tracked" not in name}
+    evonorm["bn1.v"] = np.zeros(8, np.float32)
+    matches = ("blocks.0.0.se.conv_reduce.weight is missing", r"conv_pw.weight is \(4, 6\)", "bn1.v has no place")
+    for other, match in zip((without_se, conditional, evonorm), matches):
+        path = str(tmp_path / "tf_efficientnet_b0.safetensors")
+        pytest.importorskip("safetensors.numpy").save_file(other, path)
+        with pytest.raises(UserError, match=f"another kind of network of timm.*{match}"):
+            foreign_weights.inspect(path)
+
+
+def test_weights_of_others_come_whole_but_for_the_last_layer(timm_file, monkeypatch):
+    config = settled(timm_file[0])
+    network = assemble.model(config, 5)
+    found = foreign_weights.inspect(timm_file[0])
+    values = {name: value for name, value in found.values(network).items() if "_se/" not in name}
+    monkeypatch.setattr(foreign_weights, "inspect", lambda path: found._replace(values=lambda model: values))
+    with pytest.raises(
+        UserError, match="timm's weights there are of another network: 32 weights of this .* besides the last"
+    ):
+        warm_start.load(config, network)
+
+
+@pytest.mark.parametrize("variant, group_size, expand_ratio, norm", [("TINY", 1, 6, "bn"), ("TINY", 16, 4, "gn")])
+def test_shapes_of_timms_weights_are_those_of_the_model(variant, group_size, expand_ratio, norm):
+    model = efficientnet.build(variant, group_size, expand_ratio, norm, 5)
+    state = timm_weights.state_dict(model).items()
+    state = {k: v.shape for k, v in state if not k.startswith("classifier") and not k.endswith("tracked")}
+    assert timm_weights.shapes(variant, group_size, expand_ratio, norm) == state
 
 
 def test_small_form_of_an_experiment():

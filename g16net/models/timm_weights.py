@@ -21,7 +21,8 @@ from typing import Mapping
 import numpy as np
 
 from g16net import compat, extras, layers
-from g16net.models import efficientnet
+from g16net.config import UserError
+from g16net.models import architecture, efficientnet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GROUP_NORM_SIZE = 8  # channels in a group of the norms of efficientnet_b0_gn and _g8_gn
@@ -72,9 +73,17 @@ def parse(name):
 
 
 def read(path):
-    """The arrays of a safetensors file, by name; the format holds numbers alone and runs no code."""
-    numpy = extras.need("safetensors.numpy", "weights", "reading timm's weights")
-    return numpy.load_file(path)
+    """The arrays of a safetensors file, by name; the format holds numbers alone and runs no code.
+
+    UserError for a file that is cut or damaged, or of a type such as bfloat16 that NumPy has not.
+    """
+    safetensors, numpy = (
+        extras.need(name, "weights", "reading timm's weights") for name in ("safetensors", "safetensors.numpy")
+    )
+    try:
+        return numpy.load_file(path)
+    except (safetensors.SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as safetensors with types that NumPy has: {error}") from error
 
 
 def copy(weights: Mapping, model, dense=True):
@@ -109,6 +118,38 @@ def copy(weights: Mapping, model, dense=True):
         raise ValueError(f"weights without a place in the model: {', '.join(left[:5])} ({len(left)} in all)")
     for layer, values in found:
         layer.set_weights(values)
+
+
+def shapes(variant, group_size, expand_ratio, norm):
+    """{timm's name: shape} of the weights of a network of ours, but for the classifier's; no model is built for it.
+
+    Args:
+        variant, group_size, expand_ratio: as of `efficientnet.build`.
+        norm: "bn"; all others have no moving statistics.
+    """
+    found = {}
+    kinds = ("weight", "bias") + (("running_mean", "running_var") if norm == "bn" else ())
+
+    def convolution(names, kernel, inside, outside):
+        found[f"{names[0]}.weight"] = (outside, inside, kernel, kernel)
+        found.update({f"{names[1]}.{kind}": (outside,) for kind in kinds})
+
+    convolution(("conv_stem", "bn1"), 3, 3, architecture.stem_channels(variant))
+    indices = {}
+    for block in architecture.blocks(variant, group_size, expand_ratio):
+        stage = int(block.name[0])
+        index = indices[stage] = indices.get(stage, -1) + 1
+        parts = PARTS_WITHOUT_EXPANSION if stage == 1 else PARTS
+        names = {part: f"blocks.{stage - 1}.{index}.{name}" for part, name in parts.items()}
+        inside, expanded = block.in_channels, block.expanded_channels
+        if stage != 1:
+            convolution((names["expand_conv"], names["expand_norm"]), 1, inside, expanded)
+        convolution((names["conv"], names["norm"]), block.kernel, expanded // block.groups, expanded)
+        for part, ends in (("conv_reduce", (block.se_width, expanded)), ("conv_expand", (expanded, block.se_width))):
+            found[f"{names['se']}.{part}.weight"], found[f"{names['se']}.{part}.bias"] = (*ends, 1, 1), ends[:1]
+        convolution((names["project_conv"], names["project_norm"]), 1, expanded, block.out_channels)
+    convolution(("conv_head", "bn2"), 1, block.out_channels, architecture.top_channels(variant))
+    return found
 
 
 def find(weights: Mapping, model):
