@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, NamedTuple
 import numpy as np
 from absl import logging
 
-from g16net import extras
+from g16net import experiments, extras, recipe
 from g16net.config import UserError
 from g16net.models import architecture
 
@@ -34,12 +34,14 @@ class Foreign(NamedTuple):
         network: fields of the config that their shapes fix; a tuple holds what is possible.
         settings: fields that belong to these weights, such as the input's mean; a user may set others.
         values: our model -> {name of our weight: array}, and under their own names what has no place in it.
+        assumed: {one of `settings`: why it is a guess}, which a user is told.
     """
 
     library: str
     network: Dict[str, Any]
     settings: Dict[str, Any]
     values: Callable[[Any], Dict[str, np.ndarray]]
+    assumed: Dict[str, str] = {}
 
 
 def settle(config, given):
@@ -56,16 +58,22 @@ def settle(config, given):
     foreign = inspect(path)
     if foreign is None:
         return
+    scaled = [f"model.{name}" for name in ("width", "depth") if config.model[name] is not None]
     wrong = []
     for key, wanted in foreign.network.items():
         value = config[key.split(".")[0]][key.split(".")[1]]
-        if value != wanted and not (isinstance(wanted, tuple) and value in wanted):
-            wrong.append((key, value, wanted[0] if isinstance(wanted, tuple) else wanted))
+        if key == "model.variant":
+            fits = _outline(recipe.variant_of(config)) == _outline(wanted)
+            value = f"{value}{''.join(f' of {name}={config.model[name[6:]]:g}' for name in scaled)}"
+        else:
+            fits = value in wanted if isinstance(wanted, tuple) else value == wanted
+        if not fits:
+            wrong.append(f"{key}={wanted[0] if isinstance(wanted, tuple) else wanted}, here {value}")
     if wrong:
+        without = f", without {' and '.join(scaled)}" if scaled else ""
         raise UserError(
-            f"init.checkpoint={path} holds {foreign.library} weights of another network: "
-            + ", ".join(f"{key}={wanted}, here {value}" for key, value, wanted in wrong)
-            + f". Start from {_experiment(foreign.network)}"
+            f"init.checkpoint={path} holds {foreign.library} weights of another network: {', '.join(wrong)}. "
+            f"Start from {_experiment(foreign.network)}{without}"
         )
     for key, value in foreign.settings.items():
         section, name = key.split(".")
@@ -73,18 +81,20 @@ def settle(config, given):
             logging.info("init.checkpoint: %s: %s -> %s, as %s weights ask for", key, config[section][name],
                          value, foreign.library)  # fmt: skip
             config[section][name] = value
+        if key not in given and key in foreign.assumed:
+            logging.warning("init.checkpoint=%s: %s: %s are assumed, %s; another is set by --config.%s=...",
+                            path, key, foreign.assumed[key], value, key)  # fmt: skip
 
 
 def _experiment(network):
     """The command-line arguments that give the network."""
     norm, size = network["model.norm"], network["model.group_size"]
-    norm = norm[0] if isinstance(norm, tuple) else norm
-    usual = {1: ("bn", "gn", "ln_pn"), 16: ("ln_pn", "ln", "gn", "gn_pn", "bn")}.get(size, ())
-    if norm in usual:
-        return f"--experiment=g{size}_{norm}:variant={network['model.variant']}"
-    return " ".join(
-        f"--config.{key}={value[0] if isinstance(value, tuple) else value}" for key, value in network.items()
-    )
+    network = dict(network, **{"model.norm": norm[0] if isinstance(norm, tuple) else norm})
+    name = f"g{size}_{network['model.norm']}"
+    name = f"{name if name in experiments.names() else 'g16_ln_pn'}:variant={network['model.variant']}"
+    model = experiments.load(name).model
+    other = [f"--config.{key}={value}" for key, value in network.items() if model[key.split(".")[1]] != value]
+    return " ".join([f"--experiment={name}"] + other)
 
 
 def inspect(path):
@@ -113,7 +123,7 @@ def _inspect(path):
     with open(path, "rb") as file:
         head = file.read(16)
     if head.startswith(b"\x89HDF"):
-        return _keras(path, _hdf5(path))
+        return _keras(path, *_hdf5(path))
     if head.startswith(b"PK\x03\x04"):
         return _zip(path)
     if head[8:9] == b"{":
@@ -151,18 +161,19 @@ def _zip(path):
             return None
         layers = config.get("config", {}).get("layers", [])
         with archive.open("model.weights.h5") as file:
-            return _keras(path, _hdf5(file, layers))
+            return _keras(path, *_hdf5(file, layers))
 
 
 # keras.applications
 
 
 def _hdf5(file, layers=()):
-    """{layer: arrays in the order of its weights} of an HDF5 file of Keras.
+    """({layer: arrays in the order of its weights}, the layers of the model's config) of an HDF5 file of Keras.
 
     Args:
         file: path or file object.
-        layers: of a model's config, in order: files of tf-keras count the layers of each class and name none.
+        layers: of the config, in order, where it is in another file: weights of tf-keras count the layers of each class
+            and name none. A model's `.h5` has its own, one of weights alone has none.
     """
     import h5py
 
@@ -170,18 +181,20 @@ def _hdf5(file, layers=()):
         return [np.asarray(group[name]) for name in sorted(group, key=int)]
 
     with h5py.File(file, "r") as store:
+        if "model_config" in store.attrs:
+            layers = json.loads(_text(store.attrs["model_config"]))["config"]["layers"]
         store = store.get("model_weights", store)
         if "layer_names" in store.attrs:
             found = {}
             for layer in (_text(name) for name in store.attrs["layer_names"]):
                 names = [_text(name) for name in store[layer].attrs["weight_names"]]
                 found[layer] = [np.asarray(store[layer][name]) for name in names]
-            return found
+            return found, layers
         groups = store.get("layers", store.get("_layer_checkpoint_dependencies", {}))
         inside = {name: group["vars"] for name, group in groups.items() if "vars" in group}
         named = {_text(group.attrs["name"]): arrays(group) for group in inside.values() if "name" in group.attrs}
         if named:
-            return named
+            return named, layers
         found, counts = {}, {}
         for layer in layers:
             kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", layer["class_name"]).lower()
@@ -190,14 +203,14 @@ def _hdf5(file, layers=()):
             key = f"{kind}_{number}" if number else kind
             if key in inside:
                 found[layer["config"]["name"]] = arrays(inside[key])
-        return found
+        return found, layers
 
 
 def _text(value):
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _keras(path, arrays):
+def _keras(path, arrays, layers):
     if "stem_conv" not in arrays or "block1a_dwconv" not in arrays:
         if arrays:
             problem = f"its layers are {', '.join(list(arrays)[:4])}, ..."
@@ -215,7 +228,45 @@ def _keras(path, arrays):
 
         return convert.find(arrays, model)
 
-    return Foreign("keras.applications'", network, _input(IMAGENET_MEAN, IMAGENET_STD), values)
+    mean, std, doubt = _keras_input(arrays, layers)
+    assumed = {key: doubt for key in ("model.mean", "model.std") if doubt}
+    return Foreign("keras.applications'", network, _input(mean, std), values, assumed)
+
+
+def _keras_input(arrays, layers):
+    """`(mean, std, doubt)` of the input on the scale of 0..1, by the layers before the stem.
+
+    Args:
+        arrays: {layer: its arrays}.
+        layers: of the model's config, in order; without them, the layers that keras.applications builds.
+
+    `doubt` is None, or says what of it is not in the file.
+    """
+    stored = next((v for name, v in arrays.items() if re.fullmatch(r"normalization(_\d+)?", name) and len(v) > 1), None)
+    scale, offset = np.ones(3), np.zeros(3)  # of the input of 0..255
+    if not layers:
+        if stored is None:
+            return IMAGENET_MEAN, IMAGENET_STD, "the file has no normalization layer; ImageNet's values"
+        mean, variance = (np.asarray(value, np.float64).ravel() for value in stored[:2])
+        # ImageNet's weights have the deviation for the variance; the network divides by its root once more
+        imagenet = variance.shape == (3,) and np.allclose(variance, IMAGENET_STD, atol=1e-5)
+        return mean, variance if imagenet else np.sqrt(variance), None
+    unknown = []
+    for layer in layers:
+        kind, form = layer["class_name"], layer["config"]
+        if form["name"].startswith("stem_conv"):
+            break
+        if kind == "Rescaling":
+            factor = np.asarray(form["scale"], np.float64)
+            scale, offset = scale * factor, offset * factor + np.asarray(form["offset"], np.float64)
+        elif kind == "Normalization" and (stored is not None or form.get("mean") is not None):
+            given = (form["mean"], form["variance"]) if form.get("mean") is not None else stored[:2]
+            mean, variance = (np.asarray(value, np.float64).ravel() for value in given)
+            scale, offset = scale / np.sqrt(variance), (offset - mean) / np.sqrt(variance)
+        elif kind != "InputLayer" and not kind.startswith("Random"):
+            unknown.append(kind)
+    doubt = f"the layers {', '.join(unknown)} before the stem are not read; the others'" if unknown else None
+    return -offset / scale / 255, 1 / scale / 255, doubt
 
 
 # timm
@@ -345,12 +396,7 @@ def _tf1(path):
 
 def _network(path, stem, top, blocks, group_size, expand_ratio, norm):
     """The fields that shapes fix; UserError where no variant has these widths and this depth."""
-    fitting = [
-        name
-        for name in architecture.VARIANTS
-        if (architecture.stem_channels(name), architecture.top_channels(name), len(architecture.blocks(name)))
-        == (stem, top, len(blocks))
-    ]
+    fitting = [name for name in architecture.VARIANTS if _outline(name) == (stem, top, len(blocks))]
     if not fitting:
         raise UserError(
             f"init.checkpoint={path}: no variant here has {stem} channels in the stem, {top} at the top and "
@@ -364,6 +410,15 @@ def _network(path, stem, top, blocks, group_size, expand_ratio, norm):
     }
 
 
+def _outline(variant):
+    """What tells variants apart: the channels of the stem and of the top, and the number of blocks."""
+    return (
+        architecture.stem_channels(variant),
+        architecture.top_channels(variant),
+        len(architecture.blocks(variant)),
+    )
+
+
 def _input(mean, std):
     """The fields of an input normalised on the scale of 0..1."""
-    return {"model.mean": tuple(255.0 * v for v in mean), "model.std": tuple(255.0 * v for v in std)}
+    return {"model.mean": tuple(255.0 * float(v) for v in mean), "model.std": tuple(255.0 * float(v) for v in std)}

@@ -45,8 +45,8 @@ def load(config, model):
     lacking = [text for text in kept if not text.startswith("predictions/")]
     if foreign and lacking:
         raise UserError(
-            f"init.checkpoint={path}: {foreign.library} weights there are of another network: {len(lacking)} weights of "
-            f"this {model.name} besides the last layer's do not come with it: {_few(lacking)}"
+            f"init.checkpoint={path}: {foreign.library} weights there are of another network: {len(lacking)} weights "
+            f"of this {model.name} besides the last layer's do not come with it: {_few(lacking)}"
         )
     unused = sorted(set(stored) - set(loaded))
     logging.info(

@@ -67,6 +67,25 @@ def test_a_head_of_other_classes_stays_new_and_is_told(timm_file, caplog):
     assert "timm's weights" in caplog.text and "predictions/kernel (shape (80, 5) there)" in caplog.text
 
 
+def test_another_width_or_depth_is_another_network(timm_file):
+    for key, value in (("model__width", "0.2"), ("model__depth", "1.2")):
+        name = key.replace("__", ".")
+        with pytest.raises(UserError, match=f"model.variant=TINY, here TINY of {name}={value}.*, without {name}"):
+            settled(timm_file[0], **{key: value})
+    assert settled(timm_file[0], "g1_bn:variant=B0", model__width="0.0625", model__depth="0.3").model.variant == "B0"
+
+
+def test_the_advice_gives_the_network():
+    for group_size, expand_ratio, norm, more in (
+        (16, 6, "ln_pn", "--config.model.expand_ratio=6"),
+        (16, 4, ("ln_pn", "gn_pn"), ""),
+        (8, 6, ("gn", "ln"), "--config.model.group_size=8 --config.model.expand_ratio=6 --config.model.norm=gn"),
+    ):
+        values = ("B0", group_size, expand_ratio, norm)
+        advice = foreign_weights._experiment(dict(zip(NETWORK, values)))
+        assert advice == f"--experiment=g16_ln_pn:variant=B0 {more}".strip()
+
+
 def test_what_the_user_sets_stays(timm_file):
     assert settled(timm_file[0], model__std="1,1,1").model.std == (1.0, 1.0, 1.0)
 
@@ -104,7 +123,7 @@ def keras_names(model):
     return {name: [v.transpose(0, 1, 3, 2) if "dwconv" in name else v for v in vs] for name, vs in result.items()}
 
 
-def test_keras_applications_by_names_in_hdf5(tmp_path):
+def test_keras_applications_by_names_in_hdf5(tmp_path, caplog):
     h5py = pytest.importorskip("h5py")
     model = source()
     arrays = keras_names(model)
@@ -117,11 +136,67 @@ def test_keras_applications_by_names_in_hdf5(tmp_path):
             for i, value in enumerate(values):
                 group[f"{layer}/{i}:0"] = value
     config = settled(path)
+    assert "the file has no normalization layer; ImageNet's values are assumed" in caplog.text
     started = assemble.model(config, 5)
     _, kept = warm_start.load(config, started)
     assert not kept
     images = pixels(2, 32)
     np.testing.assert_allclose(np.asarray(started(images)), np.asarray(model(images)), atol=1e-5)
+
+
+def tiny_of_keras_applications(**arguments):
+    """keras.applications' builder with the widths, depths and strides of TINY; all its weights are random."""
+    module = sys.modules[keras.applications.EfficientNetB0.__module__]
+    stages = [dict(stage) for stage in module.DEFAULT_BLOCKS_ARGS]
+    stages[1]["strides"] = 1
+    model = module.EfficientNet(
+        0.0625, 0.3, 32, 0.0, 0.0, blocks_args=stages, weights=None, classes=5, classifier_activation=None, **arguments
+    )
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        if layer.weights and "normalization" not in layer.name.replace("batch_normalization", ""):
+            layer.set_weights([w + 0.1 * rng.random(w.shape) for w in layer.get_weights()])
+    return model
+
+
+def started_from(path):
+    config = settled(path)
+    model = assemble.model(config, 5)
+    assert not warm_start.load(config, model)[1]
+    return model
+
+
+@pytest.mark.skipif(compat.TF_VERSION < (2, 12), reason="this Keras has no .keras files")
+def test_the_normalisation_of_keras_applications_is_the_files_own(tmp_path, caplog):
+    image = keras.Input((32, 32, 3))
+    scaled = keras.layers.Rescaling([1.0, 2.0, 0.5], offset=3.0)(image)
+    images = pixels(2, 32)
+    plain, more = tiny_of_keras_applications(input_shape=(32, 32, 3)), tiny_of_keras_applications(input_tensor=scaled)
+    given = ([0.4, 0.5, 0.6], [0.04, 0.09, 0.16])
+    weights_alone = "weights.h5" if compat.KERAS3 else "alone.h5"
+    for theirs, normalisation, endings in (
+        (plain, None, ("keras", "h5", weights_alone)),
+        (plain, given, ("keras", "h5", weights_alone)),
+        (more, given, ("keras",)),
+    ):
+        (layer,) = [layer for layer in theirs.layers if layer.__class__.__name__ == "Normalization"]
+        if normalisation:
+            layer.set_weights([np.asarray(v, np.float32) for v in normalisation] + layer.get_weights()[2:])
+            layer.finalize_state()
+        expected = np.asarray(theirs(images))
+        for ending in endings:
+            path = str(tmp_path / f"model.{ending}")
+            (theirs.save_weights if ending == weights_alone else theirs.save)(path)
+            np.testing.assert_allclose(np.asarray(started_from(path)(images)), expected, atol=2e-4)
+    assert "assumed" not in caplog.text
+
+
+def test_imagenets_normalisation_of_keras_applications():
+    published = {"normalization_2": [np.array(foreign_weights.IMAGENET_MEAN), np.array(foreign_weights.IMAGENET_STD)]}
+    mean, std, doubt = foreign_weights._keras_input(published, [])
+    assert doubt is None and np.allclose([mean, std], [foreign_weights.IMAGENET_MEAN, foreign_weights.IMAGENET_STD])
+    layers = [{"class_name": kind, "config": {"name": kind}} for kind in ("InputLayer", "RandomFlip", "Lambda")]
+    assert "Lambda before the stem" in foreign_weights._keras_input(published, layers)[2]
 
 
 @pytest.mark.slow

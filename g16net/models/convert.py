@@ -55,8 +55,8 @@ def copy_keras_applications_weights(source, target):
 
 def find(arrays, model):
     """{name of our weight: array} of what keras.applications' weights `arrays` ({their layer: its arrays}) have for
-    `model`; layers without a place in it stand under their own names."""
-    found, used = {}, {"normalization"}
+    `model`; layers without a place in it stand under their own names, but for the input's normalisation."""
+    found, used = {}, {name for name in arrays if re.fullmatch(r"normalization(_\d+)?", name)}
     for layer in model.layers:
         names = _source_layers(layer.name)
         values = [value for name in names for value in arrays.get(name, ())]
