@@ -17,11 +17,11 @@ from absl import logging
 
 from g16net import experiments, extras, recipe
 from g16net.config import UserError
-from g16net.models import architecture
+from g16net.models import architecture, convert, tf1_weights, timm_weights
 
+HALF = re.compile(r"efficientnet_b\d[._](ap|ra4)[._-]")  # models of timm with images of -1..1
 NUMPY_DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # of safetensors
 PROXY = {True: ("ln_pn", "gn_pn"), False: ("ln", "gn")}
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KINDS = "a workdir, one of its checkpoints/STEP, a .keras file, or weights of timm (.safetensors), keras.applications "
 KINDS += "(.h5, .keras) or the authors' TensorFlow 1 code (prefix or folder)"
 
@@ -35,6 +35,8 @@ class Foreign(NamedTuple):
         settings: fields that belong to these weights, such as the input's mean; a user may set others.
         values: our model -> {name of our weight: array}, and under their own names what has no place in it.
         assumed: {one of `settings`: why it is a guess}, which a user is told.
+        symmetric: whether convolutions are padded alike on all sides, which ours are at some sizes only.
+        check: looks at the loaded model and warns of what in the file contradicts it.
     """
 
     library: str
@@ -42,6 +44,8 @@ class Foreign(NamedTuple):
     settings: Dict[str, Any]
     values: Callable[[Any], Dict[str, np.ndarray]]
     assumed: Dict[str, str] = {}
+    symmetric: bool = False
+    check: Callable[[Any], None] = lambda model: None
 
 
 def settle(config, given):
@@ -84,6 +88,23 @@ def settle(config, given):
         if key not in given and key in foreign.assumed:
             logging.warning("init.checkpoint=%s: %s: %s are assumed, %s; another is set by --config.%s=...",
                             path, key, foreign.assumed[key], value, key)  # fmt: skip
+    if foreign.symmetric:
+        _check_sizes(config, foreign)
+
+
+def _check_sizes(config, foreign):
+    """Warns of sizes at which 'SAME' padding, ours, shifts what was trained with padding alike on all sides."""
+    resolved, stride = recipe.resolve(config), recipe.variant_of(config).stride
+    sizes = {f"data.{name}": resolved.data[name] for name in ("train_size", "eval_size")}
+    if any(size % stride != 1 for size in sizes.values()):
+        fitting = {key: min(recipe.nearest_sizes(size, 1, stride), key=lambda fit: abs(fit - size))
+                   for key, size in sizes.items()}  # fmt: skip
+        logging.warning(
+            "init.checkpoint=%s: these %s weights pad all sides alike, the network here as 'SAME'; the two are the "
+            "same at sizes of %d m + 1 pixels only, and logits differ at %s. Take %s",
+            config.init.checkpoint, foreign.library, stride, ", ".join(f"{key}={size}" for key, size in sizes.items()),
+            " ".join(f"--config.{key}={size}" for key, size in fitting.items()),
+        )  # fmt: skip
 
 
 def _experiment(network):
@@ -224,8 +245,6 @@ def _keras(path, arrays, layers):
     )
 
     def values(model):
-        from g16net.models import convert
-
         return convert.find(arrays, model)
 
     mean, std, doubt = _keras_input(arrays, layers)
@@ -246,10 +265,10 @@ def _keras_input(arrays, layers):
     scale, offset = np.ones(3), np.zeros(3)  # of the input of 0..255
     if not layers:
         if stored is None:
-            return IMAGENET_MEAN, IMAGENET_STD, "the file has no normalization layer; ImageNet's values"
+            return timm_weights.MEAN, timm_weights.STD, "the file has no normalization layer; ImageNet's values"
         mean, variance = (np.asarray(value, np.float64).ravel() for value in stored[:2])
         # ImageNet's weights have the deviation for the variance; the network divides by its root once more
-        imagenet = variance.shape == (3,) and np.allclose(variance, IMAGENET_STD, atol=1e-5)
+        imagenet = variance.shape == (3,) and np.allclose(variance, timm_weights.STD, atol=1e-5)
         return mean, variance if imagenet else np.sqrt(variance), None
     unknown = []
     for layer in layers:
@@ -274,8 +293,6 @@ def _keras_input(arrays, layers):
 
 def _timm(path):
     extras.need("safetensors.numpy", "weights", "reading timm's weights")
-    from g16net.models import timm_weights
-
     shapes = _safetensors_shapes(path)
     needed = ("conv_stem.weight", "conv_head.weight", "blocks.1.0.conv_pw.weight", "blocks.1.0.conv_dw.weight")
     if any(name not in shapes for name in needed):
@@ -291,16 +308,21 @@ def _timm(path):
         shapes["blocks.1.0.conv_dw.weight"][1], expanded // inside, norm,
     )  # fmt: skip
     _check_timm(path, shapes, timm_weights.shapes(*network.values()))
-    name, mean, std = _timm_description(path)
+    name, mean, std, doubt = _timm_description(path)
+    assumed = {key: doubt for key in ("model.mean", "model.std") if doubt}
     settings = _input(mean, std)
-    settings["model.norm_epsilon"] = 1e-5 if name.startswith("efficientnet_") else 1e-3
+    kind = re.search("(tf_)?efficientnet_", name)
+    symmetric = norm != "bn" or bool(kind and not kind[1])  # with group norm there are no tf_ models
+    settings["model.norm_epsilon"] = 1e-5 if symmetric else 1e-3
+    if norm == "bn" and not kind:
+        assumed["model.norm_epsilon"] = "the file's name does not say whether the model is one with tf_; its values"
     if norm != "bn":
-        settings["model.norm_group_size"] = 8  # of timm's GroupNormAct in efficientnet_b0_gn
+        settings["model.norm_group_size"] = timm_weights.GROUP_NORM_SIZE
 
     def values(model):
         return timm_weights.find(timm_weights.read(path), model)
 
-    return Foreign("timm's", network, settings, values)
+    return Foreign("timm's", network, settings, values, assumed, symmetric)
 
 
 def _check_timm(path, shapes, ours):
@@ -348,34 +370,47 @@ def _safetensors_shapes(path):
 
 
 def _timm_description(path):
-    """`(timm's name, mean, std)` by the hub's `config.json` beside the file, or by the file's own name."""
-    beside = os.path.join(os.path.dirname(path), "config.json")
+    """`(timm's name, mean, std, doubt)` by the hub's `config.json` beside the file, or by the file's own name.
+
+    `doubt` is None, or says why mean and std are a guess.
+    """
     described = {}
-    if os.path.exists(beside):
-        try:
-            with open(beside, encoding="utf-8") as file:
-                described = json.load(file)
-        except ValueError:
-            described = {}
-    if isinstance(described, dict) and "architecture" in described:
-        form = described.get("pretrained_cfg", described)
-        return described["architecture"], form.get("mean", IMAGENET_MEAN), form.get("std", IMAGENET_STD)
-    return os.path.basename(path), IMAGENET_MEAN, IMAGENET_STD
+    try:
+        with open(os.path.join(os.path.dirname(path), "config.json"), encoding="utf-8") as file:
+            described = json.load(file)
+    except (OSError, ValueError):
+        pass
+    described = described if isinstance(described, dict) else {}
+    name = described.get("architecture")
+    name = name if isinstance(name, str) else os.path.basename(path)
+    form = described.get("pretrained_cfg", described)
+    given = [form.get("mean"), form.get("std")] if isinstance(form, dict) and "architecture" in described else [None]
+    if all(isinstance(v, list) and len(v) == 3 and all(isinstance(x, (int, float)) for x in v) for v in given):
+        return name, *given, None
+    if HALF.search(os.path.basename(path)):
+        return name, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), None
+    tagged = re.search(r"\.\w*(in1k|in12k)\b", os.path.basename(path))
+    doubt = None if tagged else "neither a config.json beside the file nor its name has them; ImageNet's"
+    return name, timm_weights.MEAN, timm_weights.STD, doubt
 
 
 # TensorFlow 1
 
 
 def _tf1(path):
-    from g16net.models import tf1_weights
-
     reader = tf1_weights.open_reader(path)
-    shapes = {tf1_weights.inner(name): tuple(s) for name, s in reader.get_variable_to_shape_map().items()}
+    shapes = reader.get_variable_to_shape_map()
+    shapes = {name: tuple(shapes[whole]) for name, whole in tf1_weights.names(reader).items()}
     needed = [f"{scope}/conv/conv2d/kernel" for scope in ("block0", "Top", "block2a/a", "block2a/b")]
     if any(name not in shapes for name in needed):
         raise UserError(
             f"init.checkpoint={path} is a TensorFlow checkpoint, but not of the authors' code: it has no {needed[0]} "
-            f"and its kind, it begins with {', '.join(sorted(shapes)[:3])}"
+            f"and its kind, it begins with {', '.join(sorted(reader.get_variable_to_shape_map())[:3])}"
+        )
+    if "Top/proxy" not in shapes and "Top/GroupNorm/gamma" not in shapes:
+        raise UserError(
+            f"init.checkpoint={path} has neither Top/GroupNorm/gamma nor Top/proxy: of the authors' checkpoints, those "
+            "with group, layer or proxy norm are read, those with batch norm are not"
         )
     inside, expanded = shapes[needed[2]][2:]
     blocks = {name.split("/")[0] for name in shapes if re.match(r"block[1-7][a-z]/", name)}
@@ -388,6 +423,7 @@ def _tf1(path):
         network,
         {"model.strided_groups": True},
         lambda model: tf1_weights.find(reader, model),
+        check=lambda model: tf1_weights.check_proxies(reader, model),
     )
 
 

@@ -48,6 +48,8 @@ def load(config, model):
             f"init.checkpoint={path}: {foreign.library} weights there are of another network: {len(lacking)} weights "
             f"of this {model.name} besides the last layer's do not come with it: {_few(lacking)}"
         )
+    if foreign:
+        foreign.check(model)
     unused = sorted(set(stored) - set(loaded))
     logging.info(
         "Started from %s%s: %d of %d weights loaded%s%s",

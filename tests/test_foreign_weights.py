@@ -97,6 +97,51 @@ def test_the_hubs_description_is_read(timm_file, tmp_path):
     assert (config.model.mean, config.model.norm_epsilon) == ((127.5,) * 3, 1e-5)
 
 
+def test_a_description_of_other_types_is_none(timm_file, tmp_path):
+    for described in (
+        {"architecture": "efficientnet_b0", "pretrained_cfg": None},
+        {"architecture": None},
+        {"architecture": "efficientnet_b0", "pretrained_cfg": {"mean": "0.5", "std": [1, 2]}},
+        [1],
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(described))
+        assert settled(timm_file[0]).model.mean == pytest.approx((123.675, 116.28, 103.53))
+
+
+def test_what_a_name_tells_and_what_is_assumed(timm_file, tmp_path, caplog):
+    source = pathlib.Path(timm_file[0])
+    for name, mean, warned in (
+        ("tf_efficientnet_b0.ap_in1k.safetensors", 127.5, ()),
+        ("efficientnet_b0.ra4_e3600_r224_in1k.safetensors", 127.5, ()),
+        ("tf_efficientnet_b0.ns_jft_in1k.safetensors", 123.675, ()),
+        ("tf_efficientnet_b0.safetensors", 123.675, ("model.mean", "model.std")),
+        ("model.safetensors", 123.675, ("model.mean", "model.std", "model.norm_epsilon")),
+    ):
+        caplog.clear()
+        source = source.rename(tmp_path / name)
+        config = settled(source)
+        assert config.model.mean[0] == pytest.approx(mean)
+        assert config.model.norm_epsilon == (1e-5 if name.startswith("efficientnet") else 1e-3)
+        assumed = [record.args[1] for record in caplog.records if "are assumed" in record.msg]
+        assert sorted(assumed) == sorted(warned)
+    caplog.clear()
+    settled(source, model__mean="1,1,1", model__std="1,1,1", model__norm_epsilon="1e-5")
+    assert "assumed" not in caplog.text
+
+
+def test_sizes_that_shift_timms_own_padding_are_told(timm_file, tmp_path, caplog):
+    settled(timm_file[0])
+    assert "pad all sides alike" not in caplog.text
+    path = pathlib.Path(timm_file[0]).rename(tmp_path / "efficientnet_tiny.safetensors")
+    settled(path)
+    assert "data.train_size=32, data.eval_size=32. Take --config.data.train_size=33 --config.data.eval_size=33" in (
+        caplog.text
+    )
+    caplog.clear()
+    settled(path, data__train_size="33", data__eval_size="33")
+    assert "pad all sides alike" not in caplog.text
+
+
 @pytest.mark.parametrize("experiment", ["g16_ln_pn:variant=TINY", "g1_gn:variant=TINY", "g1_bn:variant=B0"])
 def test_another_network_is_refused_with_the_right_experiment(experiment, timm_file):
     with pytest.raises(UserError, match="weights of another network: .*--experiment=g1_bn:variant=TINY"):
@@ -192,9 +237,9 @@ def test_the_normalisation_of_keras_applications_is_the_files_own(tmp_path, capl
 
 
 def test_imagenets_normalisation_of_keras_applications():
-    published = {"normalization_2": [np.array(foreign_weights.IMAGENET_MEAN), np.array(foreign_weights.IMAGENET_STD)]}
+    published = {"normalization_2": [np.array(timm_weights.MEAN), np.array(timm_weights.STD)]}
     mean, std, doubt = foreign_weights._keras_input(published, [])
-    assert doubt is None and np.allclose([mean, std], [foreign_weights.IMAGENET_MEAN, foreign_weights.IMAGENET_STD])
+    assert doubt is None and np.allclose([mean, std], [timm_weights.MEAN, timm_weights.STD])
     layers = [{"class_name": kind, "config": {"name": kind}} for kind in ("InputLayer", "RandomFlip", "Lambda")]
     assert "Lambda before the stem" in foreign_weights._keras_input(published, layers)[2]
 
@@ -216,7 +261,7 @@ def test_keras_applications_as_keras_writes_it(tmp_path):
             np.testing.assert_array_equal(value, values[key])
 
 
-def test_tensorflow_1(tmp_path):
+def test_tensorflow_1(tmp_path, caplog):
     shapes = published_variables("CIFAR-G16", 16, True)
     rng = np.random.default_rng(0)
     values = {name: (0.1 * rng.normal(size=shape)).astype("float32") for name, shape in shapes.items()}
@@ -227,10 +272,25 @@ def test_tensorflow_1(tmp_path):
     network = assemble.model(config, 4)
     loaded, kept = warm_start.load(config, network)
     assert [name.split(" ")[0] for name in kept] == ["predictions/kernel", "predictions/bias"]
+    assert "proxy statistics differ from those of its parameters" in caplog.text  # they are random here
     stored = values["all/block3b/b/proxy"][:, 0, 0]
     np.testing.assert_array_equal(np.asarray(network.get_layer("block3b_norm").proxy_beta), stored[4])
     with pytest.raises(UserError, match="model.norm=ln_pn, here gn.*--experiment=g16_ln_pn:variant=CIFAR"):
         settled(tmp_path, "g16_gn:variant=CIFAR")
+
+
+def test_tensorflow_1_of_batch_norm_or_twice_is_refused(tmp_path):
+    shapes = published_variables("CIFAR-G16", 16, False)
+    values = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    twice = dict(values, **{f"average/{name}": value for name, value in values.items()})
+    write_checkpoint(twice, str(tmp_path / "twice"))
+    match = "Top/GroupNorm/beta more than once: all/Top/GroupNorm/beta, average/all/Top/GroupNorm/beta"
+    with pytest.raises(UserError, match=match):
+        settled(tmp_path / "twice", "g16_gn:variant=CIFAR")
+    batch = {name.replace("GroupNorm", "BatchNorm"): value for name, value in values.items()}
+    write_checkpoint(batch, str(tmp_path / "batch"))
+    with pytest.raises(UserError, match="those with batch norm are not"):
+        settled(tmp_path / "batch", "g16_bn:variant=CIFAR")
 
 
 def other_files(folder):

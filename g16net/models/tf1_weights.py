@@ -63,7 +63,7 @@ def load(path, variant="B0", norm="ln_pn", group_size=16, expand_ratio=None, **o
 def find(reader, model):
     """{name of our weight: array} of all that a checkpoint's `reader` has for `model`; weights (kernels, biases, norms,
     proxies) without a place in it stand under their own names."""
-    theirs = {inner(name): name for name in reader.get_variable_to_shape_map()}
+    theirs = names(reader)
     found, used = {}, set()
     for layer in model.layers:
         if isinstance(layer, (layers.Dropout, layers.StochasticDepth)):
@@ -75,14 +75,25 @@ def find(reader, model):
                 value = np.asarray(reader.get_tensor(theirs[name]), np.float32)
                 found[compat.name_of(weight)] = value[PROXY_ROWS[kind], 0, 0] if name.endswith("/proxy") else value
                 used.add(name)
-    kinds = ("/kernel", "/bias", "/gamma", "/beta", "/proxy")
-    left = {name: reader.get_tensor(theirs[name]) for name in theirs if name not in used and name.endswith(kinds)}
-    return {**found, **left}
+    return {**found, **{name: reader.get_tensor(theirs[name]) for name in theirs if name not in used}}
 
 
-def inner(name):
-    """A variable's name without what stands around the network: `all/block0/conv/...` -> `block0/conv/...`."""
-    return re.sub(r"^(?:.*?/)?(?=block\d[a-z]*/|Top/)", "", name)
+def names(reader):
+    """{name without what stands around the network, `block0/conv/...`: name, `all/block0/conv/...`} of the weights.
+
+    Weights are kernels, biases, norms and proxies. UserError where one is there more than once.
+    """
+    found = {}
+    for name in sorted(reader.get_variable_to_shape_map()):
+        if name.endswith(("/kernel", "/bias", "/gamma", "/beta", "/proxy")):
+            inner = re.sub(r"^(?:.*?/)?(?=block\d[a-z]*/|Top/)", "", name)
+            if inner in found:
+                raise UserError(
+                    f"the checkpoint has {inner} more than once: {found[inner]}, {name}; write one with one of them, "
+                    "such as the averaged weights"
+                )
+            found[inner] = name
+    return found
 
 
 def copy(reader, model):
@@ -107,7 +118,7 @@ def copy(reader, model):
         found.append((layer, values))
     for layer, values in found:
         layer.set_weights(values)
-    _check_proxies(reader, model)
+    check_proxies(reader, model)
 
 
 def tf1_name(layer, kind, proxy):
@@ -155,7 +166,7 @@ def _find(reader, name):
     return np.asarray(reader.get_tensor(names[0]), np.float32)
 
 
-def _check_proxies(reader, model):
+def check_proxies(reader, model):
     """Warns where the stored statistics of a proxy are not those of its parameters: another activation or epsilon."""
     for layer in model.layers:
         if isinstance(layer, layers.ProxyNormActivation):
