@@ -313,7 +313,7 @@ def _timm(path):
     settings = _input(mean, std)
     kind = re.search("(tf_)?efficientnet_", name)
     symmetric = norm != "bn" or bool(kind and not kind[1])  # with group norm there are no tf_ models
-    settings["model.norm_epsilon"] = 1e-5 if symmetric else 1e-3
+    settings["model.norm_epsilon"] = timm_weights.NORM_EPSILON[None if symmetric else "tf_"]
     if norm == "bn" and not kind:
         assumed["model.norm_epsilon"] = "the file's name does not say whether the model is one with tf_; its values"
     if norm != "bn":

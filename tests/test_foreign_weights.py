@@ -401,6 +401,18 @@ def test_shapes_of_timms_weights_are_those_of_the_model(variant, group_size, exp
     assert timm_weights.shapes(variant, group_size, expand_ratio, norm) == state
 
 
+def test_a_strict_copy_and_a_find_take_the_same_weights():
+    model, other = source(), efficientnet.build("TINY", 1, 6, "bn", 5, seed=9)
+    state = timm_weights.state_dict(model)
+    found = timm_weights.find(state, other)
+    timm_weights.copy(state, other)
+    names = [compat.name_of(weight) for layer in efficientnet.learnt(other) for weight in layer.weights]
+    assert sorted(found) == sorted(names)
+    for layer in efficientnet.learnt(other):
+        for weight in layer.weights:
+            np.testing.assert_array_equal(np.asarray(weight), found[compat.name_of(weight)])
+
+
 def test_small_form_of_an_experiment():
     config = recipe.resolve(recipe.get_config("small,variant=B0"))
     assert (config.run.epochs, config.schedule.name, config.regularise.average) == (30, "cosine", 0.5)

@@ -10,7 +10,7 @@ import re
 import numpy as np
 from tensorflow import keras
 
-from g16net import compat, layers
+from g16net import compat
 from g16net.models import efficientnet
 
 
@@ -34,30 +34,27 @@ def copy_keras_applications_weights(source, target):
     Raises:
         ValueError: if a layer of the target has no counterpart or another shape.
     """
-    theirs = {layer.name: layer for layer in source.layers}
-    found = []
-    for layer in target.layers:
-        names = _source_layers(layer.name)
-        values = [value for name in names if name in theirs for value in theirs[name].get_weights()]
+    arrays = {layer.name: layer.get_weights() for layer in source.layers if layer.weights}
+    found, learnt = find(arrays, target), efficientnet.learnt(target)
+    for layer in learnt:
         shapes = [tuple(weight.shape) for weight in layer.weights]
-        if not shapes or isinstance(layer, (layers.Dropout, layers.StochasticDepth)):  # whose state is random
-            continue
-        if [value.size for value in values] != [np.prod(shape) for shape in shapes]:
+        if [np.shape(found.get(compat.name_of(weight), ())) for weight in layer.weights] != shapes:
+            names = _source_layers(layer.name)
             raise ValueError(
                 f"Layer {layer.name} has weights {shapes}, {' and '.join(names)} of {source.name} has "
-                f"{[value.shape for value in values]}. Build the target with the source's variant and classes and "
-                'group_size=1, expand_ratio=6, norm="bn"'
+                f"{[value.shape for name in names for value in arrays.get(name, ())]}. Build the target with the "
+                'source\'s variant and classes and group_size=1, expand_ratio=6, norm="bn"'
             )
-        found.append((layer, [value.reshape(shape) for value, shape in zip(values, shapes)]))
-    for layer, values in found:  # all or nothing
-        layer.set_weights(values)
+    for layer in learnt:  # all or nothing
+        for weight in layer.weights:
+            weight.assign(found[compat.name_of(weight)])
 
 
 def find(arrays, model):
     """{name of our weight: array} of what keras.applications' weights `arrays` ({their layer: its arrays}) have for
     `model`; layers without a place in it stand under their own names, but for the input's normalisation."""
     found, used = {}, {name for name in arrays if re.fullmatch(r"normalization(_\d+)?", name)}
-    for layer in model.layers:
+    for layer in efficientnet.learnt(model):
         names = _source_layers(layer.name)
         values = [value for name in names for value in arrays.get(name, ())]
         if len(values) == len(layer.weights):

@@ -180,3 +180,12 @@ def build(
         label = next((known for known, row in architecture.VARIANTS.items() if row == scale), "custom").lower()
         name = f"efficientnet_g{group_size}_{label}_{norm}"
     return keras.Model(image, x, name=name)
+
+
+def learnt(model):
+    """The layers with weights that are learnt, in order: Keras 3 counts the random states of others among theirs."""
+    return [
+        layer
+        for layer in model.layers
+        if layer.weights and not isinstance(layer, (layers.Dropout, layers.StochasticDepth))
+    ]

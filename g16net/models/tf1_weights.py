@@ -65,16 +65,12 @@ def find(reader, model):
     proxies) without a place in it stand under their own names."""
     theirs = names(reader)
     found, used = {}, set()
-    for layer in model.layers:
-        if isinstance(layer, (layers.Dropout, layers.StochasticDepth)):
-            continue
-        for weight in layer.weights:
-            kind = weight.name.split("/")[-1].split(":")[0]
-            name = tf1_name(layer.name, kind, isinstance(layer, layers.ProxyNormActivation))
-            if name in theirs:
-                value = np.asarray(reader.get_tensor(theirs[name]), np.float32)
-                found[compat.name_of(weight)] = value[PROXY_ROWS[kind], 0, 0] if name.endswith("/proxy") else value
-                used.add(name)
+    for _, weight, name in _keys(model):
+        if name in theirs:
+            value = np.asarray(reader.get_tensor(theirs[name]), np.float32)
+            ours = compat.name_of(weight)
+            found[ours] = value[PROXY_ROWS[_kind(weight)], 0, 0] if name.endswith("/proxy") else value
+            used.add(name)
     return {**found, **{name: reader.get_tensor(theirs[name]) for name in theirs if name not in used}}
 
 
@@ -98,27 +94,30 @@ def names(reader):
 
 def copy(reader, model):
     """Copies the variables of a checkpoint's `reader` into `model`; all or nothing, with a UserError."""
-    found = []
-    for layer in model.layers:
-        if not layer.weights or isinstance(layer, (layers.Dropout, layers.StochasticDepth)):
-            continue
-        values = []
-        for weight in layer.weights:
-            kind = weight.name.split("/")[-1].split(":")[0]
-            name = tf1_name(layer.name, kind, isinstance(layer, layers.ProxyNormActivation))
-            value = _find(reader, name)
-            if name.endswith("/proxy"):
-                value = value[PROXY_ROWS[kind], 0, 0]
-            if value.shape != tuple(weight.shape):
-                raise UserError(
-                    f"{name} of the checkpoint has the shape {value.shape}, {layer.name} has {tuple(weight.shape)}; "
-                    "give the variant, group size and expand ratio of its run"
-                )
-            values.append(value)
-        found.append((layer, values))
-    for layer, values in found:
-        layer.set_weights(values)
+    found = find(reader, model)
+    for layer, weight, name in _keys(model):
+        value = found.get(compat.name_of(weight))
+        if value is None:
+            raise _missing(reader, name)
+        if value.shape != tuple(weight.shape):
+            raise UserError(
+                f"{name} of the checkpoint has the shape {value.shape}, {layer.name} has {tuple(weight.shape)}; "
+                "give the variant, group size and expand ratio of its run"
+            )
+    for _, weight, _ in _keys(model):
+        weight.assign(found[compat.name_of(weight)])
     check_proxies(reader, model)
+
+
+def _keys(model):
+    """`(layer, its weight, the published name)` of each weight that is learnt, in order."""
+    for layer in efficientnet.learnt(model):
+        for weight in layer.weights:
+            yield layer, weight, tf1_name(layer.name, _kind(weight), isinstance(layer, layers.ProxyNormActivation))
+
+
+def _kind(weight):
+    return weight.name.split("/")[-1].split(":")[0]
 
 
 def tf1_name(layer, kind, proxy):
@@ -158,12 +157,15 @@ def open_reader(path):
 
 def _find(reader, name):
     """The variable `name`, below any outer scope, as float32."""
-    names = [n for n in reader.get_variable_to_shape_map() if n == name or n.endswith(f"/{name}")]
-    if len(names) != 1:
-        some = ", ".join(sorted(reader.get_variable_to_shape_map())[:5])
-        what = f"has no variable {name}" if not names else f"has {name} more than once: {', '.join(names)}"
-        raise UserError(f"the checkpoint {what}; it begins with {some}. Is the norm that of its run?")
-    return np.asarray(reader.get_tensor(names[0]), np.float32)
+    theirs = names(reader)
+    if name not in theirs:
+        raise _missing(reader, name)
+    return np.asarray(reader.get_tensor(theirs[name]), np.float32)
+
+
+def _missing(reader, name):
+    some = ", ".join(sorted(reader.get_variable_to_shape_map())[:5])
+    return UserError(f"the checkpoint has no variable {name}; it begins with {some}. Is the norm that of its run?")
 
 
 def check_proxies(reader, model):

@@ -25,6 +25,7 @@ from g16net.config import UserError
 from g16net.models import architecture, efficientnet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NORM_EPSILON = {"tf_": 1e-3, None: 1e-5}  # by the beginning of the name
 GROUP_NORM_SIZE = 8  # channels in a group of the norms of efficientnet_b0_gn and _g8_gn
 _NAME = re.compile(r"(tf_)?efficientnet_(b[0-7])(?:_g(\d+))?(_gn)?")
 
@@ -68,7 +69,7 @@ def parse(name):
         "expand_ratio": 6,
         "norm": "gn" if match[4] else "bn",
         "norm_group_size": GROUP_NORM_SIZE if match[4] else None,
-        "norm_epsilon": 1e-3 if match[1] else 1e-5,
+        "norm_epsilon": NORM_EPSILON[match[1]],
     }
 
 
@@ -94,30 +95,26 @@ def copy(weights: Mapping, model, dense=True):
         model: with the same widths, group size and kind of norm.
         dense: whether the last layer is copied too.
     """
-    found, used = [], set()
+    found, ours = find(weights, model), []
     for layer, keys in _keys(model):
-        if layer.name == "predictions" and not dense:
-            used.update(keys)
-            continue
-        values = []
         for key, weight in zip(keys, layer.weights):
-            shape = tuple(weight.shape)
-            if key not in weights:
+            name, shape = compat.name_of(weight), tuple(weight.shape)
+            ours.append((name, weight))
+            if layer.name == "predictions" and not dense:
+                found.pop(name, None)
+            elif name not in found:
                 raise ValueError(f"{layer.name}: the weights lack {key}; is the model's kind of norm theirs?")
-            value = _ours(np.asarray(weights[key], np.float32), shape)
-            if value.shape != shape:
+            elif found[name].shape != shape:
                 raise ValueError(
-                    f"{layer.name} has the shape {shape}, {key} stands for {value.shape}; build the model with the "
-                    "variant, group size and classes of the weights"
+                    f"{layer.name} has the shape {shape}, {key} stands for {found[name].shape}; build the model with "
+                    "the variant, group size and classes of the weights"
                 )
-            values.append(value)
-        found.append((layer, values))
-        used.update(keys)
-    left = sorted(key for key in weights if key not in used and not key.endswith("num_batches_tracked"))
+    left = sorted(set(found) - {name for name, _ in ours})
     if left:
         raise ValueError(f"weights without a place in the model: {', '.join(left[:5])} ({len(left)} in all)")
-    for layer, values in found:
-        layer.set_weights(values)
+    for name, weight in ours:
+        if name in found:
+            weight.assign(found[name])
 
 
 def shapes(variant, group_size, expand_ratio, norm):
@@ -190,10 +187,8 @@ def save(model, path):
 
 
 def _keys(model):
-    """`(layer, timm's names of its weights)` for each layer with weights that are learnt, in order."""
-    for layer in model.layers:
-        if layer.weights and not isinstance(layer, (layers.Dropout, layers.StochasticDepth)):
-            yield layer, _names(layer)
+    """[(layer, timm's names of its weights)] of the layers with weights that are learnt, in order."""
+    return [(layer, _names(layer)) for layer in efficientnet.learnt(model)]
 
 
 def _names(layer):
