@@ -85,9 +85,11 @@ def settle(config, given):
             logging.info("init.checkpoint: %s: %s -> %s, as %s weights ask for", key, config[section][name],
                          value, foreign.library)  # fmt: skip
             config[section][name] = value
-        if key not in given and key in foreign.assumed:
-            logging.warning("init.checkpoint=%s: %s: %s are assumed, %s; another is set by --config.%s=...",
-                            path, key, foreign.assumed[key], value, key)  # fmt: skip
+    for doubt in sorted(set(foreign.assumed.values())):
+        keys = [key for key, why in foreign.assumed.items() if why == doubt and key not in given]
+        if keys:
+            logging.warning("init.checkpoint=%s: %s are assumed; others are set by %s",
+                            path, doubt, " ".join(f"--config.{key}=..." for key in keys))  # fmt: skip
     if foreign.symmetric:
         _check_sizes(config, foreign)
 
@@ -100,7 +102,7 @@ def _check_sizes(config, foreign):
         fitting = {key: min(recipe.nearest_sizes(size, 1, stride), key=lambda fit: abs(fit - size))
                    for key, size in sizes.items()}  # fmt: skip
         logging.warning(
-            "init.checkpoint=%s: these %s weights pad all sides alike, the network here as 'SAME'; the two are the "
+            "init.checkpoint=%s: %s network pads all sides alike, the one here as 'SAME'; the two are the "
             "same at sizes of %d m + 1 pixels only, and logits differ at %s. Take %s",
             config.init.checkpoint, foreign.library, stride, ", ".join(f"{key}={size}" for key, size in sizes.items()),
             " ".join(f"--config.{key}={size}" for key, size in fitting.items()),
@@ -315,7 +317,7 @@ def _timm(path):
     symmetric = norm != "bn" or bool(kind and not kind[1])  # with group norm there are no tf_ models
     settings["model.norm_epsilon"] = timm_weights.NORM_EPSILON[None if symmetric else "tf_"]
     if norm == "bn" and not kind:
-        assumed["model.norm_epsilon"] = "the file's name does not say whether the model is one with tf_; its values"
+        assumed["model.norm_epsilon"] = "the name does not say whether it is a tf_ model; epsilon and padding of one"
     if norm != "bn":
         settings["model.norm_group_size"] = timm_weights.GROUP_NORM_SIZE
 
@@ -390,7 +392,7 @@ def _timm_description(path):
     if HALF.search(os.path.basename(path)):
         return name, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), None
     tagged = re.search(r"\.\w*(in1k|in12k)\b", os.path.basename(path))
-    doubt = None if tagged else "neither a config.json beside the file nor its name has them; ImageNet's"
+    doubt = None if tagged else "neither a config.json beside the file nor its name has mean and std; ImageNet's"
     return name, timm_weights.MEAN, timm_weights.STD, doubt
 
 
