@@ -17,7 +17,7 @@ from tensorflow import keras
 
 from g16net import assemble, checkpoint, compat, evaluate, records, runtime, warm_start
 from g16net.config import ConfigError, RunError
-from g16net.data.waiting import Waiting
+from g16net.data import waiting as waiting_lib
 from g16net.optim.weight_average import WeightAverage
 from g16net.report import curves
 from g16net.signals import Signals, Stopped
@@ -59,9 +59,8 @@ def train(config, workdir):
     describe(config, model, train_source, eval_source, position, devices)
 
     evaluator = devices.evaluator(model, eval_source)
-    # The other strategies read ahead on their own, and deterministic operations allow no clock.
-    watched = config.runtime.strategy == "default" and not config.runtime.deterministic
-    waiting = Waiting() if watched else None
+    watched = config.runtime.strategy == "default" and waiting_lib.possible()  # the others read ahead on their own
+    waiting = waiting_lib.Waiting() if watched else None
     with Signals() as signals:
         callbacks = devices.callbacks(
             [

@@ -15,3 +15,12 @@ def fresh_flags():
     yield
     if "g16net.cli" in sys.modules:
         sys.modules["g16net.cli"].FLAGS.unparse_flags()
+
+
+@pytest.fixture(autouse=True)
+def any_operations():
+    """Deterministic operations, once asked for, hold for the process, and TensorFlow's way back is not public."""
+    yield
+    config = sys.modules.get("tensorflow.python.framework.config")
+    if hasattr(config, "disable_op_determinism"):
+        config.disable_op_determinism()

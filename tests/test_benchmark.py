@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from g16net import benchmark, contenders, experiments, recipe
+from g16net import benchmark, compat, contenders, experiments, recipe
 from g16net.config import ConfigError, RunError, UserError
 from g16net.contenders import ours
+from g16net.data import waiting
 from g16net.data.waiting import Waiting
 from g16net.models import costs
 from g16net.report import scaling
@@ -144,6 +145,13 @@ def test_a_contender_that_ends_while_it_is_profiled_is_told(tmp_path):
         contender.process.wait()
         with pytest.raises(RunError, match="layers"):
             contender.ask("layers", "product", 8, 1)
+
+
+@pytest.mark.skipif(compat.TF_VERSION < (2, 8), reason="this TensorFlow cannot insist on deterministic operations")
+def test_no_clock_where_operations_are_deterministic():
+    assert waiting.possible()
+    tf.config.experimental.enable_op_determinism()
+    assert not waiting.possible()
 
 
 def test_waiting_keeps_structure_and_shapes():

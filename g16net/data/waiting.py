@@ -3,6 +3,15 @@
 import tensorflow as tf
 
 
+def possible():
+    """Whether this process may read the clock in a dataset: not where it allows deterministic operations alone."""
+    try:
+        tf.timestamp()
+        return True
+    except tf.errors.FailedPreconditionError:
+        return False
+
+
 class Waiting:
     """Counts the seconds that readers of `watch(data)` wait for its batches, where they read one at a time."""
 
