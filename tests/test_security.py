@@ -13,6 +13,7 @@ from g16net.export import runners
 PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "g16net")
 # Modules and calls that make objects or run commands of what they read. Experiment files are the user's own Python.
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch"}
+TORCH_PEER = os.path.join("contenders", "timm.py")  # times torch's networks in a process of its own, and loads nothing
 UNSAFE_CALLS = {"eval", "exec", "load_weights_unsafe", "enable_unsafe_deserialization", "extractall", "unpack_archive"}
 
 
@@ -27,14 +28,15 @@ def files():
 def test_nothing_unpickles_or_evaluates(path):
     with open(os.path.join(PACKAGE, path), encoding="utf-8") as file:
         tree = ast.parse(file.read())
+    unsafe = UNSAFE_MODULES - {"torch"} if path == TORCH_PEER else UNSAFE_MODULES
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            assert not {alias.name.split(".")[0] for alias in node.names} & UNSAFE_MODULES
+            assert not {alias.name.split(".")[0] for alias in node.names} & unsafe
         elif isinstance(node, ast.ImportFrom):
-            assert node.module.split(".")[0] not in UNSAFE_MODULES
+            assert node.module.split(".")[0] not in unsafe
         elif isinstance(node, ast.Call):
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            assert name not in UNSAFE_CALLS
+            assert name not in UNSAFE_CALLS and not (path == TORCH_PEER and name in ("load", "load_state_dict"))
             for keyword in node.keywords:
                 value = getattr(keyword.value, "value", None)
                 assert not (keyword.arg == "allow_pickle" and value is not False)
