@@ -236,19 +236,29 @@ def schedule(config, steps_per_epoch):
 
 
 def optimizer(config, steps_per_epoch, accumulation=1, guard="none"):
+    """The optimizer of a training, see `rmsprop`."""
+    return rmsprop(config, schedule(config, steps_per_epoch), config.optim.decay, accumulation, guard)
+
+
+def rmsprop(config, learning_rate, rho, accumulation=1, guard="none"):
     """TensorFlow 1's RMSProp with weight decay inside, as the recipe has it.
 
     `accumulation` and `guard`: see `compat.Optimizer`.
     """
     return RMSProp(
-        schedule(config, steps_per_epoch),
-        rho=config.optim.decay,
+        learning_rate,
+        rho=rho,
         momentum=config.optim.momentum,
         epsilon=config.optim.epsilon,
         weight_decay=config.optim.weight_decay,
         accumulation=accumulation,
         guard=guard,
     )
+
+
+def guard(config):
+    """What the optimizer does with gradients that are not finite, see `compat.Optimizer`."""
+    return "skip" if config.runtime.max_skipped else "report"
 
 
 def loss(config, num_classes):

@@ -18,14 +18,13 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from g16net import assemble, batches, experiments, extras, recipe
+from g16net import assemble, batches, experiments, extras, native, recipe
 from g16net import config as config_lib
 from g16net.config import ConfigError, RunError, UserError
 from g16net.models import costs
 from g16net.report import runs, scaling
 
 PEERS = ("timm", "keras")
-DTYPES = {"float32": "float32", "mixed_bfloat16": "bfloat16", "mixed_float16": "float16"}
 PRODUCT, ROWS = "matrix product", 2048
 # timm's networks: name with the variant's letter -> (group size, expand ratio, norm) for the count of multiply-adds
 TIMM = {
@@ -70,7 +69,7 @@ def benchmark(config, workdir, peers=()):
     precisions = config.benchmark.precisions.split(",")
     logging.info("Timing %d contenders in %d cells, %s", len(contenders), len(cells), ", ".join(precisions))
     load = os.getloadavg()[0]
-    if load > 0.3 * cores():
+    if load > 0.3 * native.cores():
         logging.warning(
             "This machine is busy (load %.1f). Ratios between our networks stand that; torch's figures do not, for its "
             "threads wait for each other at every operation.",
@@ -83,16 +82,15 @@ def benchmark(config, workdir, peers=()):
             for module, name, options in [product, *contenders]:
                 if module in PEERS and precision == "mixed_float16":
                     continue
-                common = {"threads": config.benchmark.threads or cores(), "num_classes": config.data.num_classes}
-                given = dict(common, **options(precision if module == "ours" else DTYPES[precision]))
+                common = {"threads": config.benchmark.threads or native.cores(), "num_classes": config.data.num_classes}
+                given = dict(common, **options(precision if module == "ours" else recipe.dtype_of(precision)))
                 network = None
                 if module == "ours":
                     network = runs.network(runs.flat(given["config"].to_dict()))
                     path = os.path.join(folder, f"{len(running)}.json")
                     config_lib.save(given["config"], path)
                     given["config"] = path
-                contender = Contender(module, name, DTYPES[precision], given, folder)
-                contender.network = network
+                contender = Contender(module, name, recipe.dtype_of(precision), given, folder, network)
                 running.append(stack.enter_context(contender))
         rows = prepare(running, cells, config.benchmark.input)
         for turn in range(config.benchmark.rounds):
@@ -104,8 +102,8 @@ def benchmark(config, workdir, peers=()):
                 row.profile()
     figures = {
         "size": list(sizes),
-        "cores": cores(),
-        "threads": config.benchmark.threads or cores(),
+        "cores": native.cores(),
+        "threads": config.benchmark.threads or native.cores(),
         "load_before": round(load, 2),
         "rounds": config.benchmark.rounds,
         "seconds_a_turn": config.benchmark.seconds,
@@ -174,10 +172,10 @@ def foreign(config, peers):
 
 
 class Contender:
-    """A process of `g16net.contenders`; a context that ends it."""
+    """A process of `g16net.contenders`; a context that ends it. `network`: what it times, where it is ours."""
 
-    def __init__(self, module, name, dtype, options, folder):
-        self.module, self.name, self.dtype = module, name, dtype
+    def __init__(self, module, name, dtype, options, folder, network=None):
+        self.module, self.name, self.dtype, self.network = module, name, dtype, network
         self.facts = {}
         self.log = os.path.join(folder, f"{module}-{name}-{dtype}.log".replace(" ", "_").replace("/", "_"))
         path = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
@@ -233,10 +231,11 @@ class Contender:
 
 
 class Row:
-    """One contender in one cell, and its turns."""
+    """One contender in one cell, and its turns. A matrix product's own cell is another than the one it has them in."""
 
-    def __init__(self, contender, cell, with_input=False):
-        self.contender, self.cell = contender, cell
+    def __init__(self, contender, in_cell, with_input=False):
+        self.contender, self.in_cell = contender, in_cell
+        self.cell = cell = ("product", ROWS, 1) if contender.module == "product" else in_cell
         self.turns, self.input_turns, self.layers = [], [], {}
         self.facts = contender.prepare(cell)
         self.input_cell = ("train_input", *cell[1:]) if with_input else None
@@ -263,11 +262,8 @@ def prepare(running, cells, with_input):
     rows = []
     for task, size, batch in cells:
         for contender in running:
-            cell = ("product", ROWS, 1) if contender.module == "product" else (task, size, batch)
             feeds = with_input and contender.module == "ours" and task == "train"
-            row = Row(contender, cell, feeds)
-            row.in_cell = (task, size, batch)
-            rows.append(row)
+            rows.append(Row(contender, (task, size, batch), feeds))
     return rows
 
 
@@ -388,8 +384,3 @@ def table(rows, ratios):
             f"{ratio['median']:.3f} ({ratio['min']:.3f} - {ratio['max']:.3f})"
         )
     return "\n".join(lines)
-
-
-def cores():
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from g16net import assemble, extras
+from g16net import assemble, extras, native
 from g16net.config import UserError
 from g16net.data import order as orders
 from g16net.data import transforms
@@ -42,7 +42,7 @@ def benchmark_data(config, workdir, peers=(), rounds=5, seconds=2.0):
             speeds[name].append(measure(batches, seconds, warmup=3.0 if turn == 0 else 0.5))
         for name, rate in peers_rates.items():
             speeds[name].append(rate(seconds, warmup=1.0))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = native.cores()
     rows = [
         {
             "name": name,

@@ -59,9 +59,8 @@ def statistics(model, batches, images=IMAGES):
     Raises:
         RunError: where there is no image.
     """
-    norms = [layer for layer in model.layers if isinstance(layer, (layers.BatchNorm, layers.GroupNorm))]
-    norms += [layer for layer in model.layers if isinstance(layer, layers.ProxyNormActivation)]
-    norms.sort(key=model.layers.index)
+    kinds = layers.BatchNorm, layers.GroupNorm, layers.ProxyNormActivation
+    norms = [layer for layer in model.layers if isinstance(layer, kinds)]
     inner = keras.Model(model.input, [layer.input for layer in norms])
 
     @tf.function

@@ -404,10 +404,7 @@ def dry_run(config):
     train_source, eval_source = assemble.open_sources(config)
     steps = train.steps_per_epoch(config, train_source)
     cost = costs.count(
-        variant=recipe.variant_of(config),
-        group_size=config.model.group_size,
-        expand_ratio=config.model.expand_ratio,
-        norm=config.model.norm,
+        **recipe.network(config),
         size=config.data.train_size,
         num_classes=train_source.num_classes,
         batch=config.run.global_batch,

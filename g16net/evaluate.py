@@ -120,8 +120,7 @@ def evaluate(config, workdir):
 
 def multiply_adds(config, size, num_classes):
     """Multiply-adds for one image of `size` pixels."""
-    model, variant = config.model, recipe.variant_of(config)
-    return costs.count(variant, model.group_size, model.expand_ratio, model.norm, size, num_classes).macs
+    return costs.count(**recipe.network(config), size=size, num_classes=num_classes).macs
 
 
 def write_classes(workdir, weights, size, class_names, confusion):

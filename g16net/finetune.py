@@ -26,7 +26,6 @@ from g16net import assemble, checkpoint, evaluate, recipe, records, runtime, tra
 from g16net.config import ConfigError, UserError
 from g16net.data import cache, features, pipeline
 from g16net.models import split
-from g16net.optim.rmsprop import RMSProp
 from g16net.optim.schedules import Cosine
 
 
@@ -108,7 +107,7 @@ def fit_size(config, workdir, size, start):
     batches, evaluator, model, kept = inputs(config, size, train_source, eval_source, trunk, head, devices)
     prepared = time.time() - started
     loss = assemble.loss(config, train_source.num_classes)
-    inner = make_optimizer(config, steps)
+    inner = assemble.rmsprop(config, schedule(config, steps), config.finetune.decay, guard=assemble.guard(config))
     optimizer = devices.optimizer(inner)
     model.compile(
         optimizer,
@@ -180,18 +179,6 @@ def schedule(config, steps):
     """The cosine to 0, times the warm-up, for epochs of `steps` weight updates."""
     fine = config.finetune
     return Cosine(fine.learning_rate, fine.epochs * steps, fine.warmup_epochs * steps)
-
-
-def make_optimizer(config, steps):
-    """The optimiser of a fine-tuning of so many steps."""
-    return RMSProp(
-        schedule(config, steps),
-        rho=config.finetune.decay,
-        momentum=config.optim.momentum,
-        epsilon=config.optim.epsilon,
-        weight_decay=config.optim.weight_decay,
-        guard="skip" if config.runtime.max_skipped else "report",
-    )
 
 
 def inputs(config, size, train_source, eval_source, trunk, head, devices):

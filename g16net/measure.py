@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-from g16net import compat, layers
+from g16net import compat, contenders, layers
 from g16net.models import costs, efficientnet, roofline
 from g16net.optim.losses import SmoothedCrossEntropy
 from g16net.optim.rmsprop import RMSProp
@@ -119,19 +119,13 @@ class policy:
 
 def times(run, seconds, least=3):
     """Seconds of each turn of `run`, after two to warm up, over about `seconds` and at least `least` turns."""
-    _wait(run()), _wait(run())
+    contenders.settle(run()), contenders.settle(run())
     found, end = [], time.perf_counter() + seconds
     while len(found) < least or time.perf_counter() < end:
         started = time.perf_counter()
-        _wait(run())
+        contenders.settle(run())
         found.append(time.perf_counter() - started)
     return found
-
-
-def _wait(result):
-    """Until the values are there: where an operation returns before it is done, reading a number waits for it."""
-    last = tf.nest.flatten(result)[-1]
-    return float(tf.reshape(last, [-1])[0])
 
 
 def throughput(networks, sizes, batch=16, dtype="float32", rounds=3, seconds=2.0):

@@ -5,14 +5,13 @@ import csv
 import math
 import os
 
-from g16net import assemble, recipe
+from g16net import assemble, models, recipe
 from g16net.config import UserError, suggest
 from g16net.ipu import settings
 from g16net.models import architecture, roofline
 from g16net.models import costs as counts
 from g16net.report import published, runs
 
-DTYPES = {"float32": "float32", "mixed_bfloat16": "bfloat16", "mixed_float16": "float16"}
 COMPARISONS = ("readings", "measured")
 RATIOS = (  # what is to be explained: name, field, its two values
     ("G16 over G1", "group_size", 16, 1),
@@ -24,7 +23,6 @@ RATIOS = (  # what is to be explained: name, field, its two values
 )
 # What is measured for the comparison: B0, by (group size, norm), at the half and the native size.
 MEASURED, SIZES, BATCH = ((1, "bn"), (16, "bn"), (16, "ln_pn")), (160, 224), 16
-EXPAND_RATIOS = {1: 6, 16: 4}
 LIMITS = ("machine", "task", "dtype", "size", "batch", "images_per_second")  # columns shown
 
 
@@ -37,9 +35,8 @@ def costs(config, workdir, machines=("ipu_mk2", "a100_40gb", "cpu"), compare=())
     """
     check_names("--machines", machines, (*roofline.MACHINES, "cpu"))
     check_names("--compare", compare, COMPARISONS)
-    dtype, batch = DTYPES[config.runtime.precision], config.runtime.micro_batch or config.run.global_batch
-    network = {key: config.model[key] for key in ("group_size", "expand_ratio", "norm")}
-    network.update(variant=recipe.variant_of(config), num_classes=num_classes(config, workdir))
+    dtype, batch = recipe.dtype_of(config.runtime.precision), config.runtime.micro_batch or config.run.global_batch
+    network = {**recipe.network(config), "num_classes": num_classes(config, workdir)}
     name = assemble.title(config)
     cpu = None
     if "cpu" in machines or "measured" in compare:
@@ -125,6 +122,11 @@ def estimate(name, machine, task, dtype, batch, network):
     }
 
 
+def paper_network(variant, group_size, norm):
+    """The arguments of `costs.count` and `efficientnet.build` of a network of the paper."""
+    return models.parse(f"efficientnet_g{group_size}_{variant.lower()}_{norm}")
+
+
 def network_name(network):
     """`B0 G16 ln_pn`."""
     return f"{network['variant']} G{network['group_size']} {network['norm']}"
@@ -182,8 +184,7 @@ def compare_readings():
             group_size, norm, resolution = point["group_size"], point["norm"], point["resolution"]
             micro_batch = settings.published(point["variant"], group_size, norm, resolution).micro_batch
             size = getattr(scale, resolution)
-            network = dict(variant=point["variant"], group_size=group_size, norm=norm, size=size)
-            network["expand_ratio"] = EXPAND_RATIOS[group_size]
+            network = dict(paper_network(point["variant"], group_size, norm), size=size)
             row = estimate(network_name(network), machine, "train", "float16", micro_batch, network)
             same = {"variant": point["variant"], "resolution": resolution}
             rows.append({**row, **same, "observed": point["train_images_per_second"]})
@@ -196,7 +197,7 @@ def compare_measured(machine):
 
     networks = {}
     for group_size, norm in MEASURED:
-        network = dict(variant="B0", group_size=group_size, expand_ratio=EXPAND_RATIOS[group_size], norm=norm)
+        network = paper_network("B0", group_size, norm)
         networks[network_name(network)] = network
     (dtype,) = machine.flops
     rows = []

@@ -115,6 +115,22 @@ def variant_of(config):
     return architecture.scaled(config.model.variant, config.model.width, config.model.depth)
 
 
+def network(config):
+    """The arguments of `models.costs.count` that `config` gives, as a dict."""
+    model = config.model
+    return {
+        "variant": variant_of(config),
+        "group_size": model.group_size,
+        "expand_ratio": model.expand_ratio,
+        "norm": model.norm,
+    }
+
+
+def dtype_of(precision):
+    """The dtype of compute of a `runtime.precision`: "mixed_bfloat16" -> "bfloat16"."""
+    return precision.rpartition("_")[2]
+
+
 def _train_size(config, variant):
     if config.data.resolution == "native":
         return variant.native

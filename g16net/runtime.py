@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl import logging
 from tensorflow import keras
 
-from g16net import batches, compat, workers
+from g16net import batches, compat, native, workers
 from g16net.config import RunError, UserError
 from g16net.ipu.settings import STRATEGIES as IPU_STRATEGIES
 from g16net.optim.losses import Top1
@@ -249,8 +249,7 @@ class Devices:
         if gpus:
             text = f"{len(gpus)} GPU"
         else:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-            text = f"CPU, {cores} cores"
+            text = f"CPU, {native.cores()} cores"
         if self.replicas > 1:
             text += f", {self.replicas} replicas in {self.shard[1]} process{'es' if self.shard[1] > 1 else ''}"
         if self.accumulation > 1:

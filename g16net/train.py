@@ -120,7 +120,7 @@ def build(config, devices, num_classes, steps):
         size = None if config.data.progressive else config.data.train_size
         model = assemble.model(config, num_classes, size)
         devices.prepare(model)
-        guard = "none" if devices.on_ipu else "skip" if config.runtime.max_skipped else "report"
+        guard = "none" if devices.on_ipu else assemble.guard(config)
         inner = assemble.optimizer(config, steps, devices.optimizer_accumulation, guard)
         optimizer = devices.optimizer(inner)
         loss = assemble.loss(config, num_classes)
@@ -321,7 +321,7 @@ class Progress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         now, done, steps = time.monotonic(), self.position.in_epoch, self.position.steps
         if self.first is None:  # the first step compiles: speed counts from its end
-            self.first = (now, done, self._waited())
+            self.first = (now, done, waited(self.waiting))
             return
         every = max(steps // self.lines, 1)
         due = now - self.shown > 0.2 if self.terminal else done // every > (done - 1) // every
@@ -336,7 +336,7 @@ class Progress(keras.callbacks.Callback):
             f"{speed * self.global_batch:.0f} images/s, "
         )
         if self.waiting:
-            text += f"{(self._waited() - self.first[2]) / passed:.0%} of it waiting for data, "
+            text += f"{(waited(self.waiting) - self.first[2]) / passed:.0%} of it waiting for data, "
         text += f"{duration(left)} left"
         if not self.terminal:
             logging.info(text)
@@ -346,8 +346,10 @@ class Progress(keras.callbacks.Callback):
         self.stream.write(f"\r[{'#' * filled}{'.' * (24 - filled)}] {text}\033[K{end}")
         self.stream.flush()
 
-    def _waited(self):
-        return self.waiting.read()["waited"] if self.waiting else 0.0
+
+def waited(waiting):
+    """Seconds that training has waited for data so far; 0 where nobody counts them."""
+    return waiting.read()["waited"] if waiting else 0.0
 
 
 def duration(seconds):
@@ -382,7 +384,7 @@ class Bookkeeping(keras.callbacks.Callback):
         done = self.position.in_epoch
         if self.first_step_done is None:
             self.first_step_done, self.timed_from = time.monotonic(), done
-            self.waited = self.waiting.read()["waited"] if self.waiting else 0.0
+            self.waited = waited(self.waiting)
         if done == self.position.steps:
             return  # the epoch's end saves, with its figures
         every = self.config.checkpoint.every_steps
@@ -431,8 +433,7 @@ class Bookkeeping(keras.callbacks.Callback):
             "seconds": round(self.before + trained - self.started, 3),
         }
         if self.waiting and timed:
-            waited = self.waiting.read()["waited"] - self.waited
-            record["input_wait"] = round(waited / (trained - since), 4)
+            record["input_wait"] = round((waited(self.waiting) - self.waited) / (trained - since), 4)
         last = done == self.config.run.epochs
         if done % self.config.eval.every_epochs == 0 or last:
             record.update(self._evaluate())

@@ -25,9 +25,9 @@ def load(config, model):
     foreign = foreign_weights.inspect(path)
     try:
         stored = foreign.values(model) if foreign else read(path, config.init.weights)
+    except UserError:
+        raise
     except (OSError, ValueError, tf.errors.OpError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"init.checkpoint={path} cannot be read ({error}); is it whole?") from error
     loaded, kept = [], []
     for variable in checkpoint.model_state(model).values():

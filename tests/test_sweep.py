@@ -247,6 +247,12 @@ def test_failures_are_isolated_named_and_tried_again_on_demand(tmp_path):
     ]
 
 
+def claim_of(workdir):
+    """Who works on the first attempt of the long run."""
+    with open(os.path.join(workdir, "queue", "long.1.claim"), encoding="utf-8") as file:
+        return json.loads(file.read())
+
+
 def start(path, workdir):
     return subprocess.Popen(
         [
@@ -285,7 +291,7 @@ def test_a_killed_worker_is_taken_over_and_its_run_resumes(tmp_path):
     path, workdir, checkpoint = long_run(tmp_path)
     first = start(path, workdir)
     wait_for(checkpoint.exists)
-    owner = json.loads(open(os.path.join(workdir, "queue", "long.1.claim")).read())
+    owner = claim_of(workdir)
     assert owner["pid"] != first.pid
     os.kill(first.pid, signal.SIGKILL)
     os.kill(owner["pid"], signal.SIGKILL)
@@ -317,7 +323,7 @@ def test_an_interrupt_ends_the_runs_and_leaves_them_to_go_on(tmp_path):
     path, workdir, checkpoint = long_run(tmp_path)
     scheduler = start(path, workdir)
     wait_for(checkpoint.exists)
-    run = json.loads(open(os.path.join(workdir, "queue", "long.1.claim")).read())["pid"]
+    run = claim_of(workdir)["pid"]
     os.kill(run, signal.SIGINT)  # a terminal sends it to all
     os.kill(scheduler.pid, signal.SIGINT)
     output, _ = scheduler.communicate(timeout=60)
@@ -332,7 +338,7 @@ def test_a_run_killed_under_a_living_scheduler_fails_by_name(tmp_path):
     path, workdir, checkpoint = long_run(tmp_path)
     scheduler = start(path, workdir)
     wait_for(checkpoint.exists)
-    os.kill(json.loads(open(os.path.join(workdir, "queue", "long.1.claim")).read())["pid"], signal.SIGKILL)
+    os.kill(claim_of(workdir)["pid"], signal.SIGKILL)
     output, _ = scheduler.communicate(timeout=120)
     assert scheduler.returncode == 1
     assert "ended by signal 9" in output and "1 failed" in output
@@ -343,7 +349,7 @@ def test_a_run_stopped_by_a_signal_goes_on_under_its_scheduler(tmp_path):
     path, workdir, checkpoint = long_run(tmp_path)
     scheduler = start(path, workdir)
     wait_for(checkpoint.exists)
-    os.kill(json.loads(open(os.path.join(workdir, "queue", "long.1.claim")).read())["pid"], signal.SIGTERM)
+    os.kill(claim_of(workdir)["pid"], signal.SIGTERM)
     output, _ = scheduler.communicate(timeout=300)
     assert scheduler.returncode == 0, output
     assert "long.2.json" in os.listdir(os.path.join(workdir, "queue"))

@@ -15,7 +15,6 @@ more than a share of them in an epoch ends the run. Nothing else shifts: a resum
 """
 
 import contextlib
-import os
 import sys
 
 import tensorflow as tf
@@ -206,7 +205,7 @@ def _batches(
 
     `finish` gets {"image", "label", "sound": bool [batch]} and the rows.
     """
-    calls = num_parallel_calls or 2 * _cores()
+    calls = num_parallel_calls or 2 * native.cores()
     steps = min(max(2, -(-2 * calls // batch)), 16)  # in work at once, so that small batches keep the cores busy too
 
     def example(slot, row):
@@ -305,10 +304,6 @@ def _part(source, index, count):
     if source.part is None:
         raise UserError(f'{source.name} has no record files to share out; use shard_by="position", free of cost here')
     return source.part(index, count)
-
-
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _options(deterministic, threads):

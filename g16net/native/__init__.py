@@ -44,7 +44,7 @@ def library():
             try:
                 path = build.build()
                 _library = tf.load_op_library(path)
-                threads = tf.config.threading.get_intra_op_parallelism_threads() or _cores()
+                threads = tf.config.threading.get_intra_op_parallelism_threads() or cores()
                 ctypes.CDLL(path).g16_set_threads(threads)
             except (OSError, ImportError, tf.errors.OpError) as error:
                 logging.info("No native operations, TensorFlow's own do the work: %s", error)
@@ -52,8 +52,9 @@ def library():
     return _library or None
 
 
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

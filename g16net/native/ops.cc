@@ -188,9 +188,11 @@ void compute_multiply_gradient(void*, TF_OpKernelContext* context) {
   if (call.ok()) multiply_gradient(walk_of(shape), dy, x, gate, dx, dgate);
 }
 
-// The inputs from `first` on: the four parameters, nodes and weights.
-Proxy proxy_of(Call& call, int first, int64_t channels, Points* points) {
-  const std::vector<int64_t> per_channel{channels};
+// The inputs from `first` on: the four parameters, whose length are the channels, nodes and weights.
+Proxy proxy_of(Call& call, int first, int64_t* channels, Points* points) {
+  TF_Tensor* gamma = call.input(first);
+  *channels = gamma ? TF_TensorElementCount(gamma) : 0;
+  const std::vector<int64_t> per_channel{*channels};
   Proxy given;
   given.gamma = call.input<float>(first, per_channel);
   given.beta = call.input<float>(first + 1, per_channel);
@@ -206,10 +208,9 @@ Proxy proxy_of(Call& call, int first, int64_t channels, Points* points) {
 void compute_proxy(void* kernel, TF_OpKernelContext* context) {
   const Config& config = *static_cast<Config*>(kernel);
   Call call(context);
-  TF_Tensor* gamma = call.input(0);
-  const int64_t channels = gamma ? TF_TensorElementCount(gamma) : 0;
+  int64_t channels;
   Points points;
-  const Proxy given = proxy_of(call, 0, channels, &points);
+  const Proxy given = proxy_of(call, 0, &channels, &points);
   float* mean = call.output<float>(0, {channels});
   float* inv_std = call.output<float>(1, {channels});
   if (!call.ok()) return;
@@ -220,10 +221,9 @@ void compute_proxy(void* kernel, TF_OpKernelContext* context) {
 void compute_proxy_gradient(void* kernel, TF_OpKernelContext* context) {
   const Config& config = *static_cast<Config*>(kernel);
   Call call(context);
-  TF_Tensor* gamma = call.input(4);
-  const int64_t channels = gamma ? TF_TensorElementCount(gamma) : 0;
+  int64_t channels;
   Points points;
-  const Proxy given = proxy_of(call, 4, channels, &points);
+  const Proxy given = proxy_of(call, 4, &channels, &points);
   const float* dmean = call.input<float>(0, {channels});
   const float* dinv_std = call.input<float>(1, {channels});
   const float* mean = call.input<float>(2, {channels});
