@@ -117,8 +117,10 @@ class Built(NamedTuple):
 def build(config, devices, num_classes, steps):
     """A network ready to train on `devices` with epochs of `steps` updates, as `Built`."""
     with devices.strategy.scope():
-        size = None if config.data.progressive else config.data.train_size
-        model = assemble.model(config, num_classes, size)
+        sizes = set(config.data.progressive or (config.data.train_size,))
+        if not devices.on_ipu:  # there the evaluator has models of its own
+            sizes.add(config.data.eval_size)
+        model = assemble.model(config, num_classes, sizes.pop() if len(sizes) == 1 else None)
         devices.prepare(model)
         guard = "none" if devices.on_ipu else assemble.guard(config)
         inner = assemble.optimizer(config, steps, devices.optimizer_accumulation, guard)

@@ -132,6 +132,15 @@ def test_averaged_and_raw_weights_differ_where_asked(trained):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("device", [{}, {"data__mixup": 0.2, "data__mix_on_device": True}])
+def test_a_run_trains_at_one_size_and_is_evaluated_at_another(device, tmp_path):
+    config = tiny(data__train_size=32, data__eval_size=48, **device)
+    figures = train.train(config, str(tmp_path))
+    assert figures["images"] == 359 and figures["train_size"] == 32
+    at_48 = evaluate.evaluate(config, str(tmp_path))
+    assert at_48["size"] == 48 and at_48["top1"] == pytest.approx(figures["top1"])
+
+
 @pytest.mark.slow
 def test_progressive_training_changes_the_size_at_its_epochs_and_resumes(tmp_path, monkeypatch):
     config = tiny(run__epochs=5, data__progressive=(16, 32), eval__every_epochs=5)
