@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from g16net import compat, native
+from g16net import compat, layers, native
 from g16net.data import transforms
 from g16net.layers import proxy_norm
 from g16net.layers.norm_activation import norm_activation
@@ -168,6 +168,91 @@ def test_multiply(shape, dtype):
     expected = both(lambda: tf.cast(tf.cast(x, tf.float32) * gate[:, None, None], dtype))
     for value, right in zip(found, expected):
         np.testing.assert_allclose(value, right, atol=TOLERANCE[dtype] * np.abs(right).max())
+
+
+convolves = pytest.mark.skipif(
+    native.library() is None or not hasattr(native.library(), "g16_group_conv"), reason="for CPUs with AVX-512"
+)
+
+
+def convolution(x, kernel, strides, function):
+    """Result and gradients of a fixed function of the convolution."""
+    with tf.GradientTape() as tape:
+        tape.watch([x, kernel])
+        y = function(x, kernel, strides)
+        loss = tf.reduce_sum(y * tf.cos(tf.reshape(tf.range(tf.size(y), dtype=tf.float32), tf.shape(y))))
+    return [y, *tape.gradient(loss, [x, kernel])]
+
+
+def by_groups(x, kernel, strides):
+    parts = zip(tf.split(x, x.shape[-1] // 16, axis=-1), tf.split(kernel, x.shape[-1] // 16, axis=-1))
+    return tf.concat([tf.nn.conv2d(part, weights, strides, "SAME") for part, weights in parts], axis=-1)
+
+
+@convolves
+@pytest.mark.parametrize("strides", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    "shape", [(2, 9, 7, 32), (1, 1, 1, 16), (3, 4, 31, 48), (5, 16, 15, 16), (1, 70, 30, 32), (1, 2, 300, 16)]
+)
+def test_group_conv_equals_a_convolution_by_groups(shape, kernel, strides):
+    x = case(shape, tf.float32)[0]
+    weights = tf.constant(np.random.RandomState(1).randn(kernel, kernel, 16, shape[-1]) / 4 / kernel, tf.float32)
+    expected = convolution(x, weights, strides, by_groups)
+    found = convolution(x, weights, strides, native.group_conv)
+    for a, b in zip(found, expected):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5 * np.abs(b).max())
+
+
+@convolves
+def test_group_conv_of_a_result_too_large_for_the_cache():
+    x = tf.random.stateless_normal([9, 128, 128, 16], [1, 2])  # 9 MB
+    weights = tf.random.stateless_normal([3, 3, 16, 16], [3, 4]) / 12
+    for a, b in zip(*(convolution(x, weights, 1, function) for function in (native.group_conv, by_groups))):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+
+
+@convolves
+def test_batch_mates_change_no_bit_of_a_group_conv():
+    x, weights = tf.random.stateless_normal([9, 14, 14, 32], [1, 2]), tf.random.stateless_normal([5, 5, 16, 32], [3, 4])
+    alone = tf.concat([native.group_conv(x[n : n + 1], weights, 1) for n in range(9)], 0)
+    np.testing.assert_array_equal(native.group_conv(x, weights, 1), alone)
+
+
+@convolves
+def test_not_a_number_passes_a_group_conv():
+    x = tf.tensor_scatter_nd_update(tf.zeros([1, 8, 8, 32]), [[0, 4, 4, 20]], [np.nan])
+    y, _, dkernel = convolution(x, tf.ones([3, 3, 16, 32]), 1, native.group_conv)
+    assert np.isnan(y[0, 3:6, 3:6, 16:]).all() and not np.isnan(y[..., :16]).any()
+    assert np.isnan(dkernel[:, :, 4, 16:]).all() and not np.isnan(dkernel[..., :16]).any()
+
+
+@convolves
+@pytest.mark.parametrize("shape", [(3, 3, 8, 32), (3, 5, 16, 32), (3, 3, 16, 48), (3, 3, 16)])
+def test_group_conv_refuses(shape):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the kernel must be"):
+        native.library().g16_group_conv(x=tf.zeros([1, 8, 8, 32]), kernel=tf.zeros(shape), strides=1)
+
+
+@convolves
+def test_group_conv_of_no_images():
+    y, dx, dkernel = convolution(tf.zeros([0, 8, 8, 32]), tf.ones([3, 3, 16, 32]), 2, native.group_conv)
+    assert y.shape == (0, 4, 4, 32) and dx.shape == (0, 8, 8, 32) and not dkernel.numpy().any()
+
+
+@convolves
+def test_layers_take_the_group_conv_for_large_maps_in_float32(monkeypatch):
+    assert native.convolves(tf.zeros([1, 32, 32, 32]), 16)
+    for x, width in ((tf.zeros([1, 28, 28, 32]), 16), (tf.zeros([1, 32, 32, 32], tf.bfloat16), 16)):
+        assert not native.convolves(x, width)
+    assert not native.convolves(tf.zeros([1, 32, 32, 32]), 32)
+    layer = layers.GroupConv2D(3, group_size=16)
+    x = tf.random.stateless_normal([1, 40, 40, 32], [1, 2])
+    own = layer(x)
+    monkeypatch.setenv("G16NET_NATIVE", "0")
+    assert not native.convolves(x, 16)
+    np.testing.assert_allclose(own, layer(x), rtol=1e-4, atol=1e-5)
 
 
 @needs_native

@@ -1,5 +1,5 @@
-// The kernels as TensorFlow operations for the CPU: G16NormActivation, G16Gate, G16ProxyMoments and their
-// gradients; G16RMSProp; G16Resize.
+// The kernels as TensorFlow operations for the CPU: G16NormActivation, G16Gate, G16ProxyMoments, G16GroupConv (of CPUs
+// with AVX-512) and their gradients; G16RMSProp; G16Resize.
 //
 // Only TensorFlow's C API is used, the same binary interface in every version from 2.6 on. The gradients are tied to
 // their operations in Python.
@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "conv.h"
 #include "kernels.h"
 #include "proxy.h"
 #include "resize.h"
@@ -187,6 +188,59 @@ void compute_multiply_gradient(void*, TF_OpKernelContext* context) {
   float* dgate = call.output<float>(1, {shape[0], shape[3]});
   if (call.ok()) multiply_gradient(walk_of(shape), dy, x, gate, dx, dgate);
 }
+
+#if defined(__AVX512F__)
+
+void* create_conv(TF_OpKernelConstruction* construction) {
+  int32_t* strides = new int32_t(1);
+  TF_Status* status = TF_NewStatus();
+  TF_OpKernelConstruction_GetAttrInt32(construction, "strides", strides, status);
+  if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
+  TF_DeleteStatus(status);
+  return strides;
+}
+
+void destroy_conv(void* strides) { delete static_cast<int32_t*>(strides); }
+
+// The convolution of x, input `index`, with the kernel, input `index + 1`.
+GroupConv conv_of(Call& call, int index, int32_t strides) {
+  const std::vector<int64_t> shape = call.image(index);
+  TF_Tensor* tensor = call.input(index + 1);
+  const std::vector<int64_t> kernel = tensor ? Call::dims(tensor) : std::vector<int64_t>();
+  if (call.ok() && (kernel.size() != 4 || kernel[0] != kernel[1] || kernel[2] != kGroup || kernel[3] != shape[3] ||
+                    kernel[3] % kGroup || kernel[3] == 0 || strides < 1))
+    call.fail("the kernel must be [k, k, 16, channels of x], a multiple of 16, and strides positive");
+  if (!call.ok()) return GroupConv(0, 0, 0, kGroup, 1, 1);
+  return GroupConv(shape[0], shape[1], shape[2], shape[3], kernel[0], strides);
+}
+
+void compute_conv(void* kernel, TF_OpKernelContext* context) {
+  Call call(context);
+  const GroupConv conv = conv_of(call, 0, *static_cast<int32_t*>(kernel));
+  if (!call.ok()) return;
+  const float* x = call.input<float>(0, {conv.samples, conv.height, conv.width, conv.channels});
+  const float* weights = call.input<float>(1, {conv.kernel, conv.kernel, kGroup, conv.channels});
+  float* y = call.output<float>(0, {conv.samples, conv.out_height, conv.out_width, conv.channels});
+  if (call.ok()) group_conv(conv, x, weights, y);
+}
+
+void compute_conv_gradient(void* kernel, TF_OpKernelContext* context) {
+  Call call(context);
+  const GroupConv conv = conv_of(call, 1, *static_cast<int32_t*>(kernel));
+  if (!call.ok()) return;
+  const std::vector<int64_t> shape{conv.samples, conv.height, conv.width, conv.channels};
+  const std::vector<int64_t> kernel_shape{conv.kernel, conv.kernel, kGroup, conv.channels};
+  const float* dy = call.input<float>(0, {conv.samples, conv.out_height, conv.out_width, conv.channels});
+  const float* x = call.input<float>(1, shape);
+  const float* weights = call.input<float>(2, kernel_shape);
+  float* dx = call.output<float>(0, shape);
+  float* dkernel = call.output<float>(1, kernel_shape);
+  if (!call.ok()) return;
+  group_conv_input_gradient(conv, dy, weights, dx);
+  group_conv_kernel_gradient(conv, dy, x, dkernel);
+}
+
+#endif
 
 // The inputs from `first` on: the four parameters, whose length are the channels, nodes and weights.
 Proxy proxy_of(Call& call, int first, int64_t* channels, Points* points) {
@@ -380,6 +434,23 @@ void define_update() {
   TF_DeleteStatus(status);
 }
 
+#if defined(__AVX512F__)
+
+void define_conv(const char* name, const std::vector<const char*>& inputs, const std::vector<const char*>& outputs,
+                 Compute compute) {
+  TF_Status* status = TF_NewStatus();
+  TF_OpDefinitionBuilder* definition = TF_NewOpDefinitionBuilder(name);
+  for (const char* input : inputs) TF_OpDefinitionBuilderAddInput(definition, input);
+  for (const char* output : outputs) TF_OpDefinitionBuilderAddOutput(definition, output);
+  TF_OpDefinitionBuilderAddAttr(definition, "strides: int");
+  TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, TF_ShapeInferenceContextSetUnknownShape);
+  TF_RegisterOpDefinition(definition, status);
+  TF_RegisterKernelBuilder(name, TF_NewKernelBuilder(name, "CPU", create_conv, compute, destroy_conv), status);
+  TF_DeleteStatus(status);
+}
+
+#endif
+
 void define_resize() {
   const char* name = "G16Resize";
   TF_Status* status = TF_NewStatus();
@@ -408,6 +479,11 @@ __attribute__((constructor)) void define_all() {
   define_proxy("G16ProxyMoments", {}, {"mean: float", "inv_std: float"}, compute_proxy);
   define_proxy("G16ProxyMomentsGrad", {"dmean: float", "dinv_std: float", "mean: float", "inv_std: float"},
                {"dgamma: float", "dbeta: float", "dproxy_gamma: float", "dproxy_beta: float"}, compute_proxy_gradient);
+#if defined(__AVX512F__)
+  define_conv("G16GroupConv", {"x: float", "kernel: float"}, {"y: float"}, compute_conv);
+  define_conv("G16GroupConvGrad", {"dy: float", "x: float", "kernel: float"}, {"dx: float", "dkernel: float"},
+              compute_conv_gradient);
+#endif
   define_update();
   define_resize();
 }
