@@ -19,7 +19,7 @@ FEATURES = (8, 28, 28, 192)  # batch, height, width and channels of the grouped 
 WIDTHS = (1, 4, 16, 24, 48)  # channels in a group
 NORMED = (16, 56, 56, 96)  # batch, height, width and channels of what is normalised
 NORMS = {  # norm -> layers with the activation
-    "bn": lambda: [layers.BatchNorm(), keras.layers.Activation("swish")],
+    "bn": lambda: [layers.BatchNorm(activation="swish")],
     "gn": lambda: [layers.GroupNorm(4, activation="swish")],
     "ln": lambda: [layers.LayerNorm(activation="swish")],
     "gn_pn": lambda: [layers.ProxyNormActivation("swish", groups=4)],
@@ -65,7 +65,7 @@ def _norm_rates(norm, dtype, seconds):
         stack = NORMS[norm]()
     inference, *trained = pass_seconds(stack, NORMED, dtype, seconds)
     if norm == "bn":  # TensorFlow makes it a part of the convolution before it: what is left is the activation
-        inference = pass_seconds(stack[1:], NORMED, dtype, seconds)[0]
+        inference = pass_seconds([keras.layers.Activation("swish")], NORMED, dtype, seconds)[0]
     kinds = ("norm", "activation") if norm == "bn" else ("norm",)
     rows = [costs.Layer("stem_norm", kind, shape[0], shape[1], *shape[2:] * 2, 1, 1, 1, 0, 0, 0) for kind in kinds]
     without, within = (

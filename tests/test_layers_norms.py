@@ -6,7 +6,7 @@ from tensorflow import keras
 
 from g16net import compat
 from g16net.layers import BatchNorm, GroupNorm, LayerNorm, ProxyNormActivation
-from g16net.layers.norm_activation import norm_activation
+from g16net.layers.norm_activation import ACTIVATIONS, norm_activation
 
 RANDOM = np.random.RandomState(0)
 X = (RANDOM.randn(3, 5, 6, 8) * RANDOM.uniform(0.5, 2, [3, 1, 1, 8]) + RANDOM.randn(8)).astype("float32")
@@ -158,6 +158,26 @@ def test_batch_norm_by_hand():
     np.testing.assert_allclose(
         layer(x, training=False), (X - moving_mean) / np.sqrt(moving_variance + 1e-3), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("activation", ["swish", "relu"])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_batch_norm_with_its_activation_equals_both_apart(activation, dtype):
+    one, bare = BatchNorm(activation=activation, dtype=dtype), BatchNorm(dtype=dtype)
+    x = tf.random.stateless_normal([4, 5, 5, 8], [1, 2], 1.0, 2.0)
+    kind = tf.bfloat16 if dtype == "mixed_bfloat16" else tf.float32
+    for training in (True, False):
+        found, expected = (
+            gradients(lambda x: tf.reduce_sum(tf.cast(f(tf.cast(x, kind)), tf.float32) ** 2), [x])  # noqa: B023
+            for f in (
+                lambda x: one(x, training=training),  # noqa: B023
+                lambda x: ACTIVATIONS[activation](bare(x, training=training)),  # noqa: B023
+            )
+        )
+        tolerance = 2e-2 if kind == tf.bfloat16 else 1e-5
+        np.testing.assert_allclose(found[0], expected[0], rtol=tolerance)
+        np.testing.assert_allclose(found[1][0], expected[1][0], atol=tolerance * np.abs(expected[1][0]).max())
+    assert one.get_config()["activation"] == activation
 
 
 def test_frozen_batch_norm_leaves_its_averages():

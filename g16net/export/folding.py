@@ -115,7 +115,8 @@ def _step(layer, steps, delayed):
         scale = 1 / np.sqrt(np.float64(_array(layer.moving_variance)) + layer.epsilon)
         scale = scale if layer.gamma is None else scale * _array(layer.gamma)
         bias = (0 if layer.beta is None else _array(layer.beta)) - _array(layer.moving_mean) * scale
-        return conv._replace(kernel=_array(conv.kernel * scale), bias=_array(bias)), None
+        steps.append(conv._replace(kernel=_array(conv.kernel * scale), bias=_array(bias)))
+        return layer.activation and Activation(name, layer.activation), None
     if isinstance(layer, layers.GroupNorm):
         return _norm(layer, layer.activation, None, None), None
     if isinstance(layer, layers.ProxyNormActivation) and layer.groups is not None:
@@ -129,9 +130,6 @@ def _step(layer, steps, delayed):
     kind = type(layer).__name__
     if kind == "Conv2D":
         return Conv(name, _array(layer.kernel), None, layer.strides[0], 1, "native"), None
-    if kind == "Activation":
-        activation = getattr(layer.activation, "__name__", "")
-        return Activation(name, "swish" if activation == "silu" else activation), None
     if kind == "Add":
         return Add(name), None
     if kind == "Dense":

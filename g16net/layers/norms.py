@@ -8,7 +8,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from g16net import compat, native
-from g16net.layers.norm_activation import check_activation, norm_activation
+from g16net.layers.norm_activation import ACTIVATIONS, check_activation, norm_activation
 from g16net.layers.recompute import again
 
 
@@ -114,20 +114,24 @@ class BatchNorm(keras.layers.Layer):
         epsilon: added to the variance, inside the root.
         momentum: what the moving averages keep at each step.
         scale, center: whether there are `gamma` and `beta`, float32 `[channels]`.
+        activation: None, "swish" or "relu", applied to the result.
 
     Raises:
         ValueError: for a value out of range.
     """
 
-    def __init__(self, epsilon=1e-3, momentum=0.97, scale=True, center=True, **kwargs):
+    def __init__(self, epsilon=1e-3, momentum=0.97, scale=True, center=True, activation=None, **kwargs):
         super().__init__(**kwargs)
         check_epsilon("epsilon", epsilon)
+        check_activation(activation, optional=True)
         if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), usually 0.9 or more; got {momentum!r}")
         self.epsilon = epsilon
         self.momentum = momentum
         self.scale = scale
         self.center = center
+        self.activation = activation
+        self.supports_jit = not (activation and native.enabled())  # as in GroupNorm
 
     def build(self, input_shape):
         shape = (input_shape[-1],)
@@ -146,13 +150,19 @@ class BatchNorm(keras.layers.Layer):
         beta = tf.zeros([channels]) if self.beta is None else tf.convert_to_tensor(self.beta)
         x = tf.cast(inputs, tf.float32)  # not every device has the fused operation in half precision
 
+        def activated(y):
+            return ACTIVATIONS[self.activation](y) if self.activation else y
+
         def trained():
             y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
                 x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=self.epsilon, is_training=True
             )
             for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)) if not again() else ():
                 average.assign_sub((tf.convert_to_tensor(average) - value) * (1 - self.momentum))
-            return y
+            y = tf.cast(y, inputs.dtype)
+            if self.activation and native.enabled(y.dtype):  # its gradient takes a third of the passes over memory
+                return native.norm_activation(y, None, None, None, False, self.epsilon, self.activation)
+            return activated(y)
 
         def inferred():
             y, *_ = tf.raw_ops.FusedBatchNormV3(
@@ -164,14 +174,13 @@ class BatchNorm(keras.layers.Layer):
                 epsilon=self.epsilon,
                 is_training=False,
             )
-            return y
+            return activated(tf.cast(y, inputs.dtype))  # TensorFlow makes all of it a part of the convolution before
 
-        y = compat.in_training(training, trained, inferred) if self.trainable else inferred()
-        return tf.cast(y, inputs.dtype)
+        return compat.in_training(training, trained, inferred) if self.trainable else inferred()
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def get_config(self):
-        names = "epsilon", "momentum", "scale", "center"
+        names = "epsilon", "momentum", "scale", "center", "activation"
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -16,7 +16,7 @@ class Layer(NamedTuple):
     """One layer for one image. Its output is `height` x `width` x `out_channels`.
 
     kind: "conv" (the stem's and the 1x1 ones), "group_conv", "norm" (with the activation and the proxy that it owns),
-        "activation" (where a layer by itself, after batch norm), "squeeze_excite", "add", "pool" or "dense".
+        "activation" (of a batch norm, a pass by itself), "squeeze_excite", "add", "pool" or "dense".
     params: trainable elements.
     macs: multiply-adds of convolutions and matrix products; norms, activations and bias additions count as none.
     activations: output elements of the convolutions and matrix products inside.

@@ -121,9 +121,6 @@ def build(
                 points=PROXY_POINTS[quadrature],
                 name=f"{prefix}norm",
             )(x)
-        if kind == "bn":
-            x = plain_norm(x, name=f"{prefix}norm")
-            return keras.layers.Activation(activation, name=f"{prefix}activation")(x)
         return plain_norm(x, activation=activation, name=f"{prefix}norm")
 
     def mbconv(x, block):

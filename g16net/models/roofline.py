@@ -125,7 +125,7 @@ def work(row, inputs, norm, dtype="float32", batch=1, training=False, fused=Fals
 def _norm_passes(row, norm, training, fused):
     """Times that a norm, with what it owns, goes over its elements: `(forward, backward)`."""
     statistics = 1 if training or norm != "bn" else 0
-    activated = row.activated and norm != "bn"  # batch norm's activation is a layer by itself
+    activated = row.activated and norm != "bn"  # batch norm's activation is a row by itself
     if fused and not statistics:
         return 0, 0  # batch norm at inference: part of the convolution before it
     if fused:
