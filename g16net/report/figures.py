@@ -37,12 +37,15 @@ def cost(found):
     panels = []
     for data, same in by_data(chosen):
         speed = f"training images/s{source(same, 'train')} (log)"
-        for x, label in ((MACS, "multiply-adds an image (log)"), (TRAIN, speed)):
+        for x, title, label in (
+            (MACS, "multiply-adds", "multiply-adds an image (log)"),
+            (TRAIN, "training speed", speed),
+        ):
             series = over_sizes([point for point in same if point[x]], x, label_sizes=True)
             if x == MACS:  # an estimate is of speed
                 series = [one for one in series if one.kind != points.ESTIMATED]
             if series:
-                panels.append(Panel(f"{data}: {label.split(' (')[0]}", label, "top-1 %", series, log=True))
+                panels.append(Panel(f"{data}: {title}", label, "top-1 %", series, log=True))
     return Figure(
         "cost",
         "Accuracy against theoretical and practical cost",
@@ -124,9 +127,12 @@ def inference(found):
 
 
 def curves(groups):
-    """Test accuracy over the epochs: the mean over seeds, and their range as a band."""
+    """Test accuracy over the epochs: the mean over seeds, and their range as a band.
+
+    Networks trained at a reduced size have panels of their own: at the native test size they are far below the others.
+    """
     panels = []
-    for data, variant, same in by_size(groups):
+    for data, variant, same, reduced in by_size(groups):
         series = []
         for group in same:
             epochs = {}
@@ -139,11 +145,13 @@ def curves(groups):
                 rows = [(e, statistics.fmean(v), min(v), max(v), "") for e, v in sorted(epochs.items())]
                 series.append(_series_of(group, rows, band=True))
         if series:
-            panels.append(Panel(f"{data}: {variant}", "epoch", "test top-1 %", series, whole=True))
+            title = f"{data}: {variant}" + (", reduced training size" if reduced else "")
+            panels.append(Panel(title, "epoch", "test top-1 %", series, whole=True))
     return Figure(
         "curves",
         "Training curves",
-        "Test accuracy after each epoch, of the averaged weights where there are; the mean over seeds and their range.",
+        "Test accuracy after each epoch at the native test size, of the averaged weights where there are; the mean over "
+        "seeds and their range. What is trained at a reduced size is here before its fine-tuning.",
         panels,
         [],
         "launch.py --mode=train --config.run.epochs=2 (of one epoch there is no curve)",
@@ -192,10 +200,13 @@ def by_data(found):
 
 
 def by_size(groups):
-    """(data, size, groups of it), in order."""
+    """(data, size, groups of it, whether they are trained at a reduced size), in order."""
 
-    keys = [(runs.data_name(group.config), runs.size_name(group.config)) for group in groups]
-    return [(*key, [g for g, k in zip(groups, keys) if k == key]) for key in dict.fromkeys(keys)]
+    def reduced(config):
+        return points.resolution(config)["resolution"] == "reduced"
+
+    keys = [(runs.data_name(g.config), runs.size_name(g.config), reduced(g.config)) for g in groups]
+    return [(*key[:2], [g for g, k in zip(groups, keys) if k == key], key[2]) for key in dict.fromkeys(keys)]
 
 
 def _mark(point, x, text=""):
