@@ -150,8 +150,8 @@ def curves(groups):
     return Figure(
         "curves",
         "Training curves",
-        "Test accuracy after each epoch at the native test size, of the averaged weights where there are; the mean over "
-        "seeds and their range. What is trained at a reduced size is here before its fine-tuning.",
+        "Test accuracy after each epoch at the native test size, of the averaged weights where there are; the mean "
+        "over seeds and their range. What is trained at a reduced size is here before its fine-tuning.",
         panels,
         [],
         "launch.py --mode=train --config.run.epochs=2 (of one epoch there is no curve)",

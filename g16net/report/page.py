@@ -148,8 +148,8 @@ def _unsteady(groups, found):
     if most < UNSTEADY:
         return ""
     return (
-        f"<p class=note><b>Speeds are not the networks’ alone.</b> Training speeds of one setting differ up to {most:.1f} "
-        "times between its epochs and seeds: other work ran beside these runs. Axes marked “input included”, their "
+        f"<p class=note><b>Speeds are not the networks’ alone.</b> Training speeds of one setting differ up to "
+        f"{most:.1f} times between its epochs and seeds: other work ran beside these runs. Axes marked “input included”, their "
         "fronts and factors, and seconds show that as well; speeds “by mode benchmark” are taken in turns.</p>"
     )
 
@@ -283,8 +283,8 @@ def _settings(groups, cut):
     )
     shown = [", ".join(f"{key} {value}" for key, value in json.loads(text).items()) for text in versions]
     return (
-        "<p>Fields in which settings differ, and the commands of each; <code>.../</code> stands for folders of the machine "
-        "that made them.</p>"
+        "<p>Fields in which settings differ, and the commands of each; <code>.../</code> stands for folders of the "
+        "machine that made them.</p>"
         + "".join(parts)
         + f"<details><summary>What all have in common</summary>{_list(common)}</details>"
         + f"<details><summary>Versions</summary>{_list(shown)}</details>"
