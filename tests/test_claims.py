@@ -1,5 +1,6 @@
 """What the ablation's runs say to the paper's claims: pairs, verdicts, and the pages they are written to."""
 
+import json
 import os
 import sys
 
@@ -90,6 +91,30 @@ def test_half_resolution_costs_less_and_is_compared_after_fine_tuning(tmp_path):
     )
     assert list(equal) == NAMES[1:]
     assert "half, fine-tuned | 86.55, 86.50–86.60, 2 seeds" in claims.accuracy_table(found, NAMES)
+
+
+def test_training_time_is_that_of_a_benchmark_alone(tmp_path):
+    runs = write(tmp_path / "runs", {(16, "bn", 48): 0.88, (16, "bn", 32): 0.85}, seeds=2)
+    assert all(run.costs["time"] is None for run in claims.load(runs)[0])
+    rows = []
+    for width, depth, speed in ((0.25, 0.3, 100.0), (0.25, 0.5, 60.0), (0.35, 0.6, 40.0)):
+        name = {v: k for k, v in SIZES.items()}[width, depth]
+        network = made_runs.network(tmp_path / "runs" / f"{name}-16-bn-48-0")
+        for task, size, times in (("train", 48, 1), ("train", 32, 2), *(("infer", size, 4) for size in (32, 48, 64))):
+            speeds = {"median": times * speed, "min": 0, "max": 0}
+            row = {"network": network, "task": task, "dtype": "float32", "size": size, "batch": 64}
+            rows.append(dict(row, images_per_second=speeds))
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "benchmark.json").write_text(json.dumps({"rows": rows}))
+    found, everything, speeds = claims.load([*runs, str(tmp_path / "bench")])
+    times = {(run.kind, run.size): run.costs["time"] for run in found}
+    # three passes at 100 images a second; at 200, and one forward at 400
+    assert times[claims.NATIVE, NAMES[0]] == pytest.approx(0.03)
+    assert times[claims.HALF, NAMES[0]] == pytest.approx(0.0175)
+    text = "half and fine-tuning is more accurate than native at equal training time, G16 BN"
+    # 17.5, 29.2 and 43.8 ms beside 30, 50 and 75
+    assert {size: len(same) for size, same in claims.pairs(CLAIMS[text], found).items()} == {NAMES[1]: 2, NAMES[2]: 2}
+    assert "| G16 BN | w0.25 d0.3 | 1.4M | 100 | 200 | 400 |" in claims.costs_table(everything, speeds, NAMES)
 
 
 def test_parts_of_pages_are_written_anew_and_nothing_else(tmp_path):

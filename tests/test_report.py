@@ -403,6 +403,10 @@ def test_speeds_with_other_work_beside_are_called_so(tmp_path, slow, said):
         records.append_line(run / "records.jsonl", line)
     page.write([str(run)], str(tmp_path / "out"), quoted=False)
     assert ("differ up to 2.5 times" in (tmp_path / "out" / "report.html").read_text()) is said
+    found = points.measured(one_again(run))
+    assert {point["train_speed_source"] for point in found} == {"busy run" if said else "run"}
+    for panel in [*figures.training(found).panels, *figures.inference(found).panels]:
+        assert bool(panel.front) is not said and ("other work included" in panel.x) is said
     network = made_runs.network(run)
     rows = [timed(network, "train", 48, 5.0)] + [timed(network, "infer", size, 9.0) for size in (32, 48, 64)]
     page.write([str(run), benchmark(tmp_path, rows)], str(tmp_path / "out"), quoted=False)

@@ -12,6 +12,11 @@ from g16net.report import look, pareto, points, runs
 from g16net.report.look import Panel, Series
 
 TRAIN, INFER, MACS = "train_images_per_second", "infer_images_per_second", "multiply_adds"
+SOURCES = {
+    "benchmark": ", by mode benchmark",
+    "run": ", input included",
+    "busy run": ", input and other work included",
+}
 KINDS = {"measured": "measured", "published": "paper, read by eye", "estimated": "speed estimated"}
 
 
@@ -145,7 +150,7 @@ def curves(groups):
                 rows = [(e, statistics.fmean(v), min(v), max(v), "") for e, v in sorted(epochs.items())]
                 series.append(_series_of(group, rows, band=True))
         if series:
-            title = f"{data}: {variant}" + (", reduced training size" if reduced else "")
+            title = f"{data}: {variant}" + (", reduced" if reduced else "")
             panels.append(Panel(title, "epoch", "test top-1 %", series, whole=True))
     return Figure(
         "curves",
@@ -251,7 +256,7 @@ def _label(point):
 def source(same, task):
     """Where the measured speeds of a panel are from, for its axis; they are of one source."""
     of = {point[f"{task}_speed_source"] for point in same if point["kind"] == points.MEASURED}
-    return "".join({"benchmark": ", by mode benchmark", "run": ", input included"}[one] for one in of)
+    return "".join(SOURCES[one] for one in of)
 
 
 def _short(setting):
@@ -261,13 +266,15 @@ def _short(setting):
 
 
 def with_front(title, x_label, same, x, each_size=False):
-    """A panel with a front over the points of one kind: the measured ones where there are, else the paper's.
+    """A panel with a front over the points of one kind: the measured ones where there are, else the paper's. There is
+    none where measured speeds are of runs beside other work.
 
     `each_size`: a network has points at several test sizes, which are named.
     """
     kind = next(kind for kind in KINDS if any(point["kind"] == kind for point in same))
     own = [point for point in same if point["kind"] == kind]
-    front = [own[i] for i in pareto.front([(point[x], point["top1"]["mean"]) for point in own])]
+    busy = own[0]["infer_speed_source" if x == INFER else "train_speed_source"] == "busy run"
+    front = [] if busy else [own[i] for i in pareto.front([(point[x], point["top1"]["mean"]) for point in own])]
     marks = [
         (point[x], 100 * point["top1"]["mean"], size_label(point) + (f" @{point['test_size']}" if each_size else ""))
         for point in front

@@ -36,7 +36,6 @@ pre { overflow-x: auto; background: #f6f6f6; padding: .6rem; font-size: .8rem; }
 .note { border-color: #ddd; }
 """
 SCALED = "In the names of sizes w is the factor of the channels and d that of the depth."
-UNSTEADY = 1.5  # largest over least speed of one setting, from which on other work must have run beside
 
 
 def write(patterns, folder, quoted=True):
@@ -50,7 +49,7 @@ def write(patterns, folder, quoted=True):
     """
     loaded = runs.load(patterns)
     if not loaded.runs:
-        raise UserError("no run to report:\n  " + "\n  ".join(loaded.problems or ["--runs names no folder"]))
+        raise UserError("no run to report:\n  " + "\n  ".join(loaded.problems or ["--runs names no run with figures"]))
     cut = _cutter(loaded.runs)
     groups = runs.group(loaded.runs)
     found = points.measured(groups, loaded.benchmarks)
@@ -117,7 +116,7 @@ def page(loaded, groups, found, drawn, cut):
         "(diamonds), and with a speed that is <b>estimated</b> by the performance model (triangles). Filled marks are "
         "group convolutions, open ones depthwise. Points are means over seeds, bars their range. "
         f"{SCALED if any(' w' in p['variant'] or ' d' in p['variant'] for p in found) else ''}</p>",
-        _unsteady(groups, found),
+        _busy(groups, found),
     ]
     if loaded.problems:
         parts.append(f"<div class=problems><b>Left out</b>{_list(map(cut, loaded.problems))}</div>")
@@ -137,20 +136,15 @@ def page(loaded, groups, found, drawn, cut):
     )
 
 
-def _unsteady(groups, found):
-    """A note where speeds are the runs' own and those of one setting are so far apart that other work ran beside."""
-    own = {p["group"] for p in found if "run" in (p["train_speed_source"], p.get("infer_speed_source"))}
-    most = 1.0
-    for group in groups:
-        speeds = [record.get("images_per_second") for run in group.runs for record in run.history]
-        if group.name in own and any(speeds):
-            most = max(most, max(filter(None, speeds)) / min(filter(None, speeds)))
-    if most < UNSTEADY:
+def _busy(groups, found):
+    """A note where speeds are those of runs that had other work beside them."""
+    if not any("busy run" in (p["train_speed_source"], p.get("infer_speed_source")) for p in found):
         return ""
     return (
-        f"<p class=note><b>Speeds are not the networks’ alone.</b> Training speeds of one setting differ up to "
-        f"{most:.1f} times between its epochs and seeds: other work ran beside these runs. Axes marked “input included”, their "
-        "fronts and factors, and seconds show that as well; speeds “by mode benchmark” are taken in turns.</p>"
+        "<p class=note><b>Speeds are not the networks’ alone.</b> Training speeds of one setting differ up to "
+        f"{points.steadiness(groups):.1f} times between its epochs and seeds: other work ran beside these runs. Axes "
+        "marked “other work included” and the seconds below show that as well, and have no front and no factors. "
+        "Speeds by mode benchmark, for all networks, take their place where they are given.</p>"
     )
 
 
@@ -215,7 +209,8 @@ def _equal_accuracy(found):
     parts = []
     for data, same in figures.by_data(points.at_native(found)):
         for kind in (points.MEASURED, points.PUBLISHED):
-            rows = points.at_equal_accuracy([point for point in same if point["kind"] == kind], figures.TRAIN)
+            own = [p for p in same if p["kind"] == kind and p["train_speed_source"] != "busy run"]
+            rows = points.at_equal_accuracy(own, figures.TRAIN)
             cells = [
                 [
                     row["baseline"],
