@@ -1,6 +1,9 @@
 import json
+import os
 
+import made_runs
 import numpy as np
+import pages
 import pytest
 import tensorflow as tf
 
@@ -68,3 +71,25 @@ def test_the_mode_keeps_each_channel(tmp_path, monkeypatch):
     np.testing.assert_allclose(kept[-1]["mean"], expected[-1]["mean"], atol=1e-5)
     with pytest.raises(RunError, match="no image could be read"):
         channels.statistics(model, [images[0][:0]])
+
+
+def test_the_figure_takes_seeds_of_one_network(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(os.path.join(pages.ROOT, "docs", "figures"))
+    import channels as drawing
+
+    def write(name, norm, drift, depth=0.3):
+        folder = made_runs.write(tmp_path / name, norm=norm, depth=depth)
+        names = ("stem_norm", "block1a_norm", "block1a_project_norm", "block2a_norm", "top_norm")
+        rows = [{"layer": layer, "drift": drift * i, "spread": 0.1} for i, layer in enumerate(names)]
+        (folder / "channel_moments.json").write_text(json.dumps({"layers": rows}))
+        return str(folder)
+
+    folders = [write("a", "ln", 0.1), write("b", "ln", 0.3), write("c", "bn", 0.0)]
+    found, title = drawing.load(folders)
+    assert title == "fashion-mnist, TINY w0.25 d0.3 G16" and [len(seeds) for seeds in found.values()] == [2, 1]
+    assert drawing.spatial(found["ln"][0]) == [1, 3]
+    assert drawing.by_depth(found["ln"], "drift")[3] == pytest.approx((0.6, 0.3, 0.9))
+    drawing.draw(found, title, str(tmp_path / "drawn.png"))
+    assert (tmp_path / "drawn.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="not of the same network"):
+        drawing.load([*folders, write("d", "ln_pn", 0.1, depth=0.5)])

@@ -107,7 +107,7 @@ def test_data_in_another_place_is_the_same_data(tmp_path):
     made_runs.write(tmp_path / "a", data="/here/fashion", seed=0)
     made_runs.write(tmp_path / "b", data="/there/fashion", seed=1)
     (group,) = runs.group(runs.load([str(tmp_path / "*")]).runs)
-    assert len(group.runs) == 2 and runs.data_name(group.config) == "idx fashion"
+    assert len(group.runs) == 2 and runs.data_name(group.config) == "fashion"
     made_runs.write(tmp_path / "c", data="/there/digits", seed=1)
     assert len(runs.group(runs.load([str(tmp_path / "*")]).runs)) == 2
 
@@ -368,6 +368,62 @@ def test_without_the_papers_points(tmp_path):
     assert "ImageNet" not in text and "paper, read by eye" not in text
     assert "curves" not in made["figures"] and "--mode=train --config.run.epochs=2" in text  # what would make them
     assert "resolutions" not in made["figures"] and "--config.eval.sizes=" in text
+
+
+def test_paths_of_this_machine_are_cut(tmp_path):
+    for name in ("a", "b"):
+        run = made_runs.write(tmp_path / "sweep" / name, seed=len(name), data="/data/sets/fashion-mnist")
+        train = json.loads((run / "train.json").read_text())
+        train["command"] += f" --data=/data/sets/fashion-mnist --runs={run},/other/place --config.x=a/b"
+        (run / "train.json").write_text(json.dumps(train))
+    made = page.write([str(tmp_path / "sweep"), str(tmp_path / "none")], str(tmp_path / "out"), quoted=False)
+    assert made["left_out"] == [f"{tmp_path / 'none'}: no such folder"]  # in full for the one who asked
+    for name in ("report.html", "report.json"):
+        text = (tmp_path / "out" / name).read_text()
+        assert str(tmp_path) not in text and "/data/sets" not in text and ".../none: no such folder" in text
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "--workdir=.../b --data=.../fashion-mnist --runs=.../b,.../place --config.x=a/b" in text
+
+
+def test_runs_that_are_not_finished_are_named(tmp_path):
+    for name in ("done", "begun"):
+        made_runs.write(tmp_path / name, seed=len(name))
+    for name in ("train.json", "evaluate.json", "evaluations.jsonl"):
+        (tmp_path / "begun" / name).unlink()
+    loaded = runs.load([str(tmp_path)])
+    assert [run.folder for run in loaded.runs] == [str(tmp_path / "done")]
+    assert loaded.problems == [f"{tmp_path / 'begun'}: not finished: it has no accuracy yet"]
+
+
+@pytest.mark.parametrize("slow, said", [(90.0, False), (40.0, True)])
+def test_speeds_with_other_work_beside_are_called_so(tmp_path, slow, said):
+    run = made_runs.write(tmp_path / "run")
+    for epoch, speed in ((4, slow), (5, 100.0)):
+        line = {"kind": "epoch", "epoch": epoch, "step": epoch, "images_per_second": speed}
+        records.append_line(run / "records.jsonl", line)
+    page.write([str(run)], str(tmp_path / "out"), quoted=False)
+    assert ("differ up to 2.5 times" in (tmp_path / "out" / "report.html").read_text()) is said
+    found = points.measured(one_again(run))
+    assert {point["train_speed_source"] for point in found} == {"busy run" if said else "run"}
+    for panel in [*figures.training(found).panels, *figures.inference(found).panels]:
+        assert bool(panel.front) is not said and ("other work included" in panel.x) is said
+    network = made_runs.network(run)
+    rows = [timed(network, "train", 48, 5.0)] + [timed(network, "infer", size, 9.0) for size in (32, 48, 64)]
+    page.write([str(run), benchmark(tmp_path, rows)], str(tmp_path / "out"), quoted=False)
+    assert "Speeds are not" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_labels_do_not_cover_each_other():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    axes = FigureCanvasAgg(Figure()).figure.subplots()
+    marks = [(x, 0.0, "w0.25 d0.3") for x in (0.0, 0.01, 0.05, 0.5, 1.0)]
+    axes.plot([x for x, *_ in marks], [0] * 5)
+    look._label(axes, marks)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) >= 4 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
 
 
 def test_names_from_files_are_escaped(tmp_path):

@@ -12,6 +12,11 @@ from g16net.report import look, pareto, points, runs
 from g16net.report.look import Panel, Series
 
 TRAIN, INFER, MACS = "train_images_per_second", "infer_images_per_second", "multiply_adds"
+SOURCES = {
+    "benchmark": ", by mode benchmark",
+    "run": ", input included",
+    "busy run": ", input and other work included",
+}
 KINDS = {"measured": "measured", "published": "paper, read by eye", "estimated": "speed estimated"}
 
 
@@ -37,12 +42,15 @@ def cost(found):
     panels = []
     for data, same in by_data(chosen):
         speed = f"training images/s{source(same, 'train')} (log)"
-        for x, label in ((MACS, "multiply-adds an image (log)"), (TRAIN, speed)):
+        for x, title, label in (
+            (MACS, "multiply-adds", "multiply-adds an image (log)"),
+            (TRAIN, "training speed", speed),
+        ):
             series = over_sizes([point for point in same if point[x]], x, label_sizes=True)
             if x == MACS:  # an estimate is of speed
                 series = [one for one in series if one.kind != points.ESTIMATED]
             if series:
-                panels.append(Panel(f"{data}: {label.split(' (')[0]}", label, "top-1 %", series, log=True))
+                panels.append(Panel(f"{data}: {title}", label, "top-1 %", series, log=True))
     return Figure(
         "cost",
         "Accuracy against theoretical and practical cost",
@@ -124,9 +132,12 @@ def inference(found):
 
 
 def curves(groups):
-    """Test accuracy over the epochs: the mean over seeds, and their range as a band."""
+    """Test accuracy over the epochs: the mean over seeds, and their range as a band.
+
+    Networks trained at a reduced size have panels of their own: at the native test size they are far below the others.
+    """
     panels = []
-    for data, variant, same in by_size(groups):
+    for data, variant, same, reduced in by_size(groups):
         series = []
         for group in same:
             epochs = {}
@@ -139,11 +150,13 @@ def curves(groups):
                 rows = [(e, statistics.fmean(v), min(v), max(v), "") for e, v in sorted(epochs.items())]
                 series.append(_series_of(group, rows, band=True))
         if series:
-            panels.append(Panel(f"{data}: {variant}", "epoch", "test top-1 %", series, whole=True))
+            title = f"{data}: {variant}" + (", reduced" if reduced else "")
+            panels.append(Panel(title, "epoch", "test top-1 %", series, whole=True))
     return Figure(
         "curves",
         "Training curves",
-        "Test accuracy after each epoch, of the averaged weights where there are; the mean over seeds and their range.",
+        "Test accuracy after each epoch at the native test size, of the averaged weights where there are; the mean "
+        "over seeds and their range. What is trained at a reduced size is here before its fine-tuning.",
         panels,
         [],
         "launch.py --mode=train --config.run.epochs=2 (of one epoch there is no curve)",
@@ -192,10 +205,13 @@ def by_data(found):
 
 
 def by_size(groups):
-    """(data, size, groups of it), in order."""
+    """(data, size, groups of it, whether they are trained at a reduced size), in order."""
 
-    keys = [(runs.data_name(group.config), runs.size_name(group.config)) for group in groups]
-    return [(*key, [g for g, k in zip(groups, keys) if k == key]) for key in dict.fromkeys(keys)]
+    def reduced(config):
+        return points.resolution(config)["resolution"] == "reduced"
+
+    keys = [(runs.data_name(g.config), runs.size_name(g.config), reduced(g.config)) for g in groups]
+    return [(*key[:2], [g for g, k in zip(groups, keys) if k == key], key[2]) for key in dict.fromkeys(keys)]
 
 
 def _mark(point, x, text=""):
@@ -240,7 +256,7 @@ def _label(point):
 def source(same, task):
     """Where the measured speeds of a panel are from, for its axis; they are of one source."""
     of = {point[f"{task}_speed_source"] for point in same if point["kind"] == points.MEASURED}
-    return "".join({"benchmark": ", by mode benchmark", "run": ", input included"}[one] for one in of)
+    return "".join(SOURCES[one] for one in of)
 
 
 def _short(setting):
@@ -250,13 +266,15 @@ def _short(setting):
 
 
 def with_front(title, x_label, same, x, each_size=False):
-    """A panel with a front over the points of one kind: the measured ones where there are, else the paper's.
+    """A panel with a front over the points of one kind: the measured ones where there are, else the paper's. There is
+    none where measured speeds are of runs beside other work.
 
     `each_size`: a network has points at several test sizes, which are named.
     """
     kind = next(kind for kind in KINDS if any(point["kind"] == kind for point in same))
     own = [point for point in same if point["kind"] == kind]
-    front = [own[i] for i in pareto.front([(point[x], point["top1"]["mean"]) for point in own])]
+    busy = own[0]["infer_speed_source" if x == INFER else "train_speed_source"] == "busy run"
+    front = [] if busy else [own[i] for i in pareto.front([(point[x], point["top1"]["mean"]) for point in own])]
     marks = [
         (point[x], 100 * point["top1"]["mean"], size_label(point) + (f" @{point['test_size']}" if each_size else ""))
         for point in front

@@ -5,6 +5,7 @@ group convolutions and an open one a depthwise network, the marker's shape is wh
 trained at its native size. Nothing is said by colour alone: lines of G1 are dashed, and every series is in the legend.
 """
 
+import textwrap
 from typing import NamedTuple, Optional
 
 COLOURS = {"bn": "#D55E00", "gn": "#0072B2", "ln": "#CC79A7", "gn_pn": "#56B4E9", "ln_pn": "#009E73"}
@@ -19,7 +20,8 @@ MARKERS = {  # by (kind, trained at native size)
 }
 INK, FAINT = "#222222", "#bbbbbb"
 WIDTH, LEFT, ABOVE, HEIGHT = 4.2, 0.65, 0.45, 2.5  # inches: a panel, what is left of and above its axes, the axes
-APART = 30  # least distance of two labels in points
+LABEL = 7  # points: the letters of texts beside marks
+X_LETTERS = 48  # of the x axis' label in a line
 STYLE = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -38,6 +40,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "svg.hashsalt": "g16net",  # the same figure gives the same file
+    "svg.fonttype": "none",  # letters as text: a fifth of the size
 }
 
 
@@ -82,7 +85,7 @@ def save(panels, paths, columns=2):
     from matplotlib.figure import Figure
 
     rows, columns = -(-len(panels) // columns), min(columns, len(panels))
-    below = 0.75 + 0.16 * max(map(_legend_rows, panels))
+    below = 0.75 + 0.16 * max(_legend_rows(panel) + len(_x_lines(panel)) - 1 for panel in panels)
     cell = WIDTH, ABOVE + HEIGHT + below
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(columns * cell[0], rows * cell[1]), dpi=140, facecolor="white")
@@ -105,6 +108,10 @@ def _legend_rows(panel):
     return -(-(len(panel.series) + bool(panel.front)) // _legend_columns(panel))
 
 
+def _x_lines(panel):
+    return textwrap.wrap(panel.x, X_LETTERS)
+
+
 def draw(axes, panel):
     """Draws a panel on matplotlib's `axes`."""
     if panel.log:
@@ -115,7 +122,8 @@ def draw(axes, panel):
         xs, ys, _ = zip(*panel.front)
         axes.step(xs, ys, where="pre", color="#777777", lw=1.1, zorder=1, label=panel.front_label)
     axes.set_title(panel.title, pad=10)
-    axes.set_xlabel(panel.x)
+    lines = _x_lines(panel)
+    axes.set_xlabel("\n".join(lines))
     axes.set_ylabel(panel.y)
     axes.margins(x=0.1, y=0.15)
     if panel.ticks:
@@ -131,7 +139,7 @@ def draw(axes, panel):
     _label(axes, marks)
     axes.legend(
         loc="upper left",
-        bbox_to_anchor=(-0.14, -0.22),
+        bbox_to_anchor=(-0.14, -0.22 - 0.16 / HEIGHT * (len(lines) - 1)),
         ncol=_legend_columns(panel),
         borderaxespad=0,
         handlelength=2.4,
@@ -140,16 +148,24 @@ def draw(axes, panel):
 
 
 def _label(axes, marks):
-    """Texts beside marks (x, y, text), as far as they do not cover each other; the page's table has them all."""
+    """Texts beside marks (x, y, text), each where it covers no other; the page's table has them all."""
     axes.autoscale_view()
+    points = 72 / axes.figure.dpi
+    left, bottom, right, top = axes.bbox.extents * points
     taken = []
     for x, y, text in marks:
-        px, py = axes.transData.transform((x, y)) * 72 / axes.figure.dpi
-        if text and all(abs(px - ox) > APART or abs(py - oy) > APART / 3 for ox, oy in taken):
-            taken.append((px, py))
-            right = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0] > 0.8
-            place = {"xytext": (-4, 5), "ha": "right"} if right else {"xytext": (4, 5)}
-            axes.annotate(text, (x, y), textcoords="offset points", fontsize=7, color=INK, zorder=4, **place)
+        px, py = axes.transData.transform((x, y)) * points
+        wide, high = 0.58 * LABEL * len(text), 1.2 * LABEL
+        for dx, dy in ((4, 5), (-4, 5), (4, -5), (-4, -5)):
+            x0, y0 = (px + dx - wide * (dx < 0)), (py + dy - high * (dy < 0))
+            inside = left <= x0 and x0 + wide <= right and bottom <= y0 and y0 + high <= top
+            apart = all(x0 > ox + ow or ox > x0 + wide or abs(y0 - oy) > high for ox, oy, ow in taken)
+            if text and inside and apart:
+                taken.append((x0, y0, wide))
+                place = {"ha": "left" if dx > 0 else "right", "va": "bottom" if dy > 0 else "top"}
+                offset = {"xytext": (dx, dy), "textcoords": "offset points"}
+                axes.annotate(text, (x, y), fontsize=LABEL, color=INK, zorder=4, **offset, **place)
+                break
 
 
 def _plain_ticks(axes):

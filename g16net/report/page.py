@@ -9,6 +9,7 @@ import base64
 import html
 import json
 import os
+import re
 import tempfile
 
 from g16net import records
@@ -31,8 +32,10 @@ td.number, th.number { text-align: right; }
 td.long { white-space: normal; min-width: 16rem; max-width: 28rem; }
 details { margin: .3rem 0; } summary { cursor: pointer; }
 pre { overflow-x: auto; background: #f6f6f6; padding: .6rem; font-size: .8rem; }
-.problems { border-left: 3px solid #D55E00; padding-left: .8rem; }
+.problems, .note { border-left: 3px solid #D55E00; padding-left: .8rem; }
+.note { border-color: #ddd; }
 """
+SCALED = "In the names of sizes w is the factor of the channels and d that of the depth."
 
 
 def write(patterns, folder, quoted=True):
@@ -46,7 +49,8 @@ def write(patterns, folder, quoted=True):
     """
     loaded = runs.load(patterns)
     if not loaded.runs:
-        raise UserError("no run to report:\n  " + "\n  ".join(loaded.problems or ["--runs names no folder"]))
+        raise UserError("no run to report:\n  " + "\n  ".join(loaded.problems or ["--runs names no run with figures"]))
+    cut = _cutter(loaded.runs)
     groups = runs.group(loaded.runs)
     found = points.measured(groups, loaded.benchmarks)
     found += points.estimated(loaded.costs, found)
@@ -60,14 +64,19 @@ def write(patterns, folder, quoted=True):
                 look.save(
                     figure.panels, [os.path.join(folder, "figures", f"{figure.name}.{k}") for k in ("png", "svg")]
                 )
-        text = page(loaded, groups, found, drawn)
+        text = page(loaded, groups, found, drawn, cut)
         path = os.path.join(folder, "report.html")
         with open(f"{path}.partial", "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(f"{path}.partial", path)
         records.write_json(
             os.path.join(folder, "report.json"),
-            {"mode": "report", "command": records.command(), "left_out": loaded.problems, "points": found},
+            {
+                "mode": "report",
+                "command": cut(records.command()),
+                "left_out": list(map(cut, loaded.problems)),
+                "points": found,
+            },
         )
     except OSError as error:
         raise UserError(
@@ -82,8 +91,20 @@ def write(patterns, folder, quoted=True):
     }
 
 
-def page(loaded, groups, found, drawn):
-    """The page as text."""
+def _cutter(loaded):
+    """A function that cuts absolute paths in a text, as they are of one machine alone: what is below the folder that
+    all runs have in common stays, and of others the last part, both after ".../"."""
+    base = os.path.commonpath([os.path.dirname(os.path.abspath(run.folder)) for run in loaded])
+
+    def cut(text):
+        text = text.replace(os.path.join(base, ""), ".../") if base != os.sep else text
+        return re.sub(r"(?<![\w./])(?:/[^\s,'\"/]+)+(?=/)", "...", text)
+
+    return cut
+
+
+def page(loaded, groups, found, drawn, cut):
+    """The page as text. `cut`: what makes paths of this machine short."""
     data = dict.fromkeys(runs.data_name(group.config) for group in groups)
     seeds = {len(group.runs) for group in groups}
     counts = f"{len(loaded.runs)} runs of {len(groups)} settings on {', '.join(data)}; "
@@ -93,23 +114,37 @@ def page(loaded, groups, found, drawn):
         "<p class=faint>Three kinds of points, never in one front: <b>measured</b> in these runs (circle; square where "
         "trained at a reduced or growing size; star where fine-tuned), <b>read by eye</b> off the paper’s figure "
         "(diamonds), and with a speed that is <b>estimated</b> by the performance model (triangles). Filled marks are "
-        "group convolutions, open ones depthwise. Points are means over seeds, bars their range.</p>",
+        "group convolutions, open ones depthwise. Points are means over seeds, bars their range. "
+        f"{SCALED if any(' w' in p['variant'] or ' d' in p['variant'] for p in found) else ''}</p>",
+        _busy(groups, found),
     ]
     if loaded.problems:
-        parts.append(f"<div class=problems><b>Left out</b>{_list(loaded.problems)}</div>")
+        parts.append(f"<div class=problems><b>Left out</b>{_list(map(cut, loaded.problems))}</div>")
     for figure in drawn:
         parts.append(_figure(figure, found))
         if figure.name == "training" and figure.panels:
             parts.append(_equal_accuracy(found))
-    parts += ["<h2>All results</h2>", _results(groups, found), "<h2>What made each</h2>", _settings(groups)]
+    parts += ["<h2>All results</h2>", _results(groups, found), "<h2>What made each</h2>", _settings(groups, cut)]
     if any(point["kind"] == points.PUBLISHED for point in found):
         source = published.load()
         parts.append(f"<p class=faint>The paper’s points: {_text(source['source'])}; {_text(source['machine'])}.</p>")
-    parts.append(f"<p class=faint>Made by <code>{_text(records.command())}</code></p>")
+    parts.append(f"<p class=faint>Made by <code>{_text(cut(records.command()))}</code></p>")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>g16net report</title>'
         f"<style>{CSS}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _busy(groups, found):
+    """A note where speeds are those of runs that had other work beside them."""
+    if not any("busy run" in (p["train_speed_source"], p.get("infer_speed_source")) for p in found):
+        return ""
+    return (
+        "<p class=note><b>Speeds are not the networks’ alone.</b> Training speeds of one setting differ up to "
+        f"{points.steadiness(groups):.1f} times between its epochs and seeds: other work ran beside these runs. Axes "
+        "marked “other work included” and the seconds below show that as well, and have no front and no factors. "
+        "Speeds by mode benchmark, for all networks, take their place where they are given.</p>"
     )
 
 
@@ -174,7 +209,8 @@ def _equal_accuracy(found):
     parts = []
     for data, same in figures.by_data(points.at_native(found)):
         for kind in (points.MEASURED, points.PUBLISHED):
-            rows = points.at_equal_accuracy([point for point in same if point["kind"] == kind], figures.TRAIN)
+            own = [p for p in same if p["kind"] == kind and p["train_speed_source"] != "busy run"]
+            rows = points.at_equal_accuracy(own, figures.TRAIN)
             cells = [
                 [
                     row["baseline"],
@@ -220,29 +256,30 @@ def _results(groups, found):
     return _table(header + ["train img/s", "train s", "fine-tune s"], cells, words=range(2))
 
 
-def _settings(groups):
+def _settings(groups, cut):
     """What the settings have in common, in what each differs, and the commands of its runs."""
     everything = [dict(group.key) for group in groups]
     fields = sorted(set().union(*everything))
     different = [field for field in fields if len({config.get(field) for config in everything}) > 1]
     parts = []
     for group, config in zip(groups, everything):
-        own = [f"{field} = {config.get(field, 'not there')}" for field in different]
+        own = [cut(f"{field} = {config.get(field, 'not there')}") for field in different]
         commands = [f"# seed {run.config['run.seed']}, {run.folder}" for run in group.runs]
         lines = []
         for comment, run in zip(commands, group.runs):
             lines += [comment, *dict.fromkeys(run.commands.values())]
         parts.append(
             f"<details><summary>{_text(group.name)}</summary>"
-            f"{_list(own) if own else '<p>The only setting.</p>'}<pre>{_text(chr(10).join(lines))}</pre></details>"
+            f"{_list(own) if own else '<p>The only setting.</p>'}<pre>{_text(cut(chr(10).join(lines)))}</pre></details>"
         )
-    common = [f"{field} = {everything[0][field]}" for field in fields if field not in different]
+    common = [cut(f"{field} = {everything[0][field]}") for field in fields if field not in different]
     versions = sorted(
         {json.dumps(run.versions, sort_keys=True) for group in groups for run in group.runs if run.versions}
     )
     shown = [", ".join(f"{key} {value}" for key, value in json.loads(text).items()) for text in versions]
     return (
-        "<p>Fields in which settings differ, and the commands of each.</p>"
+        "<p>Fields in which settings differ, and the commands of each; <code>.../</code> stands for folders of the "
+        "machine that made them.</p>"
         + "".join(parts)
         + f"<details><summary>What all have in common</summary>{_list(common)}</details>"
         + f"<details><summary>Versions</summary>{_list(shown)}</details>"

@@ -10,13 +10,15 @@ import statistics
 from g16net.report import published, runs
 
 MEASURED, PUBLISHED, ESTIMATED = "measured", "published", "estimated"
+UNSTEADY = 1.5  # largest over least speed of one setting, from which on other work must have run beside it
 
 
 def measured(groups, benchmarks=()):
     """The points of `groups`, whose runs have figures.
 
     A speed is that of the run, its input pipeline included, unless mode benchmark has timed every point of the data
-    set: the two are never on one axis. "train_speed_source" and "infer_speed_source" say which it is.
+    set: the two are never on one axis. "train_speed_source" and "infer_speed_source" say which it is: "benchmark",
+    "run", or "busy run" where the runs of the data set had other work beside them (`steadiness` above `UNSTEADY`).
     """
     found, timed = [], {}
     for group in groups:
@@ -27,13 +29,24 @@ def measured(groups, benchmarks=()):
                 timed[len(found) - 1, task] = _benchmark(benchmarks, group.config, task, size)
     for data in dict.fromkeys(point["data"] for point in found):
         same = [index for index, point in enumerate(found) if point["data"] == data]
+        busy = steadiness([group for group in groups if runs.data_name(group.config) == data]) >= UNSTEADY
         for task in ("train", "infer"):
             everywhere = all(timed[index, task] for index in same)
             for index in same:
-                found[index][f"{task}_speed_source"] = "benchmark" if everywhere else "run"
+                found[index][f"{task}_speed_source"] = "benchmark" if everywhere else "busy run" if busy else "run"
                 if everywhere:
                     found[index][f"{task}_images_per_second"] = timed[index, task]
     return found
+
+
+def steadiness(groups):
+    """The largest over the least training speed of an epoch within one of `groups`, at its worst; 1.0 without any."""
+    worst = 1.0
+    for group in groups:
+        speeds = [record.get("images_per_second") for run in group.runs for record in run.history]
+        speeds = [speed for speed in speeds if speed]
+        worst = max(worst, max(speeds) / min(speeds)) if speeds else worst
+    return worst
 
 
 def _of_group(group):

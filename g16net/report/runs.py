@@ -69,8 +69,8 @@ def load(patterns):
     return loaded
 
 
-def _belongs(folder):
-    return any(os.path.exists(os.path.join(folder, f"{name}.json")) for name in ("config", "benchmark", "costs"))
+def _belongs(folder, kinds=("config", "benchmark", "costs")):
+    return any(os.path.exists(os.path.join(folder, f"{name}.json")) for name in kinds)
 
 
 def _add(loaded, folder):
@@ -79,8 +79,11 @@ def _add(loaded, folder):
     try:
         if os.path.exists(os.path.join(folder, "config.json")):
             run = read(folder)
-            loaded.runs.append(run)
-            loaded.problems.extend(_other_weights(run))
+            if run.train or run.evaluations or run.finetuned:
+                loaded.runs.append(run)
+                loaded.problems.extend(_other_weights(run))
+            elif not _belongs(folder, ("benchmark", "costs")):
+                loaded.problems.append(f"{folder}: not finished: it has no accuracy yet")
         timed = _json(os.path.join(folder, "benchmark.json"), missing={}).get("rows", [])
         timed = [_checked(row, ("dtype", "size", "images_per_second")) for row in timed if row["task"] != "product"]
         loaded.benchmarks.extend(_named(timed, loaded, folder, "benchmark"))
@@ -296,10 +299,10 @@ def resolution_name(config):
 
 
 def data_name(config):
-    """The data's name: of local files with the folder's."""
+    """The data's name: of local files the folder's."""
     folder = os.path.basename(os.path.normpath(config.get("data.dir") or ""))
     name = config.get("data.name", "")
-    return f"{name} {folder}" if name in ("idx", "folder", "tfrecord") and folder not in ("", ".") else name
+    return folder if name in ("idx", "folder", "tfrecord") and folder not in ("", ".") else name
 
 
 def spread(values):
