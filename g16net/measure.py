@@ -142,11 +142,11 @@ def throughput(networks, sizes, batch=16, dtype="float32", rounds=3, seconds=2.0
     """
     runs = {}
     for name, arguments in networks.items():
-        with policy(dtype):
-            model = efficientnet.build(**arguments)
-        model.compile(RMSProp(1e-3), loss=SmoothedCrossEntropy(arguments.get("num_classes", 1000)))
-        infer = tf.function(lambda images, model=model: model(images, training=False))
-        for size in sizes:
+        for size in sizes:  # a network each: a step that has seen two sizes is made for any, and is slower
+            with policy(dtype):
+                model = efficientnet.build(**dict(arguments, input_size=size))
+            model.compile(RMSProp(1e-3), loss=SmoothedCrossEntropy(arguments.get("num_classes", 1000)))
+            infer = tf.function(lambda images, model=model: model(images, training=False))
             images = tf.random.uniform([batch, size, size, 3], 0, 255)
             labels = tf.zeros([batch], tf.int32)
             runs[name, "train", size] = lambda m=model, x=images, y=labels: m.train_on_batch(x, y)
