@@ -378,91 +378,71 @@ void like_first_input(TF_ShapeInferenceContext* context, TF_Status* status) {
 
 using Compute = void (*)(void*, TF_OpKernelContext*);
 
-void define(const char* name, const std::vector<const char*>& inputs, const std::vector<const char*>& outputs,
-            bool configured, Compute float32, Compute bfloat16) {
+using Names = std::vector<const char*>;
+
+void define_operation(const char* name, const Names& inputs, const Names& outputs, const Names& attributes,
+                      void (*shape)(TF_ShapeInferenceContext*, TF_Status*) = TF_ShapeInferenceContextSetUnknownShape) {
   TF_Status* status = TF_NewStatus();
   TF_OpDefinitionBuilder* definition = TF_NewOpDefinitionBuilder(name);
   for (const char* input : inputs) TF_OpDefinitionBuilderAddInput(definition, input);
   for (const char* output : outputs) TF_OpDefinitionBuilderAddOutput(definition, output);
-  TF_OpDefinitionBuilderAddAttr(definition, "T: {float, bfloat16}");
-  if (configured)
-    for (const char* attribute : {"groups: int", "strided: bool", "epsilon: float", "activation: string"})
-      TF_OpDefinitionBuilderAddAttr(definition, attribute);
-  TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, like_first_input);
+  for (const char* attribute : attributes) TF_OpDefinitionBuilderAddAttr(definition, attribute);
+  TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, shape);
   TF_RegisterOpDefinition(definition, status);
-  for (const auto& kernel : {std::make_pair(TF_FLOAT, float32), std::make_pair(TF_BFLOAT16, bfloat16)}) {
-    TF_KernelBuilder* builder = TF_NewKernelBuilder(name, "CPU", configured ? create<true> : nullptr, kernel.second,
-                                                    configured ? destroy : nullptr);
-    TF_KernelBuilder_TypeConstraint(builder, "T", kernel.first, status);
-    TF_RegisterKernelBuilder(name, builder, status);
-  }
   TF_DeleteStatus(status);
 }
 
-void define_proxy(const char* name, const std::vector<const char*>& before, const std::vector<const char*>& outputs,
-                  Compute compute) {
+// `dtype`: that of the attribute T, where the operation has it.
+void define_kernel(const char* name, void* (*create)(TF_OpKernelConstruction*), Compute compute, void (*destroy)(void*),
+                   const TF_DataType* dtype = nullptr) {
   TF_Status* status = TF_NewStatus();
-  TF_OpDefinitionBuilder* definition = TF_NewOpDefinitionBuilder(name);
-  for (const char* input : before) TF_OpDefinitionBuilderAddInput(definition, input);
-  for (const char* input :
-       {"gamma: float", "beta: float", "proxy_gamma: float", "proxy_beta: float", "nodes: float", "weights: float"})
-    TF_OpDefinitionBuilderAddInput(definition, input);
-  for (const char* output : outputs) TF_OpDefinitionBuilderAddOutput(definition, output);
-  for (const char* attribute : {"epsilon: float", "activation: string"})
-    TF_OpDefinitionBuilderAddAttr(definition, attribute);
-  TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, TF_ShapeInferenceContextSetUnknownShape);
-  TF_RegisterOpDefinition(definition, status);
-  TF_RegisterKernelBuilder(name, TF_NewKernelBuilder(name, "CPU", create<false>, compute, destroy), status);
+  TF_KernelBuilder* builder = TF_NewKernelBuilder(name, "CPU", create, compute, destroy);
+  if (dtype) TF_KernelBuilder_TypeConstraint(builder, "T", *dtype, status);
+  TF_RegisterKernelBuilder(name, builder, status);
   TF_DeleteStatus(status);
+}
+
+void define(const char* name, const Names& inputs, const Names& outputs, bool configured, Compute float32,
+            Compute bfloat16) {
+  Names attributes{"T: {float, bfloat16}"};
+  if (configured)
+    attributes.insert(attributes.end(), {"groups: int", "strided: bool", "epsilon: float", "activation: string"});
+  define_operation(name, inputs, outputs, attributes, like_first_input);
+  for (const auto& kernel : {std::make_pair(TF_FLOAT, float32), std::make_pair(TF_BFLOAT16, bfloat16)})
+    define_kernel(name, configured ? create<true> : nullptr, kernel.second, configured ? destroy : nullptr,
+                  &kernel.first);
+}
+
+void define_proxy(const char* name, const Names& before, const Names& outputs, Compute compute) {
+  Names inputs = before;
+  inputs.insert(inputs.end(), {"gamma: float", "beta: float", "proxy_gamma: float", "proxy_beta: float",
+                               "nodes: float", "weights: float"});
+  define_operation(name, inputs, outputs, {"epsilon: float", "activation: string"});
+  define_kernel(name, create<false>, compute, destroy);
 }
 
 void define_update() {
-  const char* name = "G16RMSProp";
-  TF_Status* status = TF_NewStatus();
-  TF_OpDefinitionBuilder* definition = TF_NewOpDefinitionBuilder(name);
-  for (const char* input : {"learning_rate: float", "decay: float", "gradients: N * float", "values: N * float",
-                            "rms: N * float", "momenta: N * float"})
-    TF_OpDefinitionBuilderAddInput(definition, input);
-  for (const char* output : {"new_values: N * float", "new_rms: N * float", "new_momenta: N * float", "finite: bool"})
-    TF_OpDefinitionBuilderAddOutput(definition, output);
-  for (const char* attribute : {"N: int >= 1", "rho: float", "momentum: float", "epsilon: float"})
-    TF_OpDefinitionBuilderAddAttr(definition, attribute);
-  TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, TF_ShapeInferenceContextSetUnknownShape);
-  TF_RegisterOpDefinition(definition, status);
-  TF_RegisterKernelBuilder(name, TF_NewKernelBuilder(name, "CPU", create_update, compute_update, destroy_update),
-                           status);
-  TF_DeleteStatus(status);
+  define_operation("G16RMSProp",
+                   {"learning_rate: float", "decay: float", "gradients: N * float", "values: N * float",
+                    "rms: N * float", "momenta: N * float"},
+                   {"new_values: N * float", "new_rms: N * float", "new_momenta: N * float", "finite: bool"},
+                   {"N: int >= 1", "rho: float", "momentum: float", "epsilon: float"});
+  define_kernel("G16RMSProp", create_update, compute_update, destroy_update);
 }
 
 #if defined(__AVX512F__)
 
-void define_conv(const char* name, const std::vector<const char*>& inputs, const std::vector<const char*>& outputs,
-                 Compute compute) {
-  TF_Status* status = TF_NewStatus();
-  TF_OpDefinitionBuilder* definition = TF_NewOpDefinitionBuilder(name);
-  for (const char* input : inputs) TF_OpDefinitionBuilderAddInput(definition, input);
-  for (const char* output : outputs) TF_OpDefinitionBuilderAddOutput(definition, output);
-  TF_OpDefinitionBuilderAddAttr(definition, "strides: int");
-  TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, TF_ShapeInferenceContextSetUnknownShape);
-  TF_RegisterOpDefinition(definition, status);
-  TF_RegisterKernelBuilder(name, TF_NewKernelBuilder(name, "CPU", create_conv, compute, destroy_conv), status);
-  TF_DeleteStatus(status);
+void define_conv(const char* name, const Names& inputs, const Names& outputs, Compute compute) {
+  define_operation(name, inputs, outputs, {"strides: int"});
+  define_kernel(name, create_conv, compute, destroy_conv);
 }
 
 #endif
 
 void define_resize() {
-  const char* name = "G16Resize";
-  TF_Status* status = TF_NewStatus();
-  TF_OpDefinitionBuilder* definition = TF_NewOpDefinitionBuilder(name);
-  for (const char* input : {"image: uint8", "size: int32", "flip: bool"})
-    TF_OpDefinitionBuilderAddInput(definition, input);
-  TF_OpDefinitionBuilderAddOutput(definition, "resized: uint8");
-  TF_OpDefinitionBuilderAddAttr(definition, "half_pixel_centers: bool");
-  TF_OpDefinitionBuilderSetShapeInferenceFunction(definition, TF_ShapeInferenceContextSetUnknownShape);
-  TF_RegisterOpDefinition(definition, status);
-  TF_RegisterKernelBuilder(name, TF_NewKernelBuilder(name, "CPU", create_resize, compute_resize, destroy_resize), status);
-  TF_DeleteStatus(status);
+  define_operation("G16Resize", {"image: uint8", "size: int32", "flip: bool"}, {"resized: uint8"},
+                   {"half_pixel_centers: bool"});
+  define_kernel("G16Resize", create_resize, compute_resize, destroy_resize);
 }
 
 __attribute__((constructor)) void define_all() {
