@@ -83,25 +83,32 @@ class Call {
 
 Walk walk_of(const std::vector<int64_t>& shape) { return Walk(shape[0], shape[1] * shape[2], shape[3]); }
 
-template <bool grouped>
-void* create(TF_OpKernelConstruction* construction) {
-  Config* config = new Config;
+// `value`, whose members `read(value, status)` takes from the attributes of a kernel.
+template <class T, class Read>
+void* configured(TF_OpKernelConstruction* construction, T* value, Read read) {
   TF_Status* status = TF_NewStatus();
-  TF_Bool strided = 0;
-  int32_t size = 0, total = 0;
-  if (grouped) {
-    TF_OpKernelConstruction_GetAttrInt32(construction, "groups", &config->groups, status);
-    TF_OpKernelConstruction_GetAttrBool(construction, "strided", &strided, status);
-  }
-  TF_OpKernelConstruction_GetAttrFloat(construction, "epsilon", &config->epsilon, status);
-  TF_OpKernelConstruction_GetAttrSize(construction, "activation", &size, &total, status);
-  std::vector<char> name(total + 1);
-  TF_OpKernelConstruction_GetAttrString(construction, "activation", name.data(), total, status);
-  config->strided = strided;
-  config->activation.assign(name.data(), total);
+  read(value, status);
   if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
   TF_DeleteStatus(status);
-  return config;
+  return value;
+}
+
+template <bool grouped>
+void* create(TF_OpKernelConstruction* construction) {
+  return configured(construction, new Config, [=](Config* config, TF_Status* status) {
+    TF_Bool strided = 0;
+    int32_t size = 0, total = 0;
+    if (grouped) {
+      TF_OpKernelConstruction_GetAttrInt32(construction, "groups", &config->groups, status);
+      TF_OpKernelConstruction_GetAttrBool(construction, "strided", &strided, status);
+    }
+    TF_OpKernelConstruction_GetAttrFloat(construction, "epsilon", &config->epsilon, status);
+    TF_OpKernelConstruction_GetAttrSize(construction, "activation", &size, &total, status);
+    std::vector<char> name(total + 1);
+    TF_OpKernelConstruction_GetAttrString(construction, "activation", name.data(), total, status);
+    config->strided = strided;
+    config->activation.assign(name.data(), total);
+  });
 }
 
 void destroy(void* config) { delete static_cast<Config*>(config); }
@@ -192,12 +199,9 @@ void compute_multiply_gradient(void*, TF_OpKernelContext* context) {
 #if defined(__AVX512F__)
 
 void* create_conv(TF_OpKernelConstruction* construction) {
-  int32_t* strides = new int32_t(1);
-  TF_Status* status = TF_NewStatus();
-  TF_OpKernelConstruction_GetAttrInt32(construction, "strides", strides, status);
-  if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
-  TF_DeleteStatus(status);
-  return strides;
+  return configured(construction, new int32_t(1), [=](int32_t* strides, TF_Status* status) {
+    TF_OpKernelConstruction_GetAttrInt32(construction, "strides", strides, status);
+  });
 }
 
 void destroy_conv(void* strides) { delete static_cast<int32_t*>(strides); }
@@ -290,14 +294,11 @@ void compute_proxy_gradient(void* kernel, TF_OpKernelContext* context) {
 }
 
 void* create_update(TF_OpKernelConstruction* construction) {
-  Update* update = new Update;
-  TF_Status* status = TF_NewStatus();
-  TF_OpKernelConstruction_GetAttrFloat(construction, "rho", &update->rho, status);
-  TF_OpKernelConstruction_GetAttrFloat(construction, "momentum", &update->momentum, status);
-  TF_OpKernelConstruction_GetAttrFloat(construction, "epsilon", &update->epsilon, status);
-  if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
-  TF_DeleteStatus(status);
-  return update;
+  return configured(construction, new Update, [=](Update* update, TF_Status* status) {
+    TF_OpKernelConstruction_GetAttrFloat(construction, "rho", &update->rho, status);
+    TF_OpKernelConstruction_GetAttrFloat(construction, "momentum", &update->momentum, status);
+    TF_OpKernelConstruction_GetAttrFloat(construction, "epsilon", &update->epsilon, status);
+  });
 }
 
 void destroy_update(void* update) { delete static_cast<Update*>(update); }
@@ -332,12 +333,9 @@ void compute_update(void* kernel, TF_OpKernelContext* context) {
 }
 
 void* create_resize(TF_OpKernelConstruction* construction) {
-  TF_Bool* half_pixel_centers = new TF_Bool(0);
-  TF_Status* status = TF_NewStatus();
-  TF_OpKernelConstruction_GetAttrBool(construction, "half_pixel_centers", half_pixel_centers, status);
-  if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
-  TF_DeleteStatus(status);
-  return half_pixel_centers;
+  return configured(construction, new TF_Bool(0), [=](TF_Bool* half_pixel_centers, TF_Status* status) {
+    TF_OpKernelConstruction_GetAttrBool(construction, "half_pixel_centers", half_pixel_centers, status);
+  });
 }
 
 void destroy_resize(void* half_pixel_centers) { delete static_cast<TF_Bool*>(half_pixel_centers); }
@@ -402,14 +400,14 @@ void define_kernel(const char* name, void* (*create)(TF_OpKernelConstruction*), 
   TF_DeleteStatus(status);
 }
 
-void define(const char* name, const Names& inputs, const Names& outputs, bool configured, Compute float32,
+void define(const char* name, const Names& inputs, const Names& outputs, bool has_attributes, Compute float32,
             Compute bfloat16) {
   Names attributes{"T: {float, bfloat16}"};
-  if (configured)
+  if (has_attributes)
     attributes.insert(attributes.end(), {"groups: int", "strided: bool", "epsilon: float", "activation: string"});
   define_operation(name, inputs, outputs, attributes, like_first_input);
   for (const auto& kernel : {std::make_pair(TF_FLOAT, float32), std::make_pair(TF_BFLOAT16, bfloat16)})
-    define_kernel(name, configured ? create<true> : nullptr, kernel.second, configured ? destroy : nullptr,
+    define_kernel(name, has_attributes ? create<true> : nullptr, kernel.second, has_attributes ? destroy : nullptr,
                   &kernel.first);
 }
 
