@@ -299,9 +299,22 @@ def _read(path):
         return None
 
 
-def work(argv, claim, log, beat=BEAT_SECONDS):
-    """Does one claimed run in this process, which does nothing else: `launch.py` with `argv`, its output in `log`."""
+def shares(jobs):
+    """The cores of this process in `jobs` sets, for runs that each keep to their own: runs with a thread for every
+    core each would wait for one another. None for each where there are fewer cores than jobs, or none can be told."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if len(cores) < jobs:
+        return [None] * jobs
+    return [set(cores[len(cores) * job // jobs : len(cores) * (job + 1) // jobs]) for job in range(jobs)]
+
+
+def work(argv, claim, log, beat=BEAT_SECONDS, cores=None):
+    """Does one claimed run in this process, which does nothing else: `launch.py` with `argv`, its output in `log`.
+
+    `cores`: those it keeps to, before TensorFlow counts them; None: any."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the scheduler's, which ends its runs
+    if cores:
+        os.sched_setaffinity(0, cores)
     claim.take()
 
     def beats():
@@ -383,7 +396,7 @@ def sweep(
 
     Args:
         assignments, data: as for `load`.
-        jobs: runs at a time in this process' care.
+        jobs: runs at a time in this process' care; each gets cores of its own (see `shares`).
         retry: whether runs that failed before are tried again.
         beat, stale: seconds, see the constants.
         show: called with the table where a run starts or ends.
@@ -396,14 +409,15 @@ def sweep(
     queue = Queue(os.path.join(workdir, "queue"), stale)
     retry_before = time.time() if retry else 0.0
     started, working, shown = time.time(), {}, None
-    context = forkserver()
+    context, free = forkserver(), shares(jobs)
     try:
         while True:
-            for name, (process, claim, since) in list(working.items()):
+            for name, (process, claim, since, cores) in list(working.items()):
                 if process.exitcode is None:
                     continue
                 process.join()
                 del working[name]
+                free.append(cores)
                 if process.exitcode >= 128:  # a signal stopped it after it saved: whoever takes it over goes on
                     continue
                 if not os.path.exists(claim.result) and claim.touch():  # it could not say so itself
@@ -422,9 +436,10 @@ def sweep(
                     share_training(workdir, one)
                 argv = ["launch.py"] + arguments(one, workdir)
                 log = os.path.join(workdir, one["name"], "run.log")
-                process = context.Process(target=work, args=(argv, claim, log, beat), name=one["name"])
+                cores = free.pop(0)
+                process = context.Process(target=work, args=(argv, claim, log, beat, cores), name=one["name"])
                 process.start()
-                working[one["name"]] = process, claim, time.monotonic()
+                working[one["name"]] = process, claim, time.monotonic(), cores
                 states[one["name"]] = (RUNNING, claim.attempt, {})
             summary = summarise(runs, states, workdir, started, len(working))
             now = [(row["state"], row["attempt"]) for row in summary["runs"]]

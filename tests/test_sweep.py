@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from g16net import experiments, sweep
+from g16net import experiments, native, sweep
 from g16net.config import ConfigError, UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -203,6 +203,16 @@ def test_last_line_prefers_the_error(tmp_path):
     assert sweep.last_line(str(log)) == "two"
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not tell a process' cores")
+@pytest.mark.parametrize(
+    "jobs, expected",
+    [(1, [{2, 3, 5}]), (2, [{2}, {3, 5}]), (3, [{2}, {3}, {5}]), (4, [None] * 4)],
+)
+def test_runs_at_a_time_share_the_cores_that_the_scheduler_has(jobs, expected, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5, 3, 2})
+    assert sweep.shares(jobs) == expected
+
+
 # Real runs
 
 
@@ -233,6 +243,8 @@ def test_failures_are_isolated_named_and_tried_again_on_demand(tmp_path):
     assert os.path.realpath(os.path.join(workdir, "tuned", "checkpoints")).endswith("good/checkpoints")
     assert json.loads(open(os.path.join(workdir, "tuned", "finetune.json")).read())["size"] == 32
     assert rows["good"]["top1"] == json.loads(open(os.path.join(workdir, "good", "evaluate.json")).read())["top1"]
+    own = len(sweep.shares(2)[0] or ()) or native.cores()
+    assert f"CPU, {own} core" in open(os.path.join(workdir, "good", "run.log")).read()
     assert "for the training of good" in shown[0] and "2 done, 1 failed, 0 running" in shown[-1]
     assert json.loads(open(os.path.join(workdir, "sweep.json")).read())["runs"] == summary["runs"]
 
