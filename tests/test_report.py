@@ -67,6 +67,41 @@ def test_broken_and_foreign_folders_leave_the_others(tmp_path):
     assert "Left out" in text and "foreign" in text
 
 
+def test_a_report_holds_its_runs_for_others(sweep, tmp_path):
+    """A report made of another's `report.json`, and of that and further runs, is as one made of the folders."""
+    some = [str(folder) for folder in sorted(sweep.glob("*-0"))]
+    rest = [str(folder) for folder in sorted(sweep.glob("*-[12]"))]
+    made = page.write(some, str(tmp_path / "some"), quoted=False)
+    page.write([str(tmp_path / "some" / "report.json")], str(tmp_path / "again"), quoted=False)
+    stored = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("some", "again")]
+    for one in stored:
+        del one["command"]
+    assert stored[0] == stored[1] and len(stored[0]["runs"]) == made["runs"] == len(some)
+
+    page.write([str(sweep)], str(tmp_path / "whole"), quoted=False)
+    both = page.write([str(tmp_path / "some" / "report.json"), *rest], str(tmp_path / "both"), quoted=False)
+    assert both["left_out"] == [] and both["runs"] == len(some) + len(rest)
+    stored = [json.loads((tmp_path / name / "report.json").read_text())["points"] for name in ("whole", "both")]
+    assert stored[0] == stored[1]
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("[", "cannot be read"),
+        ('{"points": []}', "KeyError 'config'"),
+        ('{"config": {}, "runs": [{"folder": "a"}], "benchmarks": [], "costs": []}', "KeyError 'config'"),
+        ('{"config": {}, "runs": [], "benchmarks": [{"size": 1}], "costs": []}', "KeyError 'task'"),
+    ],
+)
+def test_a_report_without_its_runs_is_named(text, said, tmp_path):
+    made_runs.write(tmp_path / "run")
+    (tmp_path / "report.json").write_text(text)
+    loaded = runs.load([str(tmp_path / "report.json"), str(tmp_path / "run")])
+    assert len(loaded.runs) == 1 and len(loaded.problems) == 1
+    assert said in loaded.problems[0] and str(tmp_path / "report.json") in loaded.problems[0]
+
+
 def test_nothing_left_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no run to report:\n.*empty: no run here"):
@@ -377,7 +412,7 @@ def test_paths_of_this_machine_are_cut(tmp_path):
         train["command"] += f" --data=/data/sets/fashion-mnist --runs={run},/other/place --config.x=a/b"
         (run / "train.json").write_text(json.dumps(train))
     made = page.write([str(tmp_path / "sweep"), str(tmp_path / "none")], str(tmp_path / "out"), quoted=False)
-    assert made["left_out"] == [f"{tmp_path / 'none'}: no such folder"]  # in full for the one who asked
+    assert made["left_out"] == [f"{tmp_path / 'none'}: no such folder or file"]  # in full for the one who asked
     for name in ("report.html", "report.json"):
         text = (tmp_path / "out" / name).read_text()
         assert str(tmp_path) not in text and "/data/sets" not in text and ".../none: no such folder" in text

@@ -2,7 +2,7 @@
 
 OUT/report.html         opens offline; figures are inside
 OUT/figures/NAME.png    and NAME.svg, each figure with all its panels
-OUT/report.json         every point with where it is from, and what was left out
+OUT/report.json         every point with where it is from, what was left out, and the runs, for `--runs` of others
 """
 
 import base64
@@ -76,6 +76,7 @@ def write(patterns, folder, quoted=True):
                 "command": cut(records.command()),
                 "left_out": list(map(cut, loaded.problems)),
                 "points": found,
+                **_everywhere(runs.packed(loaded), cut),
             },
         )
     except OSError as error:
@@ -94,13 +95,23 @@ def write(patterns, folder, quoted=True):
 def _cutter(loaded):
     """A function that cuts absolute paths in a text, as they are of one machine alone: what is below the folder that
     all runs have in common stays, and of others the last part, both after ".../"."""
-    base = os.path.commonpath([os.path.dirname(os.path.abspath(run.folder)) for run in loaded])
+    here = [run.folder for run in loaded if not run.folder.startswith("...")]  # not those of another report
+    base = os.path.commonpath([os.path.dirname(os.path.abspath(folder)) for folder in here]) if here else os.sep
 
     def cut(text):
         text = text.replace(os.path.join(base, ""), ".../") if base != os.sep else text
         return re.sub(r"(?<![\w./])(?:/[^\s,'\"/]+)+(?=/)", "...", text)
 
     return cut
+
+
+def _everywhere(value, change):
+    """`value` of lists and dicts with every text in it changed."""
+    if isinstance(value, dict):
+        return {key: _everywhere(item, change) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_everywhere(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def page(loaded, groups, found, drawn, cut):
@@ -264,7 +275,9 @@ def _settings(groups, cut):
     parts = []
     for group, config in zip(groups, everything):
         own = [cut(f"{field} = {config.get(field, 'not there')}") for field in different]
-        commands = [f"# seed {run.config['run.seed']}, {run.folder}" for run in group.runs]
+        commands = [
+            f"# seed {run.config['run.seed']}, {run.folder}{f' ({run.note})' if run.note else ''}" for run in group.runs
+        ]
         lines = []
         for comment, run in zip(commands, group.runs):
             lines += [comment, *dict.fromkeys(run.commands.values())]

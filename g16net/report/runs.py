@@ -2,7 +2,8 @@
 
 A run is a folder with `config.json`. Read are `train.json`, `records.jsonl`, `evaluations.jsonl`, `evaluate.json` and
 `finetune*/SIZE/finetune.json`, as far as they are there. `benchmark.json` and `costs.json` may lie in a run's folder or
-in one of their own: their rows name the network.
+in one of their own: their rows name the network. A report's `report.json` holds all that was read for it, and may be read
+in their place.
 """
 
 import glob
@@ -30,7 +31,7 @@ class Run(NamedTuple):
     config: {"section.name": value}. train: the figures of the training. history: its epochs.
     evaluations: rows with "weights", "size", "top1", ...; the newest of each weights and size.
     finetuned: rows with "size", "top1", "top1_before", ...
-    commands: {mode: command}. versions: of the training.
+    commands: {mode: command}. versions: of the training. note: what else must be known of these figures.
     """
 
     folder: str
@@ -41,6 +42,7 @@ class Run(NamedTuple):
     finetuned: list
     commands: dict
     versions: dict
+    note: str = ""
 
 
 class Loaded(NamedTuple):
@@ -53,13 +55,17 @@ class Loaded(NamedTuple):
 
 
 def load(patterns):
-    """What `patterns` name: folders of a run, folders of such folders (a sweep's), and globs of either."""
+    """What `patterns` name: folders of a run, folders of such folders (a sweep's), `report.json` files, and globs."""
     loaded = Loaded([], [], [], [])
     for pattern in patterns:
-        matched = [pattern] if os.path.isdir(pattern) else sorted(glob.glob(os.path.expanduser(pattern)))
+        matched = [pattern] if os.path.exists(pattern) else sorted(glob.glob(os.path.expanduser(pattern)))
         if not matched:
-            loaded.problems.append(f"{pattern}: no such folder")
+            loaded.problems.append(f"{pattern}: no such folder or file")
         for path in matched:
+            if os.path.isfile(path):
+                if path == pattern or os.path.basename(path) == "report.json":  # globs match other files of sweeps
+                    _add_report(loaded, path)
+                continue
             inside = sorted(os.path.dirname(p) for p in glob.glob(os.path.join(glob.escape(path), "*", "*.json")))
             folders = [path] + [folder for folder in dict.fromkeys(inside) if _belongs(folder)]
             if not any(map(_belongs, folders)) and os.path.isdir(path):
@@ -95,6 +101,39 @@ def _add(loaded, folder):
         loaded.problems.append(f"{folder}: not as g16net writes it: {type(error).__name__} {error}")
     except UserError as error:
         loaded.problems.append(str(error))
+
+
+def packed(loaded):
+    """All of a `Loaded` but its problems for a JSON file, which `load` reads. What all configs have in common is there
+    once: today's defaults may not be tomorrow's."""
+    configs = [run.config for run in loaded.runs]
+    common = {key: value for key, value in configs[0].items() if all(c.get(key) == value for c in configs)}
+    own = [{key: value for key, value in config.items() if key not in common} for config in configs]
+    return {
+        "config": common,
+        "runs": [{**run._asdict(), "config": config} for run, config in zip(loaded.runs, own)],
+        "benchmarks": loaded.benchmarks,
+        "costs": loaded.costs,
+    }
+
+
+def _add_report(loaded, path):
+    try:
+        stored = _json(path)
+        common = {**DEFAULTS, **stored["config"]}
+        found = [Run(**{**one, "config": {**common, **one["config"]}}) for one in stored["runs"]]
+        for run in found:
+            group([run])
+        loaded.runs.extend(found)
+        loaded.benchmarks.extend(_checked(row, ("task", "network", "size")) for row in stored["benchmarks"])
+        loaded.costs.extend(_checked(one, ("rows", "comparisons")) for one in stored["costs"])
+    except UserError as error:
+        loaded.problems.append(str(error))
+    except (AttributeError, KeyError, TypeError) as error:
+        loaded.problems.append(
+            f"{path}: not the report.json of a report that holds its runs ({type(error).__name__} {error}); name the "
+            "runs' folders, or make the report anew from them"
+        )
 
 
 def _named(rows, loaded, folder, mode):
