@@ -1,17 +1,13 @@
-"""What this machine reaches, measured in seconds: the figures that `models.roofline` asks of a machine, and the images
-a second of whole networks, with which its estimates are compared."""
+"""What this machine reaches, measured in seconds: the figures that `models.roofline` asks of a machine."""
 
 import platform
 import time
 
-import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
 from g16net import compat, contenders, layers
-from g16net.models import costs, efficientnet, roofline
-from g16net.optim.losses import SmoothedCrossEntropy
-from g16net.optim.rmsprop import RMSProp
+from g16net.models import costs, roofline
 
 MATRIX = 1024  # rows and columns of the matrix product
 COPIED = 2**24  # elements of the tensor that is read and written
@@ -126,43 +122,3 @@ def times(run, seconds, least=3):
         contenders.settle(run())
         found.append(time.perf_counter() - started)
     return found
-
-
-def throughput(networks, sizes, batch=16, dtype="float32", rounds=3, seconds=2.0):
-    """Images a second of networks, training and inference, all of them in each of `rounds` turns.
-
-    Args:
-        networks: {name: arguments of `efficientnet.build`}.
-        sizes: pixels.
-        batch, dtype: of the images in a step; of compute.
-        rounds, seconds: turns, and how long each takes a network, task and size.
-
-    Returns:
-        Rows `{"name", "task", "dtype", "size", "batch", "images_per_second": {"median", "min", "max"}}`.
-    """
-    runs = {}
-    for name, arguments in networks.items():
-        for size in sizes:  # a network each: a step that has seen two sizes is made for any, and is slower
-            with policy(dtype):
-                model = efficientnet.build(**dict(arguments, input_size=size))
-            model.compile(RMSProp(1e-3), loss=SmoothedCrossEntropy(arguments.get("num_classes", 1000)))
-            infer = tf.function(lambda images, model=model: model(images, training=False))
-            images = tf.random.uniform([batch, size, size, 3], 0, 255)
-            labels = tf.zeros([batch], tf.int32)
-            runs[name, "train", size] = lambda m=model, x=images, y=labels: m.train_on_batch(x, y)
-            runs[name, "infer", size] = lambda f=infer, x=images: f(x)
-    speeds = {key: [] for key in runs}
-    for _ in range(rounds):
-        for key, run in runs.items():
-            speeds[key].append(batch / float(np.median(times(run, seconds))))
-    return [
-        {
-            "name": name,
-            "task": task,
-            "dtype": dtype,
-            "size": size,
-            "batch": batch,
-            "images_per_second": {"median": float(np.median(found)), "min": min(found), "max": max(found)},
-        }
-        for (name, task, size), found in speeds.items()
-    ]

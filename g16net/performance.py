@@ -4,8 +4,9 @@ and how far such estimates are from what was observed."""
 import csv
 import math
 import os
+import tempfile
 
-from g16net import assemble, models, recipe
+from g16net import assemble, experiments, models, recipe
 from g16net.config import UserError, suggest
 from g16net.ipu import settings
 from g16net.models import architecture, roofline
@@ -22,7 +23,7 @@ RATIOS = (  # what is to be explained: name, field, its two values
     ("B5 over B3", "variant", "B5", "B3"),
 )
 # What is measured for the comparison: B0, by (group size, norm), at the half and the native size.
-MEASURED, SIZES, BATCH = ((1, "bn"), (16, "bn"), (16, "ln_pn")), (160, 224), 16
+MEASURED, SIZES, BATCH = ((16, "ln_pn"), (16, "bn"), (1, "bn")), (160, 224), 16
 LIMITS = ("machine", "task", "dtype", "size", "batch", "images_per_second")  # columns shown
 
 
@@ -192,22 +193,37 @@ def compare_readings():
 
 
 def compare_measured(machine):
-    """Networks run here beside the estimates for this machine."""
-    from g16net import measure
+    """Networks that mode benchmark times here, beside the estimates for this machine."""
+    from g16net import benchmark
 
-    networks = {}
-    for group_size, norm in MEASURED:
-        network = paper_network("B0", group_size, norm)
-        networks[network_name(network)] = network
     (dtype,) = machine.flops
+    config = experiments.load("g16_ln_pn").unlock()
+    config.benchmark.update(
+        experiments=" ".join(f"g{group_size}_{norm}" for group_size, norm in MEASURED[1:]),
+        sizes=SIZES,
+        batches=(BATCH,),
+        precisions=dtype if dtype == "float32" else f"mixed_{dtype}",
+        layers=False,
+        rounds=3,
+    )
+    with tempfile.TemporaryDirectory() as folder:  # of its picture
+        timed = benchmark.benchmark(config, folder)["rows"]
+    return compared("measured", machine.source, machine.name, beside(machine, timed))
+
+
+def beside(machine, timed):
+    """The rows `timed` of networks of the paper by mode benchmark, with their estimates for `machine`."""
     rows = []
-    for found in measure.throughput(networks, SIZES, BATCH, dtype):
-        network = {**networks[found["name"]], "size": found["size"]}
-        row = estimate(found["name"], machine, found["task"], dtype, BATCH, network)
-        speed, resolution = found["images_per_second"], "half" if found["size"] == SIZES[0] else "native"
-        same = {"variant": "B0", "resolution": resolution, "min": speed["min"], "max": speed["max"]}
-        rows.append({**row, **same, "observed": speed["median"]})
-    return compared("measured", machine.source, machine.name, rows)
+    for found in timed:
+        if found["task"] == "product":
+            continue
+        variant, group_size, norm = (found["network"][f"model.{part}"] for part in ("variant", "group_size", "norm"))
+        network = dict(paper_network(variant, group_size, norm), size=found["size"])
+        row = estimate(network_name(network), machine, found["task"], found["dtype"], found["batch"], network)
+        speed, scale = found["images_per_second"], architecture.VARIANTS[variant]
+        same = {"variant": variant, "resolution": "half" if found["size"] == scale.half else "native"}
+        rows.append({**row, **same, "min": speed["min"], "max": speed["max"], "observed": speed["median"]})
+    return rows
 
 
 def compared(name, source, machine, rows):

@@ -8,7 +8,7 @@ import pytest
 from g16net import cli, performance
 from g16net.config import UserError
 from g16net.models import architecture, costs, roofline
-from g16net.report import published
+from g16net.report import published, runs
 
 G1, G16 = ({"group_size": 1, "expand_ratio": 6}, {"group_size": 16, "expand_ratio": 4})
 PLAIN = roofline.Machine("plain", {"float32": 1e12, "bfloat16": 2e12}, 1e11, {}, "made up")
@@ -194,9 +194,37 @@ def test_this_machine_is_measured(monkeypatch):
     assert set(found.norm_rates) == {"bn", "ln_pn"} and min(map(min, found.norm_rates.values())) > 0
     assert found.flops["float32"] > 1e8 and found.bandwidth > 1e7
     assert [width for width, *_ in found.shares] == list(measure.WIDTHS) and min(min(s[1:]) for s in found.shares) > 0
-    network = {"variant": "TINY", "group_size": 16, "expand_ratio": 4, "norm": "ln", "num_classes": 5}
-    rows = measure.throughput({"tiny": network}, (32,), batch=2, rounds=2, seconds=0.01)
-    assert [row["task"] for row in rows] == ["train", "infer"]
-    for row in rows:
-        speed = row["images_per_second"]
-        assert 0 < speed["min"] <= speed["median"] <= speed["max"]
+
+
+def test_what_mode_benchmark_times_is_beside_its_estimates(monkeypatch):
+    from g16net import benchmark
+
+    asked = []
+
+    def timed(config, workdir):
+        asked.extend(benchmark.ours(config))
+        rows = [{"task": "product", "dtype": "bfloat16"}]
+        for _, name, options in asked:
+            network = runs.network(runs.flat(options("mixed_bfloat16")["config"].to_dict()))
+            for task in ("train", "infer"):
+                for size in config.benchmark.sizes:
+                    speed = 16e9 / costs.count(**dict(performance.paper_network("B0", *of(network)), size=size)).macs
+                    row = {"name": name, "network": network, "task": task, "dtype": "bfloat16", "size": size}
+                    speeds = {"median": speed, "min": 0.9 * speed, "max": 1.1 * speed}
+                    rows.append({**row, "batch": config.benchmark.batches[0], "images_per_second": speeds})
+        return {"rows": rows}
+
+    def of(network):
+        return network["model.group_size"], network["model.norm"]
+
+    monkeypatch.setattr(benchmark, "benchmark", timed)
+    flat = roofline.Machine("cpu", {"bfloat16": 1e12}, 1e30, {"bfloat16": 1}, "made up")  # multiply-adds alone count
+    found = performance.compare_measured(flat)
+    assert len(asked) == 3 and len(found["rows"]) == 3 * 2 * 2
+    assert {(row["group_size"], row["norm"]) for row in found["rows"]} == set(performance.MEASURED)
+    assert {(row["size"], row["resolution"]) for row in found["rows"]} == {(160, "half"), (224, "native")}
+    for row in found["rows"]:
+        assert row["min"] < row["observed"] < row["max"]
+    for row in found["ratios"]:
+        if row["of"].endswith("infer"):
+            assert row["observed"] == pytest.approx(row["by_multiply_adds"])

@@ -2,8 +2,8 @@
 
 A run is a folder with `config.json`. Read are `train.json`, `records.jsonl`, `evaluations.jsonl`, `evaluate.json` and
 `finetune*/SIZE/finetune.json`, as far as they are there. `benchmark.json` and `costs.json` may lie in a run's folder or
-in one of their own: their rows name the network. A report's `report.json` holds all that was read for it, and may be read
-in their place.
+in one of their own: their rows name the network. A report's `report.json` holds all that was read for it, and may be
+read in their place.
 """
 
 import glob
