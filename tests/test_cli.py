@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 
@@ -21,6 +22,16 @@ def launch(*arguments, cwd=ROOT, **environment):
         stderr=subprocess.PIPE,
         universal_newlines=True,
     )
+
+
+@pytest.mark.parametrize("given", [None, "0"])
+def test_onednn_is_on_where_the_user_says_nothing(given):
+    environment = {key: value for key, value in ENVIRONMENT.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
+    environment.update({"TF_ENABLE_ONEDNN_OPTS": given} if given else {})
+    code = "import os, g16net.cli; print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+    x86 = platform.machine() in ("x86_64", "AMD64") and sys.version_info >= (3, 9)  # not with the IPU SDK
+    assert done.stdout.decode().split() == [given or ("1" if x86 else "None")]
 
 
 def test_list_and_help_need_no_tensorflow(tmp_path):
