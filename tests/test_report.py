@@ -102,6 +102,14 @@ def test_a_report_without_its_runs_is_named(text, said, tmp_path):
     assert said in loaded.problems[0] and str(tmp_path / "report.json") in loaded.problems[0]
 
 
+def test_a_report_broken_at_its_end_gives_nothing(tmp_path):
+    page.write([str(made_runs.write(tmp_path / "run"))], str(tmp_path / "out"), quoted=False)
+    stored = json.loads((tmp_path / "out" / "report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps(dict(stored, benchmarks=[{"size": 1}])))
+    loaded = runs.load([str(tmp_path / "report.json")])
+    assert loaded.runs == [] and loaded.benchmarks == [] and len(loaded.problems) == 1
+
+
 def test_nothing_left_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no run to report:\n.*empty: no run here"):

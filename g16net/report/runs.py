@@ -123,10 +123,12 @@ def _add_report(loaded, path):
         common = {**DEFAULTS, **stored["config"]}
         found = [Run(**{**one, "config": {**common, **one["config"]}}) for one in stored["runs"]]
         for run in found:
-            group([run])
-        loaded.runs.extend(found)
-        loaded.benchmarks.extend(_checked(row, ("task", "network", "size")) for row in stored["benchmarks"])
-        loaded.costs.extend(_checked(one, ("rows", "comparisons")) for one in stored["costs"])
+            group([run])  # reads the fields that say what a run is
+        benchmarks = [_checked(row, ("task", "network", "size")) for row in stored["benchmarks"]]
+        costs = [_checked(one, ("rows", "comparisons")) for one in stored["costs"]]
+        loaded.runs.extend(found)  # all of the file or nothing
+        loaded.benchmarks.extend(benchmarks)
+        loaded.costs.extend(costs)
     except UserError as error:
         loaded.problems.append(str(error))
     except (AttributeError, KeyError, TypeError) as error:
