@@ -2,6 +2,9 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+# Tests at a time; each may take 4 GB.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist=worksteal tests
 export CUDA_VISIBLE_DEVICES ?= -1
 
 .PHONY: demo test quick lint docs clean
@@ -10,11 +13,11 @@ demo: $(VENV)/.installed  ## trains, evaluates and exports on the embedded digit
 	$(BIN)/python launch.py --experiment=g16_ln_pn --workdir=runs/demo
 
 test: $(VENV)/.installed  ## the whole suite with tf-keras, then what users' scripts meet with Keras 3
-	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -q tests
-	TF_USE_LEGACY_KERAS=0 $(BIN)/python -m pytest -q tests -m "not slow"
+	TF_USE_LEGACY_KERAS=1 $(PYTEST)
+	TF_USE_LEGACY_KERAS=0 $(PYTEST) -m "not slow"
 
 quick: $(VENV)/.installed
-	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -q tests -m "not slow"
+	TF_USE_LEGACY_KERAS=1 $(PYTEST) -m "not slow"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

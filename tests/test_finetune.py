@@ -51,8 +51,7 @@ def weights(config, workdir, which):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layers", ["top", "top,block7"])
-@pytest.mark.parametrize("noise", ["top", "all"])
+@pytest.mark.parametrize("layers, noise", [("top", "all"), ("top,block7", "top")])
 def test_the_frozen_part_stays_bit_equal_and_the_rest_trains(trained, workdir, layers, noise):
     config = tiny(trained[0], finetune__layers=layers, finetune__noise=noise, data__mixup=0.2)
     figures = finetune.finetune(config, workdir)
@@ -70,8 +69,8 @@ def test_the_frozen_part_stays_bit_equal_and_the_rest_trains(trained, workdir, l
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layers", ["top", "top,block7,block6"])
-def test_kept_features_give_the_results_of_computing_them_anew(trained, workdir, layers):
+def test_kept_features_give_the_results_of_computing_them_anew(trained, workdir):
+    layers = {"ln_pn": "top", "bn": "top,block7,block6"}[trained[0]]
     found = {}
     for folder, cache_gb in (("kept", 4.0), ("anew", 0.0)):
         config = tiny(trained[0], finetune__layers=layers, finetune__folder=folder, finetune__cache_gb=cache_gb)
@@ -88,6 +87,8 @@ def test_kept_features_give_the_results_of_computing_them_anew(trained, workdir,
 @pytest.mark.slow
 @pytest.mark.skipif(compat.TF_VERSION < (2, 8), reason="TensorFlow 2.6 has no bfloat16 convolution on the CPU")
 def test_half_precision_keeps_the_features_as_they_are(trained, workdir):
+    if trained[0] == "bn":
+        pytest.skip("one norm is enough here")
     found = []
     for cache_gb in (4.0, 0.0):
         config = tiny(
@@ -107,9 +108,8 @@ class Killed(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("noise", ["top", "all"])
-def test_a_killed_run_resumes_and_ends_with_the_weights_of_an_uninterrupted_one(trained, workdir, monkeypatch, noise):
-    changes = {"finetune__epochs": 3, "finetune__noise": noise}
+def test_a_killed_run_resumes_and_ends_with_the_weights_of_an_uninterrupted_one(trained, workdir, monkeypatch):
+    changes = {"finetune__epochs": 3, "finetune__noise": {"ln_pn": "top", "bn": "all"}[trained[0]]}
     if not compat.KERAS3 and compat.TF_VERSION < (2, 11):  # draws anew after a resume
         changes.update(regularise__dropout=0.0, regularise__survival_prob=1.0)
     whole, killed = (tiny(trained[0], finetune__folder=name, **changes) for name in ("whole", "killed"))

@@ -78,7 +78,7 @@ def whole(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("step", [3, 6, 11, 17, 30])
+@pytest.mark.parametrize("step", [3, 11, 30])  # before the first checkpoint, at the end of an epoch, within one
 def test_dying_at_any_step(step, whole, tmp_path, monkeypatch):
     with pytest.raises(Died):
         run_until(step, die, exact(), tmp_path, monkeypatch)
