@@ -14,7 +14,7 @@ demo: $(VENV)/.installed  ## trains, evaluates and exports on the embedded digit
 
 test: $(VENV)/.installed  ## the whole suite with tf-keras, then what users' scripts meet with Keras 3
 	TF_USE_LEGACY_KERAS=1 $(PYTEST)
-	TF_USE_LEGACY_KERAS=0 $(PYTEST) -m "not slow"
+	TF_USE_LEGACY_KERAS=0 $(PYTEST) -m "not slow and not once"
 
 quick: $(VENV)/.installed
 	TF_USE_LEGACY_KERAS=1 $(PYTEST) -m "not slow"

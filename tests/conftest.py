@@ -24,3 +24,13 @@ def any_operations():
     config = sys.modules.get("tensorflow.python.framework.config")
     if hasattr(config, "disable_op_determinism"):
         config.disable_op_determinism()
+
+
+@pytest.fixture(scope="module")
+def three_stages():
+    """Networks of the first three stages: what a run does with a network does not depend on its depth."""
+    from g16net.models import architecture
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(architecture, "BLOCKS", architecture.BLOCKS[:3])
+        yield

@@ -5,6 +5,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from g16net.data import augment
 
+pytestmark = pytest.mark.once
+
 
 def photo(height=48, width=64, seed=0):
     """Smooth colours with noise: [height, width, 3] uint8 without the extremes of any channel."""

@@ -9,6 +9,8 @@ from g16net.data.sources import open_source
 from tests.test_pipeline import assert_same, batches, mark, open_kind, transform
 from tests.test_sources import class_folders
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True)
 def cache_home(tmp_path, monkeypatch):

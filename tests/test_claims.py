@@ -11,6 +11,8 @@ import pytest
 sys.path.insert(0, os.path.join(pages.ROOT, "docs"))
 import claims  # noqa: E402
 
+pytestmark = pytest.mark.once
+
 SIZES = {"s": (0.25, 0.3), "m": (0.25, 0.5), "l": (0.35, 0.6)}
 NAMES = ["TINY w0.25 d0.3", "TINY w0.25 d0.5", "TINY w0.35 d0.6"]
 CLAIMS = {claim.text: claim for claim in claims.claims()}

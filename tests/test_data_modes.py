@@ -15,6 +15,8 @@ from g16net import assemble, benchmark_data, experiments, inspect_data, recipe
 from g16net.config import UserError
 from g16net.data import make_set
 
+pytestmark = pytest.mark.once
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 

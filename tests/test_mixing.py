@@ -6,6 +6,8 @@ import tensorflow as tf
 
 from g16net.data import mixing
 
+pytestmark = pytest.mark.once
+
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "mixing.npz")
 CLASSES, POSITIVE, NEGATIVE = 5, 0.9, 0.025
 

@@ -4,6 +4,8 @@ import tensorflow as tf
 
 from g16net.data import order
 
+pytestmark = pytest.mark.once
+
 GOLDEN_ORDER = [9, 6, 5, 2, 1, 8, 4, 0, 3, 7]
 GOLDEN_SEEDS = [[789176247, 2128701620], [56065967, 1546617820]]
 

@@ -7,6 +7,8 @@ import pytest
 
 from g16net.report import pareto
 
+pytestmark = pytest.mark.once
+
 
 def by_definition(points):
     def dominates(a, b):

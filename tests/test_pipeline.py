@@ -9,6 +9,8 @@ from g16net.data import pipeline
 from g16net.data.sources import open_source
 from tests.test_sources import class_folders, idx_folder, jpeg, record_files
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True)
 def cache_home(tmp_path, monkeypatch):

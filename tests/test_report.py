@@ -12,6 +12,8 @@ from g16net import records
 from g16net.config import UserError
 from g16net.report import figures, look, page, points, runs
 
+pytestmark = pytest.mark.once
+
 REFERENCES = re.compile(r"""(?:src|href)=(?!"data:|"#)|url\((?!#)|@import|<script|<link""")
 
 

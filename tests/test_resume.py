@@ -12,7 +12,7 @@ from test_train import tiny
 
 from g16net import checkpoint, compat, config, records, signals, train, warm_start
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("three_stages")]
 
 EXACT = compat.KERAS3 or compat.TF_VERSION >= (2, 11)  # before, random layers have no state that could be saved
 STEPS = 11  # an epoch of 1,438 digits in batches of 128

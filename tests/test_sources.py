@@ -11,6 +11,8 @@ from g16net.data.sources import open_source, records, tfrecord
 from g16net.data.sources.arrays import read_idx
 from g16net.data.sources.base import held_out
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True)
 def cache_home(tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ from g16net import assemble, checkpoint, compat, evaluate, experiments, export, 
 from g16net import config as config_lib
 from g16net.mix_on_device import MixImages
 
+pytestmark = pytest.mark.usefixtures("three_stages")
+
 # Of each norm, group size and recipe one.
 EXPERIMENTS = ("g16_ln_pn", "g16_gn_pn", "g16_bn", "g1_gn", "g1_bn_aa", "g16_ln_pn_progressive")
 
@@ -122,6 +124,7 @@ def test_averaged_and_raw_weights_differ_where_asked(trained):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", [{}, {"data__mixup": 0.2, "data__mix_on_device": True}])
 def test_a_run_trains_at_one_size_and_is_evaluated_at_another(device, tmp_path):
     config = tiny(data__train_size=32, data__eval_size=48, **device)

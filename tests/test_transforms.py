@@ -8,6 +8,8 @@ from PIL import Image
 from g16net import native
 from g16net.data import transforms
 
+pytestmark = pytest.mark.once
+
 
 def photo(height=375, width=500, seed=0):
     """Smooth colours, edges and a little noise: uint8 [height, width, 3]."""
