@@ -17,19 +17,22 @@ from typing import NamedTuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from g16net.models import architecture, costs  # noqa: E402
 from g16net.report import look, points, runs  # noqa: E402
 
 PAIRS, SHARE = 6, 8 / 9  # pairs that a verdict needs, and the share of them that must agree
 LEVEL = 0.3  # points: one standard deviation of a top-1 near 90 % over 10,000 test images
 NEAR = 1.3  # times: costs that are called equal
-NATIVE, HALF = "native", "half"  # trained at the test size; at a smaller one, then fine-tuned
+# Trained at the test size; at a smaller one, then the top fine-tuned; then also its last stages
+NATIVE, HALF, DEEP = "native", "half", "deep"
+TRAINED = {NATIVE: "native", HALF: "half, fine-tuned", DEEP: "half, last stages fine-tuned"}
 
 SHOW, CONTRADICT, CANNOT, FEW = "show it", "contradict it", "cannot tell", "too few pairs"
 
 
 class Claim(NamedTuple):
-    """`a` over `b`, each (network, NATIVE or HALF). level: how far below still counts as level. cost: what must be
-    equal, a key of a `Run`'s costs, instead of the size."""
+    """`a` over `b`, each (network, NATIVE, HALF or DEEP). level: how far below still counts as level. cost: what must
+    be equal, a key of a `Run`'s costs, instead of the size."""
 
     text: str
     a: tuple
@@ -55,18 +58,23 @@ def claims():
         found.append(Claim(f"LN+PN is more accurate than GN, {conv}", *pair))
     found.append(Claim("GN+PN is more accurate than GN, G16", ("G16 GN+PN", NATIVE), ("G16 GN", NATIVE)))
     for norm in ("LN+PN", "BN"):
-        half, native = (f"G16 {norm}", HALF), (f"G16 {norm}", NATIVE)
+        half, deep, native = (f"G16 {norm}", HALF), (f"G16 {norm}", DEEP), (f"G16 {norm}", NATIVE)
         found.append(Claim(f"native training is more accurate than half and fine-tuning, G16 {norm}", native, half))
         for cost, name in (("multiply-adds", "training multiply-adds"), ("time", "training time")):
             text = f"half and fine-tuning is more accurate than native at equal {name}, G16 {norm}"
             found.append(Claim(text, half, native, cost=cost))
+        text = f"half and fine-tuning of the last stages is more accurate than native, G16 {norm}"
+        found.append(Claim(text, deep, native))
+        found.append(Claim(f"{text}, at equal training multiply-adds", deep, native, cost="multiply-adds"))
     return found
 
 
 class Run(NamedTuple):
-    """top1: {(test size, fine-tuned): %}. costs: {"multiply-adds", "time": of the training, for an image}, where known;
-    an image's multiply-adds are counted three times where it is trained with, once where it only goes through the
-    frozen part in fine-tuning, whose features are kept; times are by mode benchmark."""
+    """One training, with one of its fine-tunings where there are.
+
+    top1: {(test size, fine-tuned): %}. costs: {"multiply-adds", "time": of the training, for an image}, where known; an
+    image's multiply-adds are counted three times where it is trained with, once where it only goes through the frozen
+    part in fine-tuning, whose features are kept; times are by mode benchmark, and not known where stages are tuned."""
 
     network: str
     kind: str
@@ -78,7 +86,7 @@ class Run(NamedTuple):
 
     @property
     def accuracy(self):
-        return self.top1.get((self.test_size, self.kind == HALF))
+        return self.top1.get((self.test_size, self.kind != NATIVE))
 
 
 def load(patterns):
@@ -100,16 +108,33 @@ def load(patterns):
             one, config = rows[0], run.config
             network, train, native = (one["variant"], _name(one)), one["train_size"], one["native_size"]
             half, passes = train < native, config["run.epochs"]
-            costs = {"multiply-adds": None, "time": None}
-            if (*network, train) in macs and (*network, native) in macs:
-                costs["multiply-adds"] = 3 * passes * macs[(*network, train)] + half * macs[(*network, native)]
-            if (*network, "train", train) in speeds and (not half or (*network, "infer", native) in speeds):
-                costs["time"] = passes / speeds[(*network, "train", train)]
-                costs["time"] += 1 / speeds[(*network, "infer", native)] if half else 0.0
-            top1 = {(p["test_size"], p["finetuned"]): 100 * p["top1"]["mean"] for p in rows}
-            kind = HALF if half else NATIVE
-            found.append(Run(network[1], kind, network[0], config["run.seed"], native, top1, costs))
+            for layers in sorted({p["layers"] for p in rows} - {""}) or [""]:
+                kind = NATIVE if not half else HALF if layers in ("", "top") else DEEP
+                cost = {"multiply-adds": None, "time": None}
+                if (*network, train) in macs and (*network, native) in macs:
+                    cost["multiply-adds"] = 3 * passes * macs[(*network, train)]
+                    tuning = 1 + 2 * tuned_share(config, layers) if half else 0
+                    cost["multiply-adds"] += tuning * macs[(*network, native)]
+                timed = (*network, "train", train) in speeds and (not half or (*network, "infer", native) in speeds)
+                if timed and kind != DEEP:
+                    cost["time"] = passes / speeds[(*network, "train", train)]
+                    cost["time"] += 1 / speeds[(*network, "infer", native)] if half else 0.0
+                top1 = {
+                    (p["test_size"], p["finetuned"]): 100 * p["top1"]["mean"]
+                    for p in rows
+                    if p["layers"] in ("", layers)
+                }
+                found.append(Run(network[1], kind, network[0], config["run.seed"], native, top1, cost))
     return found, everything, speeds
+
+
+def tuned_share(config, layers):
+    """The share of a network's multiply-adds at its native size that are in `layers`, which fine-tuning trains."""
+    variant = architecture.scaled(config["model.variant"], config["model.width"], config["model.depth"])
+    shape = config["model.group_size"], config["model.expand_ratio"], config["model.norm"]
+    rows = costs.layers(variant, *shape, config["data.eval_size"], num_classes=10)
+    tuned = sum(row.macs for row in rows if row.name.startswith((*filter(None, layers.split(",")), "predictions")))
+    return tuned / sum(row.macs for row in rows)
 
 
 def _name(point):
@@ -198,13 +223,13 @@ def accuracy_table(found, sizes):
         for size in sizes:
             of = [r for r in found if (r.network, r.kind, r.size) == (network, kind, size)]
             cells.append(_spread([r.accuracy for r in of if r.accuracy is not None]))
-        rows.append([network, {NATIVE: "native", HALF: "half, fine-tuned"}[kind], *cells])
+        rows.append([network, TRAINED[kind], *cells])
     return _table(["network", "trained", *(size.split(" ", 1)[-1] for size in sizes)], rows)
 
 
 def sizes_table(found, sizes):
     """Of the seeds that were tested at several sizes."""
-    several = [run for run in found if len({size for size, _ in run.top1}) > 1]
+    several = [run for run in found if len({size for size, _ in run.top1}) > 1 and run.kind != DEEP]  # as HALF's
     tested = sorted({size for run in several for size, _ in run.top1})
     rows = []
     for network, kind in _networks(several):
@@ -234,9 +259,13 @@ def costs_table(everything, speeds, sizes):
 
 
 def _networks(found):
-    order = list(look.NORMS.values())
-    keys = dict.fromkeys((run.network, run.kind) for run in found)
-    return sorted(keys, key=lambda k: (k[1] != NATIVE, int(k[0].split()[0][1:]), order.index(k[0].split()[1])))
+    kinds, norms = list(TRAINED), list(look.NORMS.values())
+
+    def place(key):
+        group_size, norm = key[0].split()
+        return kinds.index(key[1]) > 0, int(group_size[1:]), norms.index(norm), kinds.index(key[1])
+
+    return sorted(dict.fromkeys((run.network, run.kind) for run in found), key=place)
 
 
 def _spread(values):

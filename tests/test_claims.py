@@ -84,8 +84,11 @@ def test_equal_cost_is_the_nearest_network_at_most_so_far_apart(tmp_path):
 def test_half_resolution_costs_less_and_is_compared_after_fine_tuning(tmp_path):
     found, *_ = claims.load(write(tmp_path, {(16, "bn", 48): 0.88, (16, "bn", 32): 0.85}, seeds=2))
     native, half = (next(run for run in found if run.kind == kind) for kind in (claims.NATIVE, claims.HALF))
-    # two thirds of the side: 4/9 of the pixels in training, and one pass forward at the native size
-    assert half.costs["multiply-adds"] == pytest.approx(native.costs["multiply-adds"] * (4 / 9 + 1 / 9), rel=1e-5)
+    # two thirds of the side: 4/9 of the pixels in training; one pass forward at the native size, and the top's training
+    top = claims.tuned_share(claims.runs.read(str(tmp_path / "s-16-bn-32-0")).config, "top")
+    share = 4 / 9 + (1 + 2 * top) / 9
+    assert half.costs["multiply-adds"] == pytest.approx(native.costs["multiply-adds"] * share, rel=1e-5)
+    assert 0.01 < top < 0.5
     compared = claims.pairs(CLAIMS["native training is more accurate than half and fine-tuning, G16 BN"], found)
     assert all(same == pytest.approx([3.0 - 1.5] * 2) for same in compared.values())  # made_runs: fine-tuned 1.5 more
     equal = claims.pairs(
@@ -93,6 +96,23 @@ def test_half_resolution_costs_less_and_is_compared_after_fine_tuning(tmp_path):
     )
     assert list(equal) == NAMES[1:]
     assert "half, fine-tuned | 86.55, 86.50–86.60, 2 seeds" in claims.accuracy_table(found, NAMES)
+
+
+def test_fine_tuning_of_stages_is_a_kind_of_its_own(tmp_path):
+    write(tmp_path / "top", {(16, "bn", 48): 0.88, (16, "bn", 32): 0.85}, seeds=2)
+    write(tmp_path / "stages", {(16, "bn", 32): 0.85}, seeds=2, layers="top,block7,block6", gain=0.04)
+    found, *_ = claims.load([str(tmp_path / "top"), str(tmp_path / "stages")])
+    assert {kind: sum(run.kind == kind for run in found) for kind in claims.TRAINED} == dict.fromkeys(claims.TRAINED, 6)
+    half, deep = (next(run for run in found if run.kind == kind) for kind in (claims.HALF, claims.DEEP))
+    assert deep.costs["multiply-adds"] > half.costs["multiply-adds"] and deep.costs["time"] is None
+    text = "half and fine-tuning of the last stages is more accurate than native, G16 BN"
+    compared = claims.pairs(CLAIMS[text], found)
+    assert all(same == pytest.approx([4.0 - 3.0] * 2) for same in compared.values()) and len(compared) == 3
+    assert claims.verdict(compared) == claims.SHOW
+    assert "half, last stages fine-tuned | 89.05, 89.00–89.10, 2 seeds" in claims.accuracy_table(found, NAMES)
+    # the tops' tuning is as it was
+    compared = claims.pairs(CLAIMS["native training is more accurate than half and fine-tuning, G16 BN"], found)
+    assert all(same == pytest.approx([3.0 - 1.5] * 2) for same in compared.values())
 
 
 def test_training_time_is_that_of_a_benchmark_alone(tmp_path):

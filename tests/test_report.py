@@ -166,6 +166,21 @@ def test_a_seed_counts_once_where_runs_share_a_training(tmp_path):
     assert [point["test_size"] for point in tuned] == [48, 64] and all(p["top1"]["runs"] == 1 for p in tuned)
 
 
+def test_fine_tunings_of_other_layers_are_points_of_their_own(tmp_path):
+    made_runs.write(tmp_path / "a", train_size=32, finetuned=(48,))
+    made_runs.write(tmp_path / "b", train_size=32, finetuned=(48,), layers="top,block7,block6", gain=0.05)
+    groups = runs.group(runs.load([str(tmp_path / "*")]).runs)
+    found = points.measured(groups)
+    tuned = {point["layers"]: point for point in found if point["finetuned"]}
+    assert list(tuned) == ["top", "top,block7,block6"] and all(p["top1"]["runs"] == 1 for p in tuned.values())
+    assert tuned["top,block7,block6"]["top1"]["mean"] == pytest.approx(tuned["top"]["top1"]["mean"] + 0.035)
+    assert points.at_native(found) == list(tuned.values())
+    assert [points.named(point).split(", ")[-1] for point in tuned.values()] == ["fine-tuned", "fine-tuned from block6"]
+    assert {points.finetune_seconds(groups[0], layers) for layers in tuned} == {9.0}
+    rows = page._results(groups, found).split("<tr>")
+    assert sum(", fine-tuned" in row for row in rows) == 2
+
+
 # Points
 
 
@@ -250,7 +265,7 @@ def test_fine_tuned_goes_before_plain_at_native_size(tmp_path):
     assert native["finetuned"] and native["resolution"] == "reduced"
     plain = next(p for p in found if p["test_size"] == 48 and not p["finetuned"])
     assert native["top1"]["mean"] == pytest.approx(plain["top1"]["mean"] + 0.015)
-    assert points.finetune_seconds(group) == 9.0
+    assert points.finetune_seconds(group, "top") == points.finetune_seconds(group) == 9.0
 
 
 def test_benchmarks_go_before_the_runs_own_speed(tmp_path):
@@ -378,7 +393,8 @@ def test_training_is_relative_to_the_smallest_depthwise_network(groups):
 
 def test_at_equal_accuracy_by_hand():
     def point(group, group_size, top1, speed):
-        same = {"norm": "bn", "resolution": "native", "multiply_adds": 1, "finetuned": False, "kind": "measured"}
+        same = {"norm": "bn", "resolution": "native", "multiply_adds": 1, "kind": "measured"}
+        same.update({"finetuned": False, "layers": ""})
         return {**same, "group": group, "group_size": group_size, "top1": {"mean": top1}, "speed": speed,
                 "train_images_per_second": speed}  # fmt: skip
 

@@ -170,23 +170,23 @@ def resolutions(found):
         for variant in points.sizes(same):
             series = []
             for group in dict.fromkeys(p["group"] for p in same if p["variant"] == variant):
-                for finetuned in (False, True):
-                    rows = [p for p in same if p["group"] == group and p["finetuned"] == finetuned]
-                    if rows:
-                        one = rows[0]
-                        network = look.network(one["group_size"], one["norm"])
-                        label = ", ".join([network, f"trained at {one['trained_at']}", *_short(one["setting"])])
-                        series.append(
-                            Series(
-                                label + (", fine-tuned" if finetuned else ""),
-                                one["norm"],
-                                one["group_size"],
-                                points.MEASURED,
-                                one["resolution"] == "native",
-                                [_mark(p, "test_size") for p in rows],
-                                starred=finetuned,
-                            )
+                of_group = [p for p in same if p["group"] == group]
+                for layers in sorted({p["layers"] for p in of_group}):
+                    rows = [p for p in of_group if p["layers"] == layers]
+                    one = rows[0]
+                    network = look.network(one["group_size"], one["norm"])
+                    parts = [network, f"trained at {one['trained_at']}", *_short(one["setting"]), *points.tuning(one)]
+                    series.append(
+                        Series(
+                            ", ".join(parts),
+                            one["norm"],
+                            one["group_size"],
+                            points.MEASURED,
+                            one["resolution"] == "native",
+                            [_mark(p, "test_size") for p in rows],
+                            starred=one["finetuned"],
                         )
+                    )
             if any(len(one.points) > 1 for one in series):
                 panels.append(Panel(f"{data}: {variant}", "test size in pixels", "top-1 %", series, whole=True))
     return Figure(
@@ -224,7 +224,7 @@ def over_sizes(same, x, label_sizes=False, joined=True):
     series, named = [], set()
     for key in dict.fromkeys(_network(point) for point in same):
         rows = [point for point in same if _network(point) == key]
-        group_size, norm, resolution, _, kind, finetuned, _ = key
+        group_size, norm, resolution, _, kind, finetuned, *_ = key
         texts = label_sizes and not named  # once, as all networks come in the same sizes
         named.add(kind)
         marks = [_mark(point, x, size_label(point) if texts else "") for point in rows]
@@ -241,7 +241,7 @@ def size_label(point):
 
 
 def _network(point):
-    fields = ("group_size", "norm", "resolution", "pixels", "kind", "finetuned", "setting")
+    fields = ("group_size", "norm", "resolution", "pixels", "kind", "finetuned", "layers", "setting")
     return tuple(point[field] for field in fields)
 
 
@@ -249,8 +249,7 @@ def _label(point):
     parts = [look.network(point["group_size"], point["norm"])]
     pixels = "half the pixels" if point["pixels"] == 0.5 else f"{100 * point['pixels']:.0f} % of the pixels"
     parts += {"native": [], "reduced": [pixels], "progressive": [f"growing from {pixels}"]}[point["resolution"]]
-    parts += ["fine-tuned"] if point["finetuned"] else []
-    return ", ".join([*parts, KINDS[point["kind"]], *_short(point["setting"])])
+    return ", ".join([*parts, *points.tuning(point), KINDS[point["kind"]], *_short(point["setting"])])
 
 
 def source(same, task):

@@ -206,7 +206,7 @@ def _points_table(rows):
             point["group"],
             figures.KINDS[point["kind"]],
             point["test_size"],
-            "yes" if point["finetuned"] else "no",
+            point["layers"] or ("yes" if point["finetuned"] else "no"),
             *_spread(point["top1"]),
             *(_number(point[key]) for key in (figures.MACS, figures.TRAIN, figures.INFER)),
         ]
@@ -239,7 +239,7 @@ def _equal_accuracy(found):
 
 
 def _results(groups, found):
-    """A row for each setting, with the seeds' mean and range."""
+    """A row for each setting, and for each choice of layers that were fine-tuned, with the seeds' mean and range."""
     header = ["data", "network", "seeds", "native px", "top-1 %", "range", "fine-tuned %", "range", "best %", "at px"]
     cells = []
     own = [point for point in found if point["kind"] == points.MEASURED]
@@ -248,22 +248,24 @@ def _results(groups, found):
         rows = [point for point in own if (point["group"], point["data"]) == (group.name, data)]
         native = [point for point in rows if point["test_size"] == point["native_size"]]
         plain = next((point["top1"] for point in native if not point["finetuned"]), None)
-        tuned = next((point["top1"] for point in native if point["finetuned"]), None)
         best = points.at_best(rows)
-        cells.append(
-            [
-                data,
-                group.name,
-                len(group.runs),
-                group.config["data.eval_size"],
-                *_spread(plain),
-                *_spread(tuned),
-                *((f"{100 * best[0]['top1']['mean']:.2f}", best[0]["test_size"]) if best else ("", "")),
-                _number(rows[0][figures.TRAIN]) if rows else "",
-                f"{rows[0]['train_seconds']:.0f}" if rows and rows[0]["train_seconds"] else "",
-                f"{points.finetune_seconds(group):.0f}" if points.finetune_seconds(group) else "",
-            ]
-        )
+        for tuned in [point for point in native if point["finetuned"]] or [None]:
+            seconds = points.finetune_seconds(group, tuned and tuned["layers"])
+            seeds, of_tuned = len(group.runs), tuned["top1"]["runs"] if tuned else len(group.runs)
+            cells.append(
+                [
+                    data,
+                    points.named(tuned) if tuned else group.name,
+                    seeds if of_tuned == seeds else f"{seeds}, fine-tuned {of_tuned}",
+                    group.config["data.eval_size"],
+                    *_spread(plain),
+                    *_spread(tuned and tuned["top1"]),
+                    *((f"{100 * best[0]['top1']['mean']:.2f}", best[0]["test_size"]) if best else ("", "")),
+                    _number(rows[0][figures.TRAIN]) if rows else "",
+                    f"{rows[0]['train_seconds']:.0f}" if rows and rows[0]["train_seconds"] else "",
+                    f"{seconds:.0f}" if seconds else "",
+                ]
+            )
     return _table(header + ["train img/s", "train s", "fine-tune s"], cells, words=range(2))
 
 

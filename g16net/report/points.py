@@ -1,8 +1,9 @@
 """From groups of runs to points: one for each test size, before and after fine-tuning, with all that figures need.
 
 A point is a dict. "kind" says where it is from and is never mixed: "measured" here, "published" (read off the paper's
-figure) or "estimated" (speed by the performance model). "top1" has the seeds' spread; costs and speeds are numbers or
-None: "multiply_adds" (of the test image), "train_images_per_second", "infer_images_per_second".
+figure) or "estimated" (speed by the performance model). "finetuned" says whether, "layers" which were tuned as the
+config names them ("" where none were, or it is not known). "top1" has the seeds' spread; costs and speeds are numbers
+or None: "multiply_adds" (of the test image), "train_images_per_second", "infer_images_per_second".
 """
 
 import statistics
@@ -70,13 +71,14 @@ def _of_group(group):
     }
     rows = {}
     for run in group.runs:
-        for size, finetuned, top1 in _results(run):
-            rows.setdefault((size, finetuned), []).append(top1)
-    for (size, finetuned), values in sorted(rows.items()):
+        for size, layers, top1 in _results(run):
+            rows.setdefault((size, layers), []).append(top1)
+    for (size, layers), values in sorted(rows.items()):
         yield {
             **same,
             "test_size": size,
-            "finetuned": finetuned,
+            "finetuned": layers != "",
+            "layers": layers,
             "top1": runs.spread(values),
             "multiply_adds": _of_size(group, size, "multiply_adds"),
             "infer_images_per_second": _of_size(group, size, "images_per_second"),
@@ -97,19 +99,19 @@ def resolution(config):
 
 
 def _results(run):
-    """`(test size, whether fine-tuned, top-1)` of a run, each once."""
+    """`(test size, layers that were fine-tuned or "", top-1)` of a run, each once."""
     results = {}
     weights = runs.weights(run)
     if run.train:
-        results[run.train.get("eval_size", run.config["data.eval_size"]), False] = run.train["top1"]
+        results[run.train.get("eval_size", run.config["data.eval_size"]), ""] = run.train["top1"]
     for row in run.evaluations:
         if row["weights"] == weights:
-            results[row["size"], False] = row["top1"]
+            results[row["size"], ""] = row["top1"]
     for row in run.finetuned:
         if row.get("weights", weights) == weights:  # those that it began from
-            results.setdefault((row["size"], False), row["top1_before"])
-        results[row["size"], True] = row["top1"]
-    return [(size, finetuned, top1) for (size, finetuned), top1 in results.items()]
+            results.setdefault((row["size"], ""), row["top1_before"])
+        results[row["size"], row.get("layers", "top")] = row["top1"]
+    return [(*key, top1) for key, top1 in results.items()]
 
 
 def _median(values):
@@ -174,6 +176,7 @@ def of_paper(costs=()):
                 **row,
                 "kind": PUBLISHED,
                 "setting": "",
+                "layers": "",
                 "data": source["data"],
                 "group": f"{row['variant']} G{row['group_size']} {row['norm']}, {row['train_size']} px"
                 + ("" if row["finetuned"] else ", not fine-tuned"),
@@ -209,21 +212,19 @@ def sizes(points):
 
 
 def at_native(points, finetuned=True):
-    """Of each group and kind the point at the native test size: the fine-tuned one where there is one, or the plain."""
+    """Of each group and kind the points at the native test size: the fine-tuned ones, one for each choice of layers,
+    where there are, or the plain; with `finetuned=False` the plain one where there is one."""
     native = [point for point in points if point["test_size"] == point["native_size"]]
-    return _pick(native, lambda point: point["finetuned"] == finetuned)
+    wanted = {(point["group"], point["kind"]) for point in native if point["finetuned"] == finetuned}
+    return [p for p in native if p["finetuned"] == finetuned or (p["group"], p["kind"]) not in wanted]
 
 
 def at_best(points):
     """Of each group and kind the point at the test size, fine-tuned or not, whose mean accuracy is the highest."""
-    return _pick(points, lambda point: point["top1"]["mean"])
-
-
-def _pick(points, preference):
     best = {}
     for point in points:
         key = point["group"], point["kind"]
-        if key not in best or preference(point) > preference(best[key]):
+        if key not in best or point["top1"]["mean"] > best[key]["top1"]["mean"]:
             best[key] = point
     return list(best.values())
 
@@ -268,10 +269,20 @@ def at_equal_accuracy(points, speed):
 
 
 def named(point):
-    """The group's name, and whether it was fine-tuned."""
-    return point["group"] + (", fine-tuned" if point["finetuned"] and point["kind"] == MEASURED else "")
+    """The group's name, and how it was fine-tuned."""
+    return ", ".join([point["group"], *tuning(point)]) if point["kind"] == MEASURED else point["group"]
 
 
-def finetune_seconds(group):
-    """Seconds of a run's fine-tunings together, in the median over the group's runs; None where there was none."""
-    return _median(sum(row.get("seconds", 0.0) for row in run.finetuned) for run in group.runs)
+def tuning(point):
+    """`["fine-tuned"]`, from which block on where it was more than the top, or nothing: the end of a label."""
+    deepest = min(set(point["layers"].split(",")) - {"top", ""}, default="")  # block6 comes before block7
+    return ["fine-tuned" + (f" from {deepest}" if deepest else "")] if point["finetuned"] else []
+
+
+def finetune_seconds(group, layers=None):
+    """Seconds of a run's fine-tunings (of `layers`, where given) at all sizes, in the median over the group's runs that
+    have any; None without."""
+    return _median(
+        sum(row.get("seconds", 0.0) for row in run.finetuned if layers in (None, row.get("layers", "top")))
+        for run in group.runs
+    )
