@@ -305,8 +305,8 @@ def test_plain_accuracies_in_figures_of_cost_and_norms_and_fine_tuned_ones_named
         assert not any(point["finetuned"] for point in figure.points)
         for panel in figure.panels:
             assert all(y in plain and "fine-tuned" not in s.label for s in panel.series for _, y, *_ in s.points)
-    labels = [(s.label, s.starred) for s in figures.training(found).panels[0].series]
-    assert sorted(labels) == [("G1 LN+PN, measured", False), ("G16 LN+PN, fine-tuned, measured", True)]
+    labels = [(s.label, s.tuned) for s in figures.training(found).panels[0].series]
+    assert sorted(labels) == [("G1 LN+PN, measured", ""), ("G16 LN+PN, fine-tuned, measured", "top")]
     assert len(figures.inference(found).panels[0].series) == 3
 
 

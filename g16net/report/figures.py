@@ -184,7 +184,7 @@ def resolutions(found):
                             points.MEASURED,
                             one["resolution"] == "native",
                             [_mark(p, "test_size") for p in rows],
-                            starred=one["finetuned"],
+                            tuned=points.tuned(one),
                         )
                     )
             if any(len(one.points) > 1 for one in series):
@@ -192,7 +192,8 @@ def resolutions(found):
     return Figure(
         "resolutions",
         "Test sizes",
-        "Each network at every size it was tested at; stars: after the fine-tuning of its last layers at that size.",
+        "Each network at every size it was tested at; stars: after the fine-tuning of its top at that size; crosses: "
+        "of the stages before it too.",
         panels,
         [],
         "launch.py --mode=finetune,evaluate --config.eval.sizes=160,192,224 --workdir=RUN",
@@ -224,14 +225,14 @@ def over_sizes(same, x, label_sizes=False, joined=True):
     series, named = [], set()
     for key in dict.fromkeys(_network(point) for point in same):
         rows = [point for point in same if _network(point) == key]
-        group_size, norm, resolution, _, kind, finetuned, *_ = key
+        group_size, norm, resolution, _, kind, *_ = key
         texts = label_sizes and not named  # once, as all networks come in the same sizes
         named.add(kind)
         marks = [_mark(point, x, size_label(point) if texts else "") for point in rows]
         lines = joined and kind != points.ESTIMATED
-        starred = finetuned and kind == points.MEASURED
+        tuned = points.tuned(rows[0]) if kind == points.MEASURED else ""
         native = resolution == "native"
-        series.append(Series(_label(rows[0]), norm, group_size, kind, native, marks, lines, starred=starred))
+        series.append(Series(_label(rows[0]), norm, group_size, kind, native, marks, lines, tuned=tuned))
     return series
 
 

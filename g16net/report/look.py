@@ -10,6 +10,7 @@ from typing import NamedTuple, Optional
 
 COLOURS = {"bn": "#D55E00", "gn": "#0072B2", "ln": "#CC79A7", "gn_pn": "#56B4E9", "ln_pn": "#009E73"}
 NORMS = {"bn": "BN", "gn": "GN", "ln": "LN", "gn_pn": "GN+PN", "ln_pn": "LN+PN"}
+TUNED, SIZES = {"top": "*", "stages": "P"}, {"top": 10, "stages": 8}  # markers, points
 MARKERS = {  # by (kind, trained at native size)
     ("measured", True): "o",
     ("measured", False): "s",
@@ -56,7 +57,7 @@ class Series(NamedTuple):
     joined: bool = True
     dashed: Optional[bool] = None  # None: by the group size
     band: bool = False  # the range as a band instead of bars
-    starred: bool = False  # set apart from another series of the same look
+    tuned: str = ""  # set apart from another series of the same look: "top", or "stages" where these are tuned too
 
 
 class Panel(NamedTuple):
@@ -206,8 +207,8 @@ def _draw_series(axes, series):
         lw=1.2,
         color=colour,
         alpha=0.6 if series.kind == "estimated" else 1.0,
-        marker="*" if series.starred else MARKERS[series.kind, series.native],
-        ms=10 if series.starred else 3.5 if series.kind == "estimated" else 5,
+        marker=TUNED[series.tuned] if series.tuned else MARKERS[series.kind, series.native],
+        ms=SIZES[series.tuned] if series.tuned else 3.5 if series.kind == "estimated" else 5,
         markerfacecolor=colour if series.group_size > 1 else "white",
         markeredgecolor=colour,
         label=series.label,

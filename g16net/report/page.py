@@ -123,8 +123,9 @@ def page(loaded, groups, found, drawn, cut):
     parts = [
         f"<h1>g16net: accuracy and efficiency</h1><p>{_text(counts)}.</p>",
         "<p class=faint>Three kinds of points, never in one front: <b>measured</b> in these runs (circle; square where "
-        "trained at a reduced or growing size; star where fine-tuned), <b>read by eye</b> off the paper’s figure "
-        "(diamonds), and with a speed that is <b>estimated</b> by the performance model (triangles). Filled marks are "
+        "trained at a reduced or growing size; star where the top was fine-tuned, cross where stages were too), "
+        "<b>read by eye</b> off the paper’s figure (diamonds), and with a speed that is <b>estimated</b> by the "
+        "performance model (triangles). Filled marks are "
         "group convolutions, open ones depthwise. Points are means over seeds, bars their range. "
         f"{SCALED if any(' w' in p['variant'] or ' d' in p['variant'] for p in found) else ''}</p>",
         _busy(groups, found),

@@ -275,8 +275,17 @@ def named(point):
 
 def tuning(point):
     """`["fine-tuned"]`, from which block on where it was more than the top, or nothing: the end of a label."""
-    deepest = min(set(point["layers"].split(",")) - {"top", ""}, default="")  # block6 comes before block7
-    return ["fine-tuned" + (f" from {deepest}" if deepest else "")] if point["finetuned"] else []
+    start = f" from {_deepest(point)}" if tuned(point) == "stages" else ""
+    return [f"fine-tuned{start}"] if point["finetuned"] else []
+
+
+def tuned(point):
+    """What was fine-tuned: "", "top", or "stages" where it was more than the top."""
+    return ("stages" if _deepest(point) else "top") if point["finetuned"] else ""
+
+
+def _deepest(point):
+    return min(set(point["layers"].split(",")) - {"top", ""}, default="")  # block6 comes before block7
 
 
 def finetune_seconds(group, layers=None):
