@@ -274,9 +274,9 @@ def named(point):
 
 
 def tuning(point):
-    """`["fine-tuned"]`, from which block on where it was more than the top, or nothing: the end of a label."""
-    start = f" from {_deepest(point)}" if tuned(point) == "stages" else ""
-    return [f"fine-tuned{start}"] if point["finetuned"] else []
+    """`["fine-tuned"]`, `["tuned from block6"]` where it was more than the top, or nothing: a part of a label."""
+    how = {"": [], "top": ["fine-tuned"], "stages": [f"tuned from {_deepest(point)}"]}
+    return how[tuned(point)]
 
 
 def tuned(point):
