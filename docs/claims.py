@@ -108,22 +108,20 @@ def load(patterns):
             one, config = rows[0], run.config
             network, train, native = (one["variant"], _name(one)), one["train_size"], one["native_size"]
             half, passes = train < native, config["run.epochs"]
-            for layers in sorted({p["layers"] for p in rows} - {""}) or [""]:
-                kind = NATIVE if not half else HALF if layers in ("", "top") else DEEP
+            tuned = [p for p in rows if half and p["finetuned"]]
+            kinds = {p["layers"]: DEEP if points.tuned(p) == "stages" else HALF for p in tuned}
+            for layers, kind in (kinds or {"": HALF if half else NATIVE}).items():
                 cost = {"multiply-adds": None, "time": None}
                 if (*network, train) in macs and (*network, native) in macs:
                     cost["multiply-adds"] = 3 * passes * macs[(*network, train)]
-                    tuning = 1 + 2 * tuned_share(config, layers) if half else 0
-                    cost["multiply-adds"] += tuning * macs[(*network, native)]
+                    if half:
+                        cost["multiply-adds"] += (1 + 2 * tuned_share(config, layers)) * macs[(*network, native)]
                 timed = (*network, "train", train) in speeds and (not half or (*network, "infer", native) in speeds)
                 if timed and kind != DEEP:
                     cost["time"] = passes / speeds[(*network, "train", train)]
                     cost["time"] += 1 / speeds[(*network, "infer", native)] if half else 0.0
-                top1 = {
-                    (p["test_size"], p["finetuned"]): 100 * p["top1"]["mean"]
-                    for p in rows
-                    if p["layers"] in ("", layers)
-                }
+                own = [p for p in rows if p["layers"] in ("", layers)]
+                top1 = {(p["test_size"], p["finetuned"]): 100 * p["top1"]["mean"] for p in own}
                 found.append(Run(network[1], kind, network[0], config["run.seed"], native, top1, cost))
     return found, everything, speeds
 

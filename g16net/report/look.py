@@ -10,7 +10,7 @@ from typing import NamedTuple, Optional
 
 COLOURS = {"bn": "#D55E00", "gn": "#0072B2", "ln": "#CC79A7", "gn_pn": "#56B4E9", "ln_pn": "#009E73"}
 NORMS = {"bn": "BN", "gn": "GN", "ln": "LN", "gn_pn": "GN+PN", "ln_pn": "LN+PN"}
-TUNED, SIZES = {"top": "*", "stages": "P"}, {"top": 10, "stages": 8}  # markers, points
+TUNED = {"top": ("*", 10), "stages": ("P", 8)}  # marker, its size in points
 MARKERS = {  # by (kind, trained at native size)
     ("measured", True): "o",
     ("measured", False): "s",
@@ -194,6 +194,8 @@ def _draw_series(axes, series):
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     dashed = series.group_size == 1 if series.dashed is None else series.dashed
     line = ("--" if dashed else "-") if series.joined else "none"
+    plain = MARKERS[series.kind, series.native], 3.5 if series.kind == "estimated" else 5
+    marker, size = TUNED.get(series.tuned, plain)
     if series.band:
         axes.fill_between(xs, [p[2] for p in points], [p[3] for p in points], color=colour, alpha=0.15, lw=0)
     else:
@@ -207,8 +209,8 @@ def _draw_series(axes, series):
         lw=1.2,
         color=colour,
         alpha=0.6 if series.kind == "estimated" else 1.0,
-        marker=TUNED[series.tuned] if series.tuned else MARKERS[series.kind, series.native],
-        ms=SIZES[series.tuned] if series.tuned else 3.5 if series.kind == "estimated" else 5,
+        marker=marker,
+        ms=size,
         markerfacecolor=colour if series.group_size > 1 else "white",
         markeredgecolor=colour,
         label=series.label,
