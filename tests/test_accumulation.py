@@ -9,8 +9,6 @@ from g16net import compat, models
 from g16net.optim.losses import SmoothedCrossEntropy
 from g16net.optim.rmsprop import RMSProp
 
-pytestmark = pytest.mark.usefixtures("three_stages")
-
 NO_XLA = {} if compat.TF_VERSION < (2, 7) else {"jit_compile": False}
 
 
@@ -53,7 +51,7 @@ def test_accumulation_equals_the_large_batch_with_layer_norm(accumulation):
 @pytest.mark.slow
 def test_batch_norm_sees_the_micro_batch(accumulation=4):
     difference, _ = largest_difference("bn", accumulation, batch=8, updates=6)
-    assert difference > 2e-3  # ten times what is asked of layer norm
+    assert difference > 0.01
 
 
 def one_weight(guard, accumulation=1):

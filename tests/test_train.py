@@ -14,7 +14,7 @@ from g16net.mix_on_device import MixImages
 pytestmark = pytest.mark.usefixtures("three_stages")
 
 # Of each norm, group size and recipe one.
-EXPERIMENTS = ("g16_ln_pn", "g16_gn_pn", "g16_bn", "g1_gn", "g1_bn_aa", "g16_ln_pn_progressive")
+EXPERIMENTS = ("g16_ln_pn", "g16_ln", "g16_gn_pn", "g16_bn", "g1_gn", "g1_bn_aa", "g16_ln_pn_progressive")
 
 
 def tiny(name="g16_ln_pn", **changes):
