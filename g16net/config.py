@@ -69,7 +69,7 @@ def _choices(default, choices, comment):
     )
 
 
-VARIANT_NAMES = ("B0", "B1", "B2", "B3", "B4", "B5", "B6", "B7", "CIFAR", "TINY")
+VARIANT_NAMES = ("B0", "B1", "B2", "B3", "B4", "B5", "B6", "B7", "CIFAR", "TINY", "NANO")
 NORMS = ("bn", "gn", "ln", "ln_pn", "gn_pn")
 
 FIELDS = {

@@ -49,6 +49,7 @@ def test_strides():
         **{f"B{i}": 32 for i in range(8)},
         "CIFAR": 8,
         "TINY": 16,
+        "NANO": 2,
     }
 
 

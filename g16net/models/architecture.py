@@ -7,7 +7,7 @@ expansion: arXiv 2106.03640, section 3.
 
 import difflib
 import math
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Tuple
 
 from g16net.groups import num_groups
 
@@ -17,23 +17,22 @@ SE_RATIO = 0.25
 
 
 class Stage(NamedTuple):
-    """A row of the baseline: `repeats` blocks, the first of which has the stride and takes `in_channels`."""
+    """A row of the baseline: `repeats` blocks, the first of which has the stride."""
 
     kernel: int
     repeats: int
-    in_channels: int
     out_channels: int
     stride: int
 
 
 BLOCKS = (
-    Stage(3, 1, 32, 16, 1),
-    Stage(3, 2, 16, 24, 2),
-    Stage(5, 2, 24, 40, 2),
-    Stage(3, 3, 40, 80, 2),
-    Stage(5, 3, 80, 112, 1),
-    Stage(5, 4, 112, 192, 2),
-    Stage(3, 1, 192, 320, 1),
+    Stage(3, 1, 16, 1),
+    Stage(3, 2, 24, 2),
+    Stage(5, 2, 40, 2),
+    Stage(3, 3, 80, 2),
+    Stage(5, 3, 112, 1),
+    Stage(5, 4, 192, 2),
+    Stage(3, 1, 320, 1),
 )
 
 
@@ -41,7 +40,7 @@ class Variant(NamedTuple):
     """How a network is scaled from the baseline, and the image sizes (pixels) that it is trained at.
 
     `native` is the size of the EfficientNet paper, `half` the one with about half the multiply-adds (None where the
-    authors published none).
+    authors published none). `stages` are the numbers of the baseline's stages that it has; blocks keep their names.
     """
 
     width: float
@@ -51,11 +50,16 @@ class Variant(NamedTuple):
     half: Optional[int] = None
     stem_stride: int = 2
     stage2_stride: int = 2
+    stages: Tuple[int, ...] = tuple(range(1, len(BLOCKS) + 1))
 
     @property
     def stride(self):
         """Pixels of the image for one pixel of the last feature map: the period in which 'SAME' padding repeats."""
-        return self.stem_stride * self.stage2_stride * math.prod(stage.stride for stage in BLOCKS[2:])
+        return self.stem_stride * math.prod(self.stage_stride(number) for number in self.stages)
+
+    def stage_stride(self, number):
+        """Stride of the first block of stage `number`."""
+        return self.stage2_stride if number == 2 else BLOCKS[number - 1].stride
 
 
 VARIANTS = {
@@ -73,6 +77,9 @@ VARIANTS = {
     # For tests: all seven stages, eight blocks, a last feature map of 2 x 2. 27 thousand parameters at group size 1 and
     # expansion 6, 97 thousand at group size 16 and expansion 4.
     "TINY": Variant(0.0625, 0.3, 0.0, 32, stage2_stride=1),
+    # For tests of what does not depend on the network: three blocks, one that does not expand, one with a shortcut and
+    # stochastic depth, and the last.
+    "NANO": Variant(0.0625, 0.3, 0.0, 32, stage2_stride=1, stages=(1, 2, 7)),
 }
 
 # bn: batch, gn: group, ln: layer norm (over height, width and channels); _pn: with proxy-normalised activations.
@@ -157,16 +164,16 @@ def blocks(variant="B0", group_size=16, expand_ratio=4, survival_prob=0.8):
         raise ValueError(f"expand_ratio must be a positive integer, such as 4 (G16) or 6 (G1); got {expand_ratio!r}")
     if not 0 < survival_prob <= 1:
         raise ValueError(f"survival_prob must be in (0, 1], 1 for no stochastic depth; got {survival_prob!r}")
-    repeats = [round_depth(stage.repeats, variant.depth) for stage in BLOCKS]
+    repeats = [round_depth(BLOCKS[number - 1].repeats, variant.depth) for number in variant.stages]
     total = sum(repeats)
     rows = []
-    for number, (stage, count) in enumerate(zip(BLOCKS, repeats), start=1):
+    in_channels = stem_channels(variant)
+    for number, count in zip(variant.stages, repeats):
+        stage = BLOCKS[number - 1]
         out_channels = round_width(stage.out_channels, variant.width)
         ratio = 1 if number == 1 else expand_ratio
         for index in range(count):
-            first = index == 0
-            in_channels = round_width(stage.in_channels, variant.width) if first else out_channels
-            stride = (variant.stage2_stride if number == 2 else stage.stride) if first else 1
+            stride = variant.stage_stride(number) if index == 0 else 1
             expanded = in_channels * ratio
             rows.append(
                 Block(
@@ -183,4 +190,5 @@ def blocks(variant="B0", group_size=16, expand_ratio=4, survival_prob=0.8):
                     survival=1 - (1 - survival_prob) * len(rows) / total,
                 )
             )
+            in_channels = out_channels
     return rows

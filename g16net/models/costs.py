@@ -146,7 +146,7 @@ def count(
     """Costs of a network as `Costs(params, macs, activations, memory)`.
 
     Args:
-        variant: name of a variant ("B0" to "B7", "CIFAR", "TINY") or an `architecture.Variant`.
+        variant: name of a variant ("B0" to "B7", "CIFAR", "TINY", "NANO") or an `architecture.Variant`.
         group_size: channels in a group of the spatial convolutions.
         expand_ratio: expanded channels of a block per input channel.
         norm: one of `architecture.NORMS`.

@@ -49,7 +49,7 @@ def build(
     it: the published network.
 
     Args:
-        variant: "B0" to "B7", "CIFAR" or "TINY", or an `architecture.Variant` of one's own.
+        variant: "B0" to "B7", "CIFAR", "TINY" or "NANO", or an `architecture.Variant` of one's own.
         group_size: channels in a group of the spatial convolutions; 1 is depthwise.
         expand_ratio: expanded channels of a block per input channel; the paper has 4 at group size 16, 6 at 1.
         norm: "bn", "gn" or "ln"; "ln_pn" or "gn_pn" with proxy-normalised activations.
