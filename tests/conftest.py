@@ -1,12 +1,39 @@
-"""Shared settings: quiet TensorFlow, CPU only."""
+"""Shared settings: quiet TensorFlow on the CPU, tiers held to what they say, memory given back between modules."""
 
+import ctypes
+import gc
 import os
+import resource
 import sys
 
 import pytest
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# Not the point of any test: the compiler of the native operations, and what Python asks about the machine.
+TOOLS = {"c++", "g++", "gcc", "cc", "clang", "clang++", "ld", "ldconfig", "uname", "lscpu", "file"}
+started = []  # names of the programs that the tests of this process started
+
+
+def note_process(event, arguments):
+    if event == "subprocess.Popen":
+        executable, command = arguments[:2]
+        name = os.path.basename(os.fsdecode(executable or (command if isinstance(command, str) else command[0])))
+        if name not in TOOLS:
+            started.append(name)
+
+
+sys.addaudithook(note_process)
+
+
+@pytest.fixture(autouse=True)
+def tier(request):
+    """A test of the quick tier starts no process: what does is marked `run`, or `slow`."""
+    before = len(started)
+    yield
+    marked = request.node.get_closest_marker("run") or request.node.get_closest_marker("slow")
+    assert marked or len(started) == before, f"this test started {started[before:]}: mark it `run`"
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +53,55 @@ def any_operations():
         config.disable_op_determinism()
 
 
-@pytest.fixture(scope="module")
-def three_stages():
-    """Networks of the first three stages: what a run does with a network does not depend on its depth."""
-    from g16net.models import architecture
+@pytest.fixture(scope="module", autouse=True)
+def memory():
+    """Graphs and models of a module are freed at its end: Keras keeps them, and glibc what was freed."""
+    yield
+    if "tensorflow" in sys.modules:
+        from tensorflow import keras
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(architecture, "BLOCKS", architecture.BLOCKS[:3])
-        yield
+        keras.backend.clear_session()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+# What a run of the tests took, over all its workers
+
+
+def usage():
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {
+        "cpu": own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
+        "peak_gb": own.ru_maxrss * 1024 / 1e9,
+        "processes": len(started),
+    }
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["usage"] = usage()
+
+
+class Usage:
+    """Collects `usage` of the workers; loaded in the process that has some."""
+
+    def __init__(self):
+        self.workers = []
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node, error):
+        self.workers.append(getattr(node, "workeroutput", {}).get("usage"))
+
+    def pytest_terminal_summary(self, terminalreporter):
+        workers = [one for one in self.workers if one] or [usage()]
+        terminalreporter.write_line(
+            f"{sum(one['cpu'] for one in workers) / 60:.1f} minutes of CPU, peak memory "
+            f"{', '.join(format(one['peak_gb'], '.2f') for one in workers)} GB, "
+            f"{sum(one['processes'] for one in workers)} processes started"
+        )
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Usage())
