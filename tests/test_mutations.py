@@ -4,6 +4,7 @@ import os
 
 import pytest
 from helpers import ROOT
+
 from tools import mutations
 
 TABLE = mutations.read()

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TABLE = os.path.join(ROOT, "tools", "mutations.txt")
 
 
 class Mutation(NamedTuple):
@@ -32,9 +33,9 @@ class Mutation(NamedTuple):
     tests: str
 
 
-def read(path=os.path.join(ROOT, "tools", "mutations.txt")):
+def read():
     """The mutations of the table, as a list."""
-    with open(path, encoding="utf-8") as file:
+    with open(TABLE, encoding="utf-8") as file:
         blocks = [block for block in re.split(r"\n\n+", file.read()) if block.strip() and not block.startswith("#")]
     found = []
     for block in blocks:
