@@ -1,4 +1,4 @@
-"""A short run of the fuzzer; the long one is `python tests/fuzz.py --cases=12000`."""
+"""A short run of the fuzzer; the long one is `python tools/fuzz.py --cases=12000`."""
 
 import os
 import subprocess
