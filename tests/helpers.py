@@ -7,6 +7,9 @@ import time
 
 import pytest
 
+# What does not depend on the Keras generation, yet takes a while with each: with Keras 3 in `make test-all`.
+slow_with_keras3 = pytest.mark.slow if os.environ.get("TF_USE_LEGACY_KERAS") == "0" else pytest.mark.run
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 GOLDEN = os.path.join(ROOT, "tests", "golden")
 

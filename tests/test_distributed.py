@@ -5,30 +5,31 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 
+import helpers
 import pytest
 
-from g16net import compat, records
+from g16net import compat, records, train
+from g16net.batches import split
+from g16net.config import ConfigError
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.run,
     pytest.mark.skipif(compat.KERAS3, reason="Keras 3 cannot fit on several workers (keras-team/keras#20585)"),
 ]
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Draws of dropout and stochastic depth differ from replica to replica.
 PLAIN = ["--config.regularise.survival_prob=1", "--config.regularise.dropout=0"]
-STEPS = 11
 
 
 def command(workdir, *options, epochs=2, mode="train"):
-    return [
-        sys.executable, os.path.join(ROOT, "launch.py"), "--experiment=g16_ln_pn:demo,variant=TINY", f"--mode={mode}",
-        f"--config.run.epochs={epochs}", "--config.run.global_batch=128", "--config.schedule.warmup_epochs=0",
+    return helpers.command(
+        "--experiment=g16_ln_pn:demo,variant=NANO", f"--mode={mode}", "--data=synthetic",
+        "--config.data.num_examples=64", "--config.data.num_classes=5", f"--config.run.epochs={epochs}",
+        "--config.run.global_batch=16", "--config.eval.batch=24", "--config.schedule.warmup_epochs=0",
         f"--workdir={workdir}", *options,
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def start(*arguments, **kwargs):
@@ -82,7 +83,8 @@ def assert_same_trajectory(workdir, reference):
 def alone(tmp_path_factory):
     """The workdir of a run on one device."""
     workdir = tmp_path_factory.mktemp("alone")
-    finish(start(workdir, *PLAIN))
+    config = helpers.tiny(run__epochs=2, regularise__survival_prob=1.0, regularise__dropout=0.0)
+    train.train(config, str(workdir))
     return workdir
 
 
@@ -93,17 +95,19 @@ def test_two_workers_train_as_one(alone, tmp_path):
     assert "2 replicas in 2 processes" in outputs[0]
     assert "Everything is in" in outputs[0] and "Everything is in" not in outputs[1]  # only the chief writes
     figures = json.loads((tmp_path / "evaluate.json").read_text())
-    assert figures["images"] == 359
+    assert figures["images"] == 64
     assert figures["loss"] == pytest.approx(history(tmp_path)[-1]["eval_loss_average"], rel=1e-5)
     assert (tmp_path / "saved_model").is_dir()
 
 
+@pytest.mark.slow
 def test_batch_norm_on_two_workers_saves_equal_statistics(tmp_path):
     chief, other = start_workers(tmp_path, *PLAIN, "--config.model.norm=bn", epochs=1)
     finish(chief), finish(other)
     assert history(tmp_path)[0]["eval_loss"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--config.runtime.virtual_cpus=2"], ["--config.runtime.virtual_cpus=1"]])
 def test_mirrored_devices_train_as_one(options, alone, tmp_path):
     output = finish(start(tmp_path, "--config.runtime.strategy=mirrored", *options, *PLAIN, mode="train,evaluate"))
@@ -115,12 +119,14 @@ def test_accumulation_on_two_replicas_trains_as_one_pass_on_one(alone, tmp_path)
     options = [
         "--config.runtime.virtual_cpus=2",
         "--config.runtime.grad_accumulation=4",
-        "--config.runtime.micro_batch=16",
+        "--config.runtime.micro_batch=2",
     ]
-    finish(start(tmp_path, "--config.runtime.strategy=mirrored", *options, *PLAIN))
+    output = finish(start(tmp_path, "--config.runtime.strategy=mirrored", *options, *PLAIN))
     assert_same_trajectory(tmp_path, alone)
+    assert "2 replicas in 1 process" in output
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_others_who_say_so_and_all_go_on(tmp_path):
     chief, other = start_workers(tmp_path, *PLAIN, "--config.checkpoint.every_steps=5", epochs=200)
     while not history(tmp_path):
@@ -141,6 +147,7 @@ def test_a_killed_worker_ends_the_others_who_say_so_and_all_go_on(tmp_path):
     assert "stopped by SIGTERM" in finish(other, status=143)
 
 
+@pytest.mark.slow
 def test_a_second_process_in_a_workdir_is_refused(tmp_path):
     first = start(tmp_path, epochs=200)
     while not history(tmp_path):
@@ -152,18 +159,13 @@ def test_a_second_process_in_a_workdir_is_refused(tmp_path):
     assert "the same command goes on from there" in finish(first, status=143)
 
 
-def test_a_workdir_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    output = finish(start(tmp_path / "file"), status=2)
-    assert "cannot write to --workdir=" in output and "Traceback" not in output
+def test_a_batch_that_does_not_divide_among_the_replicas():
+    with pytest.raises(ConfigError, match="x 3 replicas = 126, not run.global_batch=128"):
+        split(128, replicas=3)
 
 
-def test_a_batch_that_does_not_divide_among_the_replicas(tmp_path):
-    output = finish(start(tmp_path, "--config.runtime.strategy=mirrored", "--config.runtime.virtual_cpus=3"), status=2)
-    assert "x 3 replicas = 126, not run.global_batch=128" in output
-
-
-def test_no_tpu(tmp_path):
-    output = finish(start(tmp_path, "--config.runtime.strategy=tpu", "--config.runtime.tpu=local"), status=2)
-    assert "runtime.strategy=tpu found no TPU by runtime.tpu='local'" in output
+def test_no_tpu(tmp_path, capsys):
+    options = ("--config.runtime.strategy=tpu", "--config.runtime.tpu=local")
+    status, shown = helpers.call(capsys, *command(tmp_path, *options)[2:])
+    assert status == 2 and "runtime.strategy=tpu found no TPU by runtime.tpu='local'" in shown
     assert not history(tmp_path)

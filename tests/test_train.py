@@ -216,9 +216,7 @@ def test_mixing_and_augmentation_train(changes, tmp_path):
     [
         pytest.param({"runtime__precision": "mixed_bfloat16"}, marks=pytest.mark.slow),
         {"runtime__precision": "mixed_float16", "runtime__dynamic_loss_scale": True, "runtime__loss_scale": 2.0**15},
-        pytest.param(
-            {"runtime__precision": "mixed_float16", "runtime__grad_accumulation": 2}, marks=pytest.mark.slow
-        ),
+        pytest.param({"runtime__precision": "mixed_float16", "runtime__grad_accumulation": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_each_precision_trains_with_float32_statistics(changes, tmp_path):
