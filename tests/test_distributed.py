@@ -55,12 +55,13 @@ def free_ports(count):
     return ports
 
 
-def start_workers(workdir, *options, count=2, **kwargs):
+def start_workers(*workdirs, options=(), count=2, **kwargs):
+    """The processes, the chief first, in one workdir or in one each."""
     addresses = ",".join(f"localhost:{port}" for port in free_ports(count))
     return [
         start(
-            workdir, "--config.runtime.strategy=multiworker", f"--config.runtime.workers={addresses}",
-            f"--config.runtime.worker={index}", *options, **kwargs,
+            workdirs[index % len(workdirs)], "--config.runtime.strategy=multiworker",
+            f"--config.runtime.workers={addresses}", f"--config.runtime.worker={index}", *options, **kwargs,
         )
         for index in range(count)
     ]  # fmt: skip
@@ -88,12 +89,22 @@ def alone(tmp_path_factory):
     return workdir
 
 
-def test_two_workers_train_as_one(alone, tmp_path):
-    chief, other = start_workers(tmp_path, *PLAIN, mode="train,evaluate,export")
+def test_two_workers_train_as_one_and_the_chief_alone_writes(alone, tmp_path):
+    workdirs = tmp_path / "chief", tmp_path / "other"
+    chief, other = start_workers(*workdirs, options=PLAIN)
     outputs = finish(chief), finish(other)
-    assert_same_trajectory(tmp_path, alone)
+    assert_same_trajectory(workdirs[0], alone)
+    assert (workdirs[0] / "train.json").exists() and (workdirs[0] / "checkpoints").is_dir()
+    assert not workdirs[1].exists() or not os.listdir(workdirs[1])
     assert "2 replicas in 2 processes" in outputs[0]
-    assert "Everything is in" in outputs[0] and "Everything is in" not in outputs[1]  # only the chief writes
+    assert "Everything is in" in outputs[0] and "Everything is in" not in outputs[1]
+
+
+@pytest.mark.slow
+def test_two_workers_evaluate_together_and_the_chief_exports(tmp_path):
+    chief, other = start_workers(tmp_path, options=PLAIN, mode="train,evaluate,export")
+    outputs = finish(chief), finish(other)
+    assert "Everything is in" in outputs[0] and "Everything is in" not in outputs[1]
     figures = json.loads((tmp_path / "evaluate.json").read_text())
     assert figures["images"] == 64
     assert figures["loss"] == pytest.approx(history(tmp_path)[-1]["eval_loss_average"], rel=1e-5)
@@ -102,7 +113,7 @@ def test_two_workers_train_as_one(alone, tmp_path):
 
 @pytest.mark.slow
 def test_batch_norm_on_two_workers_saves_equal_statistics(tmp_path):
-    chief, other = start_workers(tmp_path, *PLAIN, "--config.model.norm=bn", epochs=1)
+    chief, other = start_workers(tmp_path, options=[*PLAIN, "--config.model.norm=bn"], epochs=1)
     finish(chief), finish(other)
     assert history(tmp_path)[0]["eval_loss"] > 0
 
@@ -128,7 +139,8 @@ def test_accumulation_on_two_replicas_trains_as_one_pass_on_one(alone, tmp_path)
 
 @pytest.mark.slow
 def test_a_killed_worker_ends_the_others_who_say_so_and_all_go_on(tmp_path):
-    chief, other = start_workers(tmp_path, *PLAIN, "--config.checkpoint.every_steps=5", epochs=200)
+    options = [*PLAIN, "--config.checkpoint.every_steps=5"]
+    chief, other = start_workers(tmp_path, options=options, epochs=500)
     while not history(tmp_path):
         assert chief.poll() is None, chief.communicate()[0]
         time.sleep(0.2)
@@ -137,7 +149,7 @@ def test_a_killed_worker_ends_the_others_who_say_so_and_all_go_on(tmp_path):
     finish(other, status=-signal.SIGKILL)
     assert "error: worker 0 of 2 lost the others" in output and "start all workers again" in output
     before = sorted(os.listdir(tmp_path / "checkpoints"))[-1]
-    chief, other = start_workers(tmp_path, *PLAIN, "--config.checkpoint.every_steps=5", epochs=200)
+    chief, other = start_workers(tmp_path, options=options, epochs=500)
     while sorted(os.listdir(tmp_path / "checkpoints"))[-1] <= before:
         assert chief.poll() is None, chief.communicate()[0]
         time.sleep(0.2)
@@ -149,11 +161,11 @@ def test_a_killed_worker_ends_the_others_who_say_so_and_all_go_on(tmp_path):
 
 @pytest.mark.slow
 def test_a_second_process_in_a_workdir_is_refused(tmp_path):
-    first = start(tmp_path, epochs=200)
+    first = start(tmp_path, epochs=500)
     while not history(tmp_path):
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.2)
-    output = finish(start(tmp_path, epochs=200), status=2)
+    output = finish(start(tmp_path, epochs=500), status=2)
     assert f"is in use: process {first.pid} on" in output
     first.send_signal(signal.SIGTERM)
     assert "the same command goes on from there" in finish(first, status=143)

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import Died, die, tiny, train_until
+from helpers import Died, die, slow_with_keras3, tiny, train_until
 from tensorflow import keras
 
 from g16net import assemble, checkpoint, compat, config, records, signals, train, warm_start
@@ -83,6 +83,7 @@ def test_dying_at_any_step(step, whole, tmp_path):
     assert_same_run(whole, tmp_path)
 
 
+@slow_with_keras3
 @pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_a_signal_saves_the_step_and_ends_the_run(name, whole, tmp_path):
     handler = signal.getsignal(getattr(signal, name))

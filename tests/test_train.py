@@ -158,6 +158,34 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
         train.train(config, str(tmp_path))
 
 
+def test_optimizer_loss_and_network_have_the_values_of_the_config():
+    optim = {"decay": 0.71, "momentum": 0.72, "epsilon": 0.073, "weight_decay": 0.00074}
+    config = tiny(
+        **{f"optim__{name}": value for name, value in optim.items()},
+        regularise__label_smoothing=0.15,
+        regularise__dropout=0.16,
+        regularise__survival_prob=0.4,
+        model__norm_epsilon=0.0018,
+        model__proxy_epsilon=0.0019,
+        model__quadrature="gauss_hermite",
+        model__activation="relu",
+        model__norm_groups=2,
+        model__norm="gn_pn",
+        model__mean=(1.0, 2.0, 3.0),
+        model__std=(4.0, 5.0, 6.0),
+    )
+    found = assemble.optimizer(config, STEPS).get_config()
+    assert {name: found[{"decay": "rho"}.get(name, name)] for name in optim} == optim
+    assert assemble.loss(config, 5).label_smoothing == 0.15
+    layers = {layer.name: layer.get_config() for layer in assemble.model(config, 5).layers}
+    assert tuple(layers["normalize"]["mean"]) == (1, 2, 3) and tuple(layers["normalize"]["std"]) == (4, 5, 6)
+    assert layers["stem_norm"]["epsilon"] == 0.0018 and layers["stem_norm"]["proxy_epsilon"] == 0.0019
+    assert (layers["stem_norm"]["quadrature"], layers["stem_norm"]["groups"]) == ("gauss_hermite", 2)
+    assert layers["stem_norm"]["activation"] == layers["block1a_se"]["activation"] == "relu"
+    assert layers["block2a_drop"]["survival_prob"] == pytest.approx(1 - 0.6 / 3)  # the second of three blocks
+    assert any(found.get("rate") == 0.16 for found in layers.values())
+
+
 @pytest.mark.skipif(compat.KERAS3, reason="TensorFlow 1's learning-rate form is read from Keras 2 optimizers")
 def test_learning_rate_of_a_step():
     config = tiny(run__epochs=10)
@@ -223,7 +251,7 @@ def test_each_precision_trains_with_float32_statistics(changes, tmp_path):
     if changes["runtime__precision"] == "mixed_bfloat16" and compat.TF_VERSION < (2, 8):
         pytest.skip("TensorFlow 2.6 has no bfloat16 convolution on the CPU")
     try:
-        figures = train.train(tiny(**changes, run__epochs=4), str(tmp_path))
+        figures = train.train(tiny(**changes, run__epochs=4, data__train_size=16, data__eval_size=16), str(tmp_path))
     finally:
         compat.set_policy("float32")
     losses = [record["loss"] for record in records.read_lines(tmp_path / "records.jsonl")]
