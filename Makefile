@@ -22,7 +22,7 @@ test: $(VENV)/.installed  ## ten minutes: with tf-keras, then what meets Keras w
 test-all: $(VENV)/.installed  ## everything, hours: before a release, and after changes to what it alone covers
 	TF_USE_LEGACY_KERAS=1 $(PYTEST)
 	TF_USE_LEGACY_KERAS=0 $(PYTEST) -m "not once"
-	$(BIN)/python tests/faults.py
+	$(BIN)/python tools/faults.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

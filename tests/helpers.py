@@ -7,6 +7,9 @@ import time
 
 import pytest
 
+# What does not depend on the Keras generation, yet takes a while with each: with Keras 3 in `make test-all`.
+slow_with_keras3 = pytest.mark.slow if os.environ.get("TF_USE_LEGACY_KERAS") == "0" else pytest.mark.run
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 GOLDEN = os.path.join(ROOT, "tests", "golden")
 
@@ -25,15 +28,34 @@ def changed(config, **changes):
 
 
 def tiny(experiment="g16_ln_pn:demo,variant=NANO", **changes):
-    """A resolved config of one epoch over 64 synthetic pictures of 5 classes, in batches of 16, with the smallest
-    network; `changes` as section__field=value."""
+    """A resolved config of one epoch over 64 synthetic pictures of 5 classes with the smallest network: training in
+    batches of 16, evaluation in batches of 24, which leave a remainder; `changes` as section__field=value."""
     from g16net import experiments
 
     config = experiments.load(experiment)
     config.data.name, config.data.num_examples, config.data.num_classes = "synthetic", 64, 5
-    config.run.epochs, config.run.global_batch, config.eval.batch = max(len(config.data.progressive), 1), 16, 32
+    config.run.epochs, config.run.global_batch, config.eval.batch = max(len(config.data.progressive), 1), 16, 24
     config.schedule.warmup_epochs = 0.0
     return changed(config, **changes)
+
+
+def untrained_run(workdir, config):
+    """Makes `workdir`, a pathlib.Path, a run of `config` with a checkpoint of a network that was not trained. Returns
+    its path as text."""
+    from g16net import assemble, checkpoint
+    from g16net import config as config_lib
+    from g16net.optim.weight_average import WeightAverage
+
+    workdir.mkdir(exist_ok=True)
+    config_lib.save(config, str(workdir / "config.json"))
+    source = assemble.open_source_of(config, "eval")
+    assemble.save_classes(str(workdir), source)
+    model = assemble.model(config, source.num_classes)
+    average = WeightAverage(model, config.regularise.average)
+    average.update(model)
+    variables = checkpoint.state(model=model, average=average)
+    checkpoint.Checkpoints(str(workdir / "checkpoints"), variables, background=False).save(1, epoch=1)
+    return str(workdir)
 
 
 class Died(Exception):

@@ -7,8 +7,9 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import changed, slow_with_keras3
 
-from g16net import benchmark, compat, contenders, experiments, recipe
+from g16net import benchmark, compat, contenders, experiments
 from g16net.config import ConfigError, RunError, UserError
 from g16net.contenders import ours
 from g16net.data import waiting
@@ -20,10 +21,37 @@ from g16net.report import scaling
 def run_of(name="g16_ln_pn:variant=TINY", **changes):
     config = experiments.load(name)
     config.data.name, config.data.num_examples, config.data.num_classes = "synthetic", 64, 10
-    for key, value in changes.items():
-        section, field = key.split("__")
-        config[section][field] = value
-    return recipe.resolve(config)
+    return changed(config, **changes)
+
+
+@slow_with_keras3
+def test_benchmark_of_one_network(tmp_path):
+    config = run_of(
+        "g16_ln_pn:variant=NANO",
+        benchmark__sizes=(32,),
+        benchmark__batches=(4,),
+        benchmark__rounds=2,
+        benchmark__seconds=0.05,
+        benchmark__input=True,
+    )
+    figures = benchmark.benchmark(config, str(tmp_path))
+    product, *rows = figures["rows"]
+    assert product["task"] == "product" and product["multiply_adds_per_second"]["median"] > 1e8
+    assert [(row["task"], row["batch"], row["name"]) for row in rows] == [
+        (task, 4, "NANO G16 ln_pn") for task in ("train", "infer")
+    ]
+    macs = costs.count("NANO", size=32, num_classes=10).macs
+    assert [row["multiply_adds_per_image"] for row in rows] == [3 * macs, macs]
+    for row in rows:
+        speed = row["images_per_second"]
+        assert 0 < speed["min"] <= speed["median"] <= speed["max"]
+        seconds = dict(row["layer_seconds"])
+        assert seconds.pop("step") == pytest.approx(sum(seconds.values()), abs=1e-3)
+        assert seconds["convolution"] > 0 and (seconds["optimizer"] > 0) == (row["task"] == "train")
+        assert ("with_input" in row) == (row["task"] == "train")
+    assert 0 <= rows[0]["with_input"]["waiting"] < 1 and "NANO G16 ln_pn" in figures["text"]
+    assert os.path.exists(tmp_path / "benchmark.png")
+    json.dumps(figures)
 
 
 @pytest.mark.slow
@@ -138,6 +166,8 @@ def test_a_turn_waits_for_what_its_last_step_returned(result, monkeypatch):
     contenders.settle(result)
 
 
+@pytest.mark.run
+@pytest.mark.once
 def test_a_contender_that_ends_while_it_is_profiled_is_told(tmp_path):
     options = {"dtype": "float32", "threads": 1}
     with benchmark.Contender("product", "product", "float32", options, str(tmp_path)) as contender:
@@ -192,6 +222,7 @@ def test_peers_are_those_of_the_variant():
     assert peer[2]("float32")["multiply_adds"] == {300: costs.count("B3", 1, 6, "bn", 300, 10).macs}
 
 
+@slow_with_keras3
 def test_an_end_of_a_contender_is_told(tmp_path):
     options = {"config": str(tmp_path / "none.json"), "threads": 1}
     with benchmark.Contender("ours", "B0", "float32", options, str(tmp_path)) as contender:

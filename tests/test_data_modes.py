@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from g16net import assemble, benchmark_data, experiments, inspect_data, recipe
+from g16net import assemble, benchmark_data, data_service, experiments, inspect_data, recipe
 from g16net.config import UserError
 from g16net.data import make_set
 
@@ -106,6 +106,20 @@ def wait_for(port, seconds=90):
     raise TimeoutError(f"nothing listens on port {port}")
 
 
+def test_the_service_prepares_the_batches_of_an_epoch(tmp_path):
+    dispatcher = data_service.start("dispatcher", 0, workdir=str(tmp_path))
+    servers = [dispatcher, data_service.start("worker", 0, dispatcher=dispatcher.target)]
+    plain = run_of(("digits", ""), data__crop="pad", run__global_batch=128)
+    config = plain.copy_and_resolve_references()
+    config.data.service = dispatcher.target
+    source = assemble.open_source_of(config, "train")
+    taken = [list(assemble.train_batches(each, source).take(11)) for each in (config, plain)]
+    found, expected = (
+        sorted((images.numpy().tobytes(), targets.numpy().tobytes()) for images, targets in each) for each in taken
+    )
+    assert found == expected and servers
+
+
 @pytest.mark.slow
 def test_the_service_completes_an_epoch_when_a_worker_dies(tmp_path):
     ports = [free_port() for _ in range(3)]
@@ -135,8 +149,6 @@ def test_the_service_completes_an_epoch_when_a_worker_dies(tmp_path):
     "arguments, match", [(("",), "--role="), (("worker",), "--dispatcher=HOST:PORT"), (("reader",), "reader")]
 )
 def test_service_mistakes(arguments, match):
-    from g16net import data_service
-
     with pytest.raises(UserError, match=match):
         data_service.start(*arguments, port=0)
 

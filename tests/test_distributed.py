@@ -5,30 +5,31 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 
+import helpers
 import pytest
 
-from g16net import compat, records
+from g16net import compat, records, train
+from g16net.batches import split
+from g16net.config import ConfigError
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.run,
     pytest.mark.skipif(compat.KERAS3, reason="Keras 3 cannot fit on several workers (keras-team/keras#20585)"),
 ]
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Draws of dropout and stochastic depth differ from replica to replica.
 PLAIN = ["--config.regularise.survival_prob=1", "--config.regularise.dropout=0"]
-STEPS = 11
 
 
 def command(workdir, *options, epochs=2, mode="train"):
-    return [
-        sys.executable, os.path.join(ROOT, "launch.py"), "--experiment=g16_ln_pn:demo,variant=TINY", f"--mode={mode}",
-        f"--config.run.epochs={epochs}", "--config.run.global_batch=128", "--config.schedule.warmup_epochs=0",
+    return helpers.command(
+        "--experiment=g16_ln_pn:demo,variant=NANO", f"--mode={mode}", "--data=synthetic",
+        "--config.data.num_examples=64", "--config.data.num_classes=5", f"--config.run.epochs={epochs}",
+        "--config.run.global_batch=16", "--config.eval.batch=24", "--config.schedule.warmup_epochs=0",
         f"--workdir={workdir}", *options,
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def start(*arguments, **kwargs):
@@ -54,12 +55,13 @@ def free_ports(count):
     return ports
 
 
-def start_workers(workdir, *options, count=2, **kwargs):
+def start_workers(*workdirs, options=(), count=2, **kwargs):
+    """The processes, the chief first, in one workdir or in one each."""
     addresses = ",".join(f"localhost:{port}" for port in free_ports(count))
     return [
         start(
-            workdir, "--config.runtime.strategy=multiworker", f"--config.runtime.workers={addresses}",
-            f"--config.runtime.worker={index}", *options, **kwargs,
+            workdirs[index % len(workdirs)], "--config.runtime.strategy=multiworker",
+            f"--config.runtime.workers={addresses}", f"--config.runtime.worker={index}", *options, **kwargs,
         )
         for index in range(count)
     ]  # fmt: skip
@@ -82,28 +84,41 @@ def assert_same_trajectory(workdir, reference):
 def alone(tmp_path_factory):
     """The workdir of a run on one device."""
     workdir = tmp_path_factory.mktemp("alone")
-    finish(start(workdir, *PLAIN))
+    config = helpers.tiny(run__epochs=2, regularise__survival_prob=1.0, regularise__dropout=0.0)
+    train.train(config, str(workdir))
     return workdir
 
 
-def test_two_workers_train_as_one(alone, tmp_path):
-    chief, other = start_workers(tmp_path, *PLAIN, mode="train,evaluate,export")
+def test_two_workers_train_as_one_and_the_chief_alone_writes(alone, tmp_path):
+    workdirs = tmp_path / "chief", tmp_path / "other"
+    chief, other = start_workers(*workdirs, options=PLAIN)
     outputs = finish(chief), finish(other)
-    assert_same_trajectory(tmp_path, alone)
+    assert_same_trajectory(workdirs[0], alone)
+    assert (workdirs[0] / "train.json").exists() and (workdirs[0] / "checkpoints").is_dir()
+    assert not workdirs[1].exists() or not os.listdir(workdirs[1])
     assert "2 replicas in 2 processes" in outputs[0]
-    assert "Everything is in" in outputs[0] and "Everything is in" not in outputs[1]  # only the chief writes
+    assert "Everything is in" in outputs[0] and "Everything is in" not in outputs[1]
+
+
+@pytest.mark.slow
+def test_two_workers_evaluate_together_and_the_chief_exports(tmp_path):
+    chief, other = start_workers(tmp_path, options=PLAIN, mode="train,evaluate,export")
+    outputs = finish(chief), finish(other)
+    assert "Everything is in" in outputs[0] and "Everything is in" not in outputs[1]
     figures = json.loads((tmp_path / "evaluate.json").read_text())
-    assert figures["images"] == 359
+    assert figures["images"] == 64
     assert figures["loss"] == pytest.approx(history(tmp_path)[-1]["eval_loss_average"], rel=1e-5)
     assert (tmp_path / "saved_model").is_dir()
 
 
+@pytest.mark.slow
 def test_batch_norm_on_two_workers_saves_equal_statistics(tmp_path):
-    chief, other = start_workers(tmp_path, *PLAIN, "--config.model.norm=bn", epochs=1)
+    chief, other = start_workers(tmp_path, options=[*PLAIN, "--config.model.norm=bn"], epochs=1)
     finish(chief), finish(other)
     assert history(tmp_path)[0]["eval_loss"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--config.runtime.virtual_cpus=2"], ["--config.runtime.virtual_cpus=1"]])
 def test_mirrored_devices_train_as_one(options, alone, tmp_path):
     output = finish(start(tmp_path, "--config.runtime.strategy=mirrored", *options, *PLAIN, mode="train,evaluate"))
@@ -115,14 +130,17 @@ def test_accumulation_on_two_replicas_trains_as_one_pass_on_one(alone, tmp_path)
     options = [
         "--config.runtime.virtual_cpus=2",
         "--config.runtime.grad_accumulation=4",
-        "--config.runtime.micro_batch=16",
+        "--config.runtime.micro_batch=2",
     ]
-    finish(start(tmp_path, "--config.runtime.strategy=mirrored", *options, *PLAIN))
+    output = finish(start(tmp_path, "--config.runtime.strategy=mirrored", *options, *PLAIN))
     assert_same_trajectory(tmp_path, alone)
+    assert "2 replicas in 1 process" in output
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_others_who_say_so_and_all_go_on(tmp_path):
-    chief, other = start_workers(tmp_path, *PLAIN, "--config.checkpoint.every_steps=5", epochs=200)
+    options = [*PLAIN, "--config.checkpoint.every_steps=5"]
+    chief, other = start_workers(tmp_path, options=options, epochs=500)
     while not history(tmp_path):
         assert chief.poll() is None, chief.communicate()[0]
         time.sleep(0.2)
@@ -131,7 +149,7 @@ def test_a_killed_worker_ends_the_others_who_say_so_and_all_go_on(tmp_path):
     finish(other, status=-signal.SIGKILL)
     assert "error: worker 0 of 2 lost the others" in output and "start all workers again" in output
     before = sorted(os.listdir(tmp_path / "checkpoints"))[-1]
-    chief, other = start_workers(tmp_path, *PLAIN, "--config.checkpoint.every_steps=5", epochs=200)
+    chief, other = start_workers(tmp_path, options=options, epochs=500)
     while sorted(os.listdir(tmp_path / "checkpoints"))[-1] <= before:
         assert chief.poll() is None, chief.communicate()[0]
         time.sleep(0.2)
@@ -141,29 +159,25 @@ def test_a_killed_worker_ends_the_others_who_say_so_and_all_go_on(tmp_path):
     assert "stopped by SIGTERM" in finish(other, status=143)
 
 
+@pytest.mark.slow
 def test_a_second_process_in_a_workdir_is_refused(tmp_path):
-    first = start(tmp_path, epochs=200)
+    first = start(tmp_path, epochs=500)
     while not history(tmp_path):
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.2)
-    output = finish(start(tmp_path, epochs=200), status=2)
+    output = finish(start(tmp_path, epochs=500), status=2)
     assert f"is in use: process {first.pid} on" in output
     first.send_signal(signal.SIGTERM)
     assert "the same command goes on from there" in finish(first, status=143)
 
 
-def test_a_workdir_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    output = finish(start(tmp_path / "file"), status=2)
-    assert "cannot write to --workdir=" in output and "Traceback" not in output
+def test_a_batch_that_does_not_divide_among_the_replicas():
+    with pytest.raises(ConfigError, match="x 3 replicas = 126, not run.global_batch=128"):
+        split(128, replicas=3)
 
 
-def test_a_batch_that_does_not_divide_among_the_replicas(tmp_path):
-    output = finish(start(tmp_path, "--config.runtime.strategy=mirrored", "--config.runtime.virtual_cpus=3"), status=2)
-    assert "x 3 replicas = 126, not run.global_batch=128" in output
-
-
-def test_no_tpu(tmp_path):
-    output = finish(start(tmp_path, "--config.runtime.strategy=tpu", "--config.runtime.tpu=local"), status=2)
-    assert "runtime.strategy=tpu found no TPU by runtime.tpu='local'" in output
+def test_no_tpu(tmp_path, capsys):
+    options = ("--config.runtime.strategy=tpu", "--config.runtime.tpu=local")
+    status, shown = helpers.call(capsys, *command(tmp_path, *options)[2:])
+    assert status == 2 and "runtime.strategy=tpu found no TPU by runtime.tpu='local'" in shown
     assert not history(tmp_path)

@@ -1,25 +1,29 @@
 """Exports: equal logits in every runtime, nothing left to compute that could be folded, what the files hold."""
 
+import functools
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 import zipfile
 
 import numpy as np
+import pages
 import pytest
 import tensorflow as tf
+from helpers import tiny, untrained_run
 
-from g16net import compat, config, experiments, export, extras, recipe
+from g16net import compat, config, export, extras
 from g16net.config import UserError
 from g16net.data import transforms
 from g16net.export import folding, onnx_graph, runners, saved_model, tf_graph, tflite, verify
-from g16net.models import efficientnet
+from g16net.models import architecture, efficientnet
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fly", "gnu"]
 PREPARE = {"size": 32, "fit": "crop", "resize": "bilinear"}
+# A block that does not expand, with a shortcut; one of stride 2 and 5 x 5; the last.
+THREE_BLOCKS = architecture.Variant(0.0625, 0.3, 0.0, 32, stages=(1, 3, 7))
 NETWORKS = {
     "ln_pn": {"norm": "ln_pn"},
     "gn strided": {"norm": "gn", "strided_groups": True},
@@ -30,8 +34,8 @@ NETWORKS = {
 
 
 def network(**arguments):
-    """A tiny network whose every weight, moving statistics included, has been moved off its initial value."""
-    model = efficientnet.build("TINY", num_classes=len(NAMES), seed=1, **arguments)
+    """A small network whose every weight, moving statistics included, has been moved off its initial value."""
+    model = efficientnet.build(THREE_BLOCKS, num_classes=len(NAMES), seed=1, **arguments)
     rng = np.random.default_rng(0)
     for layer in model.layers:
         for weight in layer.weights:
@@ -52,36 +56,50 @@ def logits_of(model, images):
     return np.asarray(model(images.astype("float32"), training=False))
 
 
-def save(model, path):
-    saved_model.save(str(path), folding.fold(model), NAMES, PREPARE)
-    return str(path)
+@pytest.fixture(scope="module")
+def made():
+    """`kind -> (network, its folded steps)`, made once."""
+
+    @functools.lru_cache(maxsize=None)
+    def of(kind):
+        model = network(**NETWORKS[kind])
+        return model, folding.fold(model)
+
+    return of
 
 
 @pytest.fixture(scope="module")
-def plain():
-    return network(norm="ln_pn")
+def plain(made):
+    return made("ln_pn")[0]
 
 
 @pytest.fixture(scope="module")
-def exported(plain, tmp_path_factory):
-    return save(plain, tmp_path_factory.mktemp("export") / "saved_model")
+def exported(made, tmp_path_factory):
+    """`kind -> path` of its SavedModel, written once."""
+
+    @functools.lru_cache(maxsize=None)
+    def of(kind):
+        path = str(tmp_path_factory.mktemp("export") / "saved_model")
+        saved_model.save(path, made(kind)[1], NAMES, PREPARE)
+        return path
+
+    return of
 
 
 # Folding
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_folded_network_is_the_network(kind):
-    model = network(**NETWORKS[kind])
-    steps = folding.fold(model)
+def test_folded_network_is_the_network(kind, made):
+    model, steps = made(kind)
     for lowering, matmul in ((None, True), ("native", False)):
         folded = tf_graph.Network(steps, lowering, matmul)
         for images in (pixels(3, 32), pixels(2, 47, 33)):
             np.testing.assert_allclose(folded(images), logits_of(model, images), atol=2e-5)
 
 
-def test_batch_norm_goes_into_the_convolutions():
-    steps = folding.fold(network(norm="bn"))
+def test_batch_norm_goes_into_the_convolutions(made):
+    _, steps = made("bn relu")
     assert not [step for step in steps if isinstance(step, folding.Norm)]
     assert all(step.bias is not None for step in steps if isinstance(step, folding.Conv))
 
@@ -107,9 +125,9 @@ def functions_of(path):
 
 
 @pytest.mark.parametrize("kind", ["ln_pn", "bn g1"])
-def test_nothing_is_left_of_the_proxies_and_batch_norms(kind, tmp_path):
-    nodes = functions_of(save(network(**NETWORKS[kind]), tmp_path / "model"))
-    assert len(nodes) > 100
+def test_nothing_is_left_of_the_proxies_and_batch_norms(kind, exported):
+    nodes = functions_of(exported(kind))
+    assert len(nodes) > 60
     assert not {"Erfinv", "Ndtri", "FusedBatchNormV3"} & {node.op for node in nodes}
     assert not [node.op for node in nodes if node.op.startswith("G16")]
     for node in nodes:
@@ -120,7 +138,7 @@ def test_nothing_is_left_of_the_proxies_and_batch_norms(kind, tmp_path):
 
 
 def test_signatures_of_the_saved_model(plain, exported):
-    loaded = tf.saved_model.load(exported)
+    loaded = tf.saved_model.load(exported("ln_pn"))
     assert set(loaded.signatures) == {"serving_default", "float_images", "image_bytes"}
     assert [name.decode() for name in loaded.class_names.numpy()] == NAMES
     images = pixels(3, 53, 40)
@@ -135,7 +153,7 @@ def test_signatures_of_the_saved_model(plain, exported):
 
 
 def test_encoded_images_get_the_preprocessing_of_testing(plain, exported):
-    serve = tf.saved_model.load(exported)
+    serve = tf.saved_model.load(exported("ln_pn"))
     jpeg = tf.io.encode_jpeg(pixels(1, 90, 60)[0]).numpy()
     png = tf.io.encode_png(pixels(1, 40, 70, seed=1)[0]).numpy()
     result = serve.signatures["image_bytes"](image_bytes=tf.constant([jpeg, png]))
@@ -145,10 +163,11 @@ def test_encoded_images_get_the_preprocessing_of_testing(plain, exported):
         serve.signatures["image_bytes"](image_bytes=tf.constant([b"no image"]))
 
 
+@pytest.mark.run
 def test_saved_model_needs_tensorflow_alone(exported, tmp_path):
     code = (
         "import sys, tensorflow as tf\n"
-        f"model = tf.saved_model.load({exported!r})\n"
+        f"model = tf.saved_model.load({exported('ln_pn')!r})\n"
         "out = model.signatures['serving_default'](images=tf.zeros([2, 40, 33, 3], tf.uint8))\n"
         "assert out['logits'].shape == (2, 7), out\n"
         "assert 'g16net' not in {name.split('.')[0] for name in sys.modules}\n"
@@ -163,7 +182,7 @@ def test_saved_model_runs_as_tensorflow_serving_loads_it(plain, exported, tmp_pa
     images = pixels(2, 45)
     np.save(tmp_path / "images.npy", images)
     command = [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli"]
-    common = ["--dir", exported, "--tag_set", "serve", "--signature_def", "serving_default"]
+    common = ["--dir", exported("ln_pn"), "--tag_set", "serve", "--signature_def", "serving_default"]
     subprocess.run(
         [*command, "run", *common, "--inputs", f"images={tmp_path}/images.npy", "--outdir", str(tmp_path)],
         check=True, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -179,11 +198,11 @@ def test_saved_model_runs_as_tensorflow_serving_loads_it(plain, exported, tmp_pa
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_onnx_runs_in_its_runtime_with_equal_logits(kind, tmp_path):
+def test_onnx_runs_in_its_runtime_with_equal_logits(kind, made, tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    model = network(**NETWORKS[kind])
-    (tmp_path / "model.onnx").write_bytes(onnx_graph.convert(folding.fold(model), NAMES, PREPARE))
+    model, steps = made(kind)
+    (tmp_path / "model.onnx").write_bytes(onnx_graph.convert(steps, NAMES, PREPARE))
     run = runners.load(str(tmp_path / "model.onnx"))
     for images in (pixels(3, 32), pixels(2, 47, 33)):
         np.testing.assert_allclose(run(images), logits_of(model, images), atol=2e-5)
@@ -216,15 +235,15 @@ needs_tflite = pytest.mark.skipif(compat.TF_VERSION < (2, 11), reason="this conv
     "kind, precision, bound",
     [
         ("ln_pn", "float32", 2e-5),
-        ("bn g1", "float32", 2e-5),
-        ("ln_pn", "float16", 2e-2),
+        pytest.param("bn g1", "float32", 2e-5, marks=pytest.mark.slow),
+        pytest.param("ln_pn", "float16", 2e-2, marks=pytest.mark.slow),
         ("gn strided", "float16", 2e-2),
     ],
 )
-def test_tflite_runs_in_its_runtime_with_equal_logits(kind, precision, bound, tmp_path):
-    model = network(**NETWORKS[kind])
+def test_tflite_runs_in_its_runtime_with_equal_logits(kind, precision, bound, made, tmp_path):
+    model, steps = made(kind)
     path = tmp_path / "model.tflite"
-    path.write_bytes(tflite.convert(folding.fold(model), NAMES, PREPARE, precision))
+    path.write_bytes(tflite.convert(steps, NAMES, PREPARE, precision))
     run = runners.load(str(path))
     for images in (pixels(1, 32), pixels(3, 47, 33)):
         np.testing.assert_allclose(run(images), logits_of(model, images), atol=bound)
@@ -234,11 +253,9 @@ def test_tflite_runs_in_its_runtime_with_equal_logits(kind, precision, bound, tm
 
 
 @needs_tflite
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ln_pn", "bn relu"])
-def test_tflite_in_int8_stays_near(kind, tmp_path):
-    model = network(**NETWORKS[kind])
-    steps = folding.fold(model)
+@pytest.mark.parametrize("kind", [pytest.param("ln_pn", marks=pytest.mark.slow), "bn relu"])
+def test_tflite_in_int8_stays_near(kind, made, tmp_path):
+    model, steps = made(kind)
     path = tmp_path / "model_int8.tflite"
     path.write_bytes(tflite.convert(steps, NAMES, PREPARE, "int8", [pixels(1, 32, seed=seed) for seed in range(50)]))
     single = tflite.convert(steps, NAMES, PREPARE, "float32")
@@ -253,54 +270,37 @@ def test_tflite_in_int8_stays_near(kind, tmp_path):
 
 
 @needs_tflite
-def test_blocks_of_the_serving_docs_run(plain, tmp_path):
+def test_blocks_of_the_serving_docs_run(made, tmp_path, monkeypatch):
     for module in ("onnx", "onnxruntime", "ai_edge_litert"):
         pytest.importorskip(module)
-    steps = folding.fold(plain)
+    steps = made("ln_pn")[1]
     (tmp_path / "model.onnx").write_bytes(onnx_graph.convert(steps, NAMES, PREPARE))
     (tmp_path / "model_float16.tflite").write_bytes(tflite.convert(steps, NAMES, PREPARE))
-    path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "docs", "serving.md")
-    with open(path, encoding="utf-8") as file:
-        blocks = re.findall(r"^<!-- tested -->\n```python\n(.*?)^```", file.read(), re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    blocks = [b.text for b in pages.blocks("docs/serving.md") if b.language == "python" and b.mark == "tested"]
     assert len(blocks) == 2
     for block in blocks:
-        subprocess.run([sys.executable, "-c", block], check=True, cwd=str(tmp_path))
-
-
-def demo(**changes):
-    settings = experiments.load("g16_ln_pn:demo,variant=TINY")
-    for key, value in changes.items():
-        section, field = key.split("__")
-        settings[section][field] = value
-    return recipe.resolve(settings)
+        exec(block, {"__name__": "__main__"})
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """What `make_run` makes."""
-    return make_run(tmp_path_factory.mktemp("run"), demo(export__check_images=40, export__calibration=20))
-
-
-def make_run(workdir, settings):
     """`(config, workdir)` of a run with a checkpoint of a network that was not trained."""
-    from g16net import assemble, checkpoint
-    from g16net.optim.weight_average import WeightAverage
-
-    source = assemble.open_source_of(settings, "eval")
-    model = assemble.model(settings, source.num_classes)
-    average = WeightAverage(model, settings.regularise.average)
-    average.update(model)
-    variables = checkpoint.state(model=model, average=average)
-    checkpoint.Checkpoints(str(workdir / "checkpoints"), variables, background=False).save(1, epoch=1)
-    assemble.save_classes(str(workdir), source)
-    return settings, str(workdir)
+    settings = tiny(export__check_images=40, export__calibration=20)
+    return settings, untrained_run(tmp_path_factory.mktemp("run"), settings)
 
 
-FORMATS = [("saved_model", "float32"), ("onnx", "float32"), ("tflite", "float16"), ("keras", "float32")]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind, precision", FORMATS + [("tflite", "int8")])
+@pytest.mark.run
+@pytest.mark.parametrize(
+    "kind, precision",
+    [
+        ("saved_model", "float32"),
+        ("onnx", "float32"),
+        pytest.param("tflite", "float16", marks=pytest.mark.slow),
+        ("tflite", "int8"),
+        ("keras", "float32"),
+    ],
+)
 def test_export_writes_what_verify_export_finds_equal(run, kind, precision):
     settings, workdir = run
     settings = settings.copy_and_resolve_references()
@@ -310,7 +310,7 @@ def test_export_writes_what_verify_export_finds_equal(run, kind, precision):
     if kind in ("tflite", "keras") and compat.TF_VERSION < (2, 12):
         pytest.skip("needs a newer TensorFlow")
     figures = export.export(settings, workdir)
-    assert figures["bytes"] == export.size_of(figures["path"]) > 50_000
+    assert figures["bytes"] == export.size_of(figures["path"]) > 20_000
     assert len(figures["checked_sizes"]) >= 2
     if precision != "int8":
         assert figures["largest_logit_difference"] <= figures["tolerance"]
@@ -324,10 +324,11 @@ def test_export_writes_what_verify_export_finds_equal(run, kind, precision):
         assert again["top1_agreement"] == 1.0
 
 
+@pytest.mark.run
 def test_verify_export_finds_the_weights_of_another_checkpoint(run, tmp_path):
     settings, workdir = run
-    other = efficientnet.build("TINY", num_classes=10, seed=7)
-    saved_model.save(str(tmp_path / "other"), folding.fold(other), [str(i) for i in range(10)], PREPARE)
+    other = efficientnet.build("NANO", num_classes=5, seed=7)
+    saved_model.save(str(tmp_path / "other"), folding.fold(other), [f"class {i}" for i in range(5)], PREPARE)
     figures = verify.verify_export(settings, workdir, str(tmp_path / "other"))
     assert "not those of the checkpoint" in figures["failed"]
 
@@ -350,4 +351,4 @@ def test_a_missing_package_is_named_with_its_command():
 
 def test_wrong_format_is_a_config_error():
     with pytest.raises(config.ConfigError, match="'export.format'.*Did you mean 'tflite'"):
-        demo(export__format="tf_lite")
+        tiny(export__format="tf_lite")

@@ -1,59 +1,78 @@
-"""Fine-tuning on real digits with a tiny network: what is frozen, kept features, schedule, sizes, resume."""
+"""Fine-tuning with a tiny network: what is frozen, kept features, schedule, sizes, resume."""
 
+import functools
 import json
 import os
 import pathlib
 
+import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from g16net import assemble, checkpoint, compat, evaluate, experiments, export, finetune, recipe, records, train
+from g16net import assemble, checkpoint, compat, evaluate, export, finetune, recipe, records, train
 from g16net.config import ConfigError, UserError
 
 SCHEDULES = json.loads((pathlib.Path(__file__).parent / "golden" / "schedules.json").read_text())
+LAST = "top,block7"
 
 
 def tiny(norm="ln_pn", **changes):
-    """A resolved demo config of the tiny network; `changes` as section__field=value."""
-    config = experiments.load("g16_ln_pn:demo,variant=TINY")
-    config.model.norm = norm
-    config.run.epochs, config.run.global_batch = 1, 128
-    config.schedule.warmup_epochs = 0.0
-    config.regularise.dropout = 0.2
-    config.finetune.sizes = (48,)
-    for key, value in changes.items():
-        section, field = key.split("__")
-        config[section][field] = value
-    return recipe.resolve(config)
+    """A resolved config, see `helpers.tiny`, that fine-tunes at 48 pixels for two epochs of four steps."""
+    usual = {
+        "run__epochs": 2,
+        "regularise__dropout": 0.2,
+        "finetune__sizes": (48,),
+        "finetune__epochs": 2,
+        "finetune__global_batch": 16,
+    }
+    return helpers.tiny(model__norm=norm, **{**usual, **changes})
 
 
-@pytest.fixture(scope="module", params=["ln_pn", "bn"])
-def trained(request, tmp_path_factory):
-    """`(norm, workdir)` of a trained run."""
-    workdir = str(tmp_path_factory.mktemp(request.param))
-    train.train(tiny(request.param), workdir)
-    return request.param, workdir
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """`norm -> workdir` of a trained run, which is trained once."""
+
+    @functools.lru_cache(maxsize=None)
+    def of(norm):
+        workdir = tmp_path_factory.mktemp(norm)
+        train.train(tiny(norm), str(workdir))
+        return workdir
+
+    return of
 
 
 @pytest.fixture
-def workdir(trained, tmp_path):
-    """A copy of the run, so that a test's fine-tunings are its own."""
-    for name in ("checkpoints", "classes.json"):
-        os.symlink(os.path.join(trained[1], name), tmp_path / name)
-    return str(tmp_path)
+def workdir_of(trained, tmp_path):
+    """The same, in a folder of the test's own, so that its fine-tunings are too."""
+
+    def of(norm):
+        for name in ("checkpoints", "classes.json"):
+            os.symlink(str(trained(norm) / name), str(tmp_path / name))
+        return str(tmp_path)
+
+    return of
 
 
 def weights(config, workdir, which):
-    """The weights by name, and their model."""
+    """The weights by name."""
     model, _ = assemble.trained(config, workdir, 48, which)
     return {f"{layer.name}/{i}": w.numpy() for layer in model.layers for i, w in enumerate(layer.weights)}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layers, noise", [("top", "all"), ("top,block7", "top")])
-def test_the_frozen_part_stays_bit_equal_and_the_rest_trains(trained, workdir, layers, noise):
-    config = tiny(trained[0], finetune__layers=layers, finetune__noise=noise, data__mixup=0.2)
+@pytest.mark.run
+@pytest.mark.parametrize(
+    "norm, layers, noise",
+    [
+        ("ln_pn", "top", "all"),
+        ("bn", LAST, "top"),
+        pytest.param("ln_pn", LAST, "top", marks=pytest.mark.slow),
+        pytest.param("bn", "top", "all", marks=pytest.mark.slow),
+    ],
+)
+def test_the_frozen_part_stays_bit_equal_and_the_rest_trains(norm, layers, noise, workdir_of):
+    workdir = workdir_of(norm)
+    config = tiny(norm, finetune__layers=layers, finetune__noise=noise, data__mixup=0.2)
     figures = finetune.finetune(config, workdir)
     assert figures["features_kept"] == (noise == "top")
     before, after = (weights(config, workdir, which) for which in ("average", "finetuned"))
@@ -68,34 +87,61 @@ def test_the_frozen_part_stays_bit_equal_and_the_rest_trains(trained, workdir, l
     assert any(name.startswith("stem_norm") for name in before)
 
 
-@pytest.mark.slow
-def test_kept_features_give_the_results_of_computing_them_anew(trained, workdir):
-    layers = {"ln_pn": "top", "bn": "top,block7,block6"}[trained[0]]
-    found = {}
-    for folder, cache_gb in (("kept", 4.0), ("anew", 0.0)):
-        config = tiny(trained[0], finetune__layers=layers, finetune__folder=folder, finetune__cache_gb=cache_gb)
-        figures = finetune.finetune(config, workdir)
-        assert figures["features_kept"] == (folder == "kept")
-        found[folder] = figures, weights(config, workdir, "finetuned")
+@pytest.mark.run
+@pytest.mark.parametrize(
+    "norm, layers, resumed",
+    [
+        ("bn", LAST, True),  # both at once: it has moving statistics to keep, and to leave
+        pytest.param("bn", LAST + ",block6,block5,block4,block3,block2", False, marks=pytest.mark.slow),
+        pytest.param("ln_pn", "top", False, marks=pytest.mark.slow),
+        pytest.param("ln_pn", "top", True, marks=pytest.mark.slow),
+    ],
+)
+def test_kept_features_give_the_results_of_computing_them_anew_and_a_killed_run_those_of_a_whole_one(
+    norm, layers, resumed, workdir_of, monkeypatch
+):
+    workdir, changes = workdir_of(norm), {"finetune__layers": layers}
+    if resumed and not compat.KERAS3 and compat.TF_VERSION < (2, 11):  # draws anew after a resume
+        changes.update(regularise__dropout=0.0, regularise__survival_prob=1.0)
+    kept = tiny(norm, finetune__folder="kept", finetune__cache_gb=4.0, **changes)
+    anew = tiny(norm, finetune__folder="anew", finetune__cache_gb=0.0, **changes)
+    figures = finetune.finetune(kept, workdir)
+    if resumed:
+        die_after_the_first_epoch(monkeypatch)
+        with pytest.raises(helpers.Died):
+            finetune.finetune(anew, workdir)
+        monkeypatch.undo()
+    again = finetune.finetune(anew, workdir)
+    assert figures["features_kept"] and not again["features_kept"]
+    lines = records.read_lines(os.path.join(workdir, "anew", "48", "records.jsonl"))
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
     for key in ("top1", "top5", "top1_before"):
-        assert found["kept"][0][key] == found["anew"][0][key]
-    assert found["kept"][0]["loss"] == pytest.approx(found["anew"][0]["loss"], rel=1e-5)
-    for name, value in found["kept"][1].items():
-        np.testing.assert_allclose(value, found["anew"][1][name], atol=1e-5, err_msg=name)
+        assert figures[key] == again[key]
+    assert figures["loss"] == pytest.approx(again["loss"], rel=1e-5)
+    a, b = (weights(config, workdir, "finetuned") for config in (kept, anew))
+    for name, value in a.items():
+        np.testing.assert_allclose(value, b[name], atol=1e-5, err_msg=name)
+
+
+def die_after_the_first_epoch(monkeypatch):
+    save = checkpoint.Checkpoints.save
+
+    def save_then_die(self, step, **meta):
+        save(self, step, **meta)
+        self.wait()
+        if meta["epoch"] == 1:
+            raise helpers.Died
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save_then_die)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(compat.TF_VERSION < (2, 8), reason="TensorFlow 2.6 has no bfloat16 convolution on the CPU")
-def test_half_precision_keeps_the_features_as_they_are(trained, workdir):
-    if trained[0] == "bn":
-        pytest.skip("one norm is enough here")
-    found = []
+def test_half_precision_keeps_the_features_as_they_are(workdir_of):
+    workdir, found = workdir_of("ln_pn"), []
     for cache_gb in (4.0, 0.0):
         config = tiny(
-            trained[0],
-            runtime__precision="mixed_bfloat16",
-            finetune__folder=f"cache-{cache_gb:g}",
-            finetune__cache_gb=cache_gb,
+            runtime__precision="mixed_bfloat16", finetune__folder=f"cache-{cache_gb:g}", finetune__cache_gb=cache_gb
         )
         found.append(finetune.finetune(config, workdir))
     compat.set_policy("float32")
@@ -103,53 +149,20 @@ def test_half_precision_keeps_the_features_as_they_are(trained, workdir):
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=2e-3)
 
 
-class Killed(Exception):
-    pass
-
-
-@pytest.mark.slow
-def test_a_killed_run_resumes_and_ends_with_the_weights_of_an_uninterrupted_one(trained, workdir, monkeypatch):
-    changes = {"finetune__epochs": 3, "finetune__noise": {"ln_pn": "top", "bn": "all"}[trained[0]]}
-    if not compat.KERAS3 and compat.TF_VERSION < (2, 11):  # draws anew after a resume
-        changes.update(regularise__dropout=0.0, regularise__survival_prob=1.0)
-    whole, killed = (tiny(trained[0], finetune__folder=name, **changes) for name in ("whole", "killed"))
-    whole_figures = finetune.finetune(whole, workdir)
-    save = checkpoint.Checkpoints.save
-
-    def save_then_die(self, step, **meta):
-        save(self, step, **meta)
-        self.wait()
-        if meta["epoch"] == 1:
-            raise Killed
-
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", save_then_die)
-    with pytest.raises(Killed):
-        finetune.finetune(killed, workdir)
-    monkeypatch.undo()
-    figures = finetune.finetune(killed, workdir)
-    lines = records.read_lines(os.path.join(workdir, "killed", "48", "records.jsonl"))
-    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
-    assert figures["top1_before"] == whole_figures["top1_before"]
-    a, b = (weights(config, workdir, "finetuned") for config in (whole, killed))
-    for name, value in a.items():
-        np.testing.assert_allclose(value, b[name], atol=1e-5, err_msg=name)
-
-
-@pytest.mark.slow
-def test_several_sizes_lie_side_by_side_and_later_modes_pick_one(trained, workdir):
-    if trained[0] == "bn":
-        pytest.skip("one norm is enough here")
-    config = tiny(finetune__sizes=(32, 48))
+@pytest.mark.run
+def test_several_sizes_lie_side_by_side_and_later_modes_pick_one(workdir_of):
+    workdir, short = workdir_of("ln_pn"), {"finetune__epochs": 1}
+    config = tiny(finetune__sizes=(32, 48), **short)
     assert [row["size"] for row in finetune.finetune(config, workdir)["sizes"]] == [32, 48]
     paths = [os.path.join(workdir, "finetune", size, "finetune.json") for size in ("32", "48")]
     before = [os.stat(path).st_mtime_ns for path in paths]
-    assert len(finetune.finetune(tiny(finetune__sizes=(64, 48)), workdir)["sizes"]) == 3
+    assert len(finetune.finetune(config, workdir)["sizes"]) == 2
     assert [os.stat(path).st_mtime_ns for path in paths] == before, "finished sizes are left alone"
 
     with pytest.raises(UserError, match="noise: top -> all"):
-        finetune.finetune(tiny(finetune__noise="all"), workdir)
+        finetune.finetune(tiny(finetune__noise="all", **short), workdir)
 
-    with pytest.raises(UserError, match="there is 32, 48, 64.*finetune_size=32"):
+    with pytest.raises(UserError, match="there is 32, 48.*finetune_size=32"):
         evaluate.evaluate(tiny(eval__weights="finetuned"), workdir)
     picked = tiny(eval__weights="finetuned", eval__finetune_size=48)
     figures = evaluate.evaluate(picked, workdir)
@@ -161,28 +174,34 @@ def test_several_sizes_lie_side_by_side_and_later_modes_pick_one(trained, workdi
     assert exported["largest_logit_difference"] < 1e-4
 
 
-@pytest.mark.slow
-def test_figures_by_class(trained, workdir):
-    config = tiny(trained[0], eval__per_class=True, eval__sizes=(32, 48))
+@pytest.mark.run
+def test_figures_by_class(workdir_of):
+    workdir = workdir_of("bn")
+    config = tiny("bn", eval__per_class=True, eval__sizes=(32, 48))
     figures = evaluate.evaluate(config, workdir)
     assert figures["size"] == 32 and [row["size"] for row in figures["sizes"]] == [32, 48]
     assert figures["multiply_adds"] < figures["sizes"][1]["multiply_adds"]
     lines = records.read_lines(os.path.join(workdir, "evaluations.jsonl"))
     assert [line["top1"] for line in lines] == [row["top1"] for row in figures["sizes"]]
-    confusion = np.loadtxt(figures["confusion"], delimiter=",", skiprows=1, dtype=int)
-    assert confusion[:, 1:].sum() == 359 and confusion[:, 0].tolist() == list(range(10))
-    assert confusion[:, 1:].trace() / 359 == pytest.approx(figures["top1"])
-    table = np.genfromtxt(figures["per_class"], delimiter=",", skip_header=1)
-    np.testing.assert_array_equal(table[:, 1], confusion[:, 1:].sum(1))
-    np.testing.assert_allclose(table[:, 2], confusion[:, 1:].diagonal() / confusion[:, 1:].sum(1))
+    table = np.loadtxt(figures["confusion"], delimiter=",", dtype=str)
+    assert table[1:, 0].tolist() == table[0, 1:].tolist() == [f"class {i}" for i in range(5)]
+    confusion = table[1:, 1:].astype(int)
+    assert confusion.sum(1).tolist() == [13, 13, 13, 13, 12]  # rows are the true classes
+    assert confusion.trace() / 64 == pytest.approx(figures["top1"])
+    images, top1, precision = np.genfromtxt(
+        figures["per_class"], delimiter=",", skip_header=1, usecols=(1, 2, 3), unpack=True
+    )
+    np.testing.assert_array_equal(images, confusion.sum(1))
+    np.testing.assert_allclose(top1, confusion.diagonal() / confusion.sum(1))
+    predicted = confusion.sum(0)
+    np.testing.assert_allclose(precision, np.where(predicted, confusion.diagonal() / np.maximum(predicted, 1), np.nan))
 
 
-@pytest.mark.slow
-def test_an_unfinished_training_is_refused(trained, workdir):
-    if trained[0] == "bn":
-        pytest.skip("one norm is enough here")
-    with pytest.raises(UserError, match="epoch 1 of 2; finish it first"):
-        finetune.finetune(tiny(run__epochs=2), workdir)
+@pytest.mark.run
+def test_an_unfinished_training_is_refused(workdir_of):
+    workdir = workdir_of("ln_pn")
+    with pytest.raises(UserError, match="epoch 2 of 3; finish it first"):
+        finetune.finetune(tiny(run__epochs=3), workdir)
     assert not os.path.exists(os.path.join(workdir, "finetune"))
 
 
@@ -215,7 +234,7 @@ def test_default_size_is_the_fitting_one_nearest_to_native(arg, size):
 @pytest.mark.parametrize(
     "changes, match",
     [
-        ({"finetune__sizes": (48, 50)}, "finetune.sizes: 50 pixels.*stride 16 of TINY.*48 or 64"),
+        ({"finetune__sizes": (48, 49)}, "finetune.sizes: 49 pixels.*stride 2 of NANO.*48 or 50"),
         ({"finetune__layers": "top,block6"}, "layers=top,block7,block6"),
         ({"finetune__layers": ""}, "layers=top"),
         ({"finetune__layers": "top,blok7"}, "Did you mean 'block7'"),
@@ -229,12 +248,12 @@ def test_refused_before_anything_is_opened(changes, match):
 
 
 def test_other_hardware_and_small_data_are_refused():
-    config = tiny().copy_and_resolve_references()
+    config = tiny()
     config.runtime.strategy = "ipu"
     with pytest.raises(ConfigError, match="runtime.strategy=default; got ipu"):
         finetune.check(config)
     config = tiny(finetune__global_batch=2000)
-    with pytest.raises(ConfigError, match="finetune.global_batch=2000.*1438.*359"):
+    with pytest.raises(ConfigError, match="finetune.global_batch=2000.* 64 .*=16"):
         finetune.steps_per_epoch(config, assemble.open_source_of(config, "train"))
 
 
@@ -244,6 +263,6 @@ def test_memory_is_stated_and_limited(caplog):
     class Trunk:
         output = tf.zeros([1, 7, 7, 320], tf.float16)
 
-    needed = 1438 * 7 * 7 * 320 * 2
-    assert finetune.fits(tiny(finetune__cache_gb=needed / 1e9), Trunk, source)
+    needed = 64 * 7 * 7 * 320 * 2
+    assert finetune.fits(tiny(finetune__cache_gb=(needed + 1) / 1e9), Trunk, source)
     assert not finetune.fits(tiny(finetune__cache_gb=(needed - 1) / 1e9), Trunk, source)

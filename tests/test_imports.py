@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 
+import made_runs
 import pytest
+from helpers import ROOT
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+pytestmark = pytest.mark.once
+
 PACKAGE = os.path.join(ROOT, "g16net")
 
 # What each part of the package may import of g16net; a missing part joins the others and may import anything.
@@ -79,18 +82,22 @@ def test_every_package_is_installed():
     assert listed == folders | {"g16net.experiment_files", "g16net.experiment_files.sweeps"}
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "g16net",
-        "g16net.config",
-        "g16net.models",
-        "g16net.models.costs",
-        "g16net.recipe",
-        "g16net.report",
-        "g16net.sweep",
-    ],
-)
-def test_no_tensorflow(module):
-    code = f"import sys, {module}; assert 'tensorflow' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+WITHOUT_TENSORFLOW = """
+import importlib, sys
+for name in ["g16net", "g16net.config", "g16net.models", "g16net.recipe", "g16net.report", "g16net.sweep"]:
+    importlib.import_module(name)
+    assert not {"tensorflow", "keras", "tf_keras"} & set(sys.modules), name
+from g16net import models
+from g16net.models import costs
+from g16net.report import page
+costs.count(), models.list()
+page.write([sys.argv[1]], sys.argv[2], quoted=False)
+assert not {"tensorflow", "keras", "tf_keras"} & set(sys.modules)
+"""
+
+
+@pytest.mark.run
+def test_importing_counting_and_reporting_start_no_tensorflow(tmp_path):
+    made_runs.write(tmp_path / "run")
+    arguments = [str(tmp_path / "run"), str(tmp_path / "out")]
+    subprocess.run([sys.executable, "-c", WITHOUT_TENSORFLOW, *arguments], check=True, cwd=ROOT)

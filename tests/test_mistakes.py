@@ -10,18 +10,19 @@ import os
 import pickle
 import re
 import subprocess
-import sys
 
 import numpy as np
 import pages
 import pytest
 import tensorflow as tf
+from helpers import call as launch
+from helpers import command
 
-from g16net import assemble, checkpoint, cli, compat, config, experiments, extras, recipe
+from g16net import assemble, checkpoint, compat, config, experiments, extras, recipe
 from g16net.models import efficientnet, timm_weights
 from g16net.optim.weight_average import WeightAverage
 
-RUN = "--experiment=g16_ln_pn:small,variant=TINY"
+RUN = "--experiment=g16_ln_pn:small,variant=NANO"
 
 
 def table():
@@ -30,17 +31,6 @@ def table():
         tested = file.read().split("<!-- tested elsewhere -->")[0]
     rows = re.findall(r"^\| (.+?) \| `(.+?)` \| (.+) \|$", tested, re.MULTILINE)
     return {title: message for title, message, _ in rows}
-
-
-def launch(capsys, *arguments):
-    """`(status, what it printed)` of a command, in this process."""
-    cli.FLAGS.unparse_flags()
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        cli.main(["g16net", *arguments])
-    out, err = capsys.readouterr()
-    assert "Traceback" not in err
-    return end.value.code, out + err
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +62,10 @@ def place(tmp_path_factory):
     (root / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
     (root / "torch.pth").write_bytes(pickle.dumps({}))
     if importlib.util.find_spec("safetensors"):
-        timm_weights.save(efficientnet.build("TINY", 1, 6, "bn", 2), str(root / "timm.safetensors"))
+        timm_weights.save(efficientnet.build("NANO", 1, 6, "bn", 2), str(root / "timm.safetensors"))
     (root / "mine.py").write_text("NOTHING = 1\n")
 
-    run = experiments.load("g16_ln_pn:small,variant=TINY")
+    run = experiments.load("g16_ln_pn:small,variant=NANO")
     config.override(run, [("data.name", "folder"), ("data.dir", str(root / "photos")), ("run.global_batch", "4")])
     run = recipe.resolve(run)
     work = root / "run"
@@ -239,9 +229,10 @@ def test_memory_that_is_not_there_is_told_with_the_remedy():
     assert "out of memory in the run in 'runs/b0' at step 5" in told and "grad_accumulation=2" in told
 
 
+@pytest.mark.run
+@pytest.mark.once
 def test_version():
-    command = [sys.executable, os.path.join(pages.ROOT, "launch.py"), "--version"]
-    shown = subprocess.run(command, stdout=subprocess.PIPE, universal_newlines=True, check=True).stdout
+    shown = subprocess.run(command("--version"), stdout=subprocess.PIPE, universal_newlines=True, check=True).stdout
     import g16net
 
     assert shown == f"g16net {g16net.__version__}\n"

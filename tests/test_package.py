@@ -65,7 +65,7 @@ def test_the_wheel_holds_every_module_source_and_experiment(built):
                 assert path.replace("experiments", "g16net/experiment_files", 1) in wheel
                 assert path in sdist
     assert {"CHANGELOG.md", "README.md"} <= sdist
-    stray = [n for n in wheel | sdist if re.search(r"__pycache__|\.so$|\.npz$|^tests/|^runs/", n)]
+    stray = [n for n in wheel | sdist if re.search(r"__pycache__|\.so$|\.npz$|^tests/|^tools/|^runs/", n)]
     assert not stray
 
 

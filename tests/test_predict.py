@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import call, tiny, untrained_run
 
 from g16net import export, predict
 from g16net.config import UserError
@@ -18,7 +17,7 @@ NAMES = ["ant", "bee", "cat"]
 
 @pytest.fixture(scope="module")
 def predictor():
-    model = efficientnet.build("TINY", num_classes=3, seed=1)
+    model = efficientnet.build("NANO", num_classes=3, seed=1)
     return predict.Predictor(model, NAMES, {"size": 32, "fit": "crop", "resize": "bilinear"}, top=5)
 
 
@@ -96,7 +95,7 @@ def test_predictions_are_those_of_the_model_on_prepared_images(predictor, tmp_pa
     from g16net.data import transforms
 
     write(tmp_path, ["a.jpg"])
-    model = efficientnet.build("TINY", num_classes=3, seed=1)
+    model = efficientnet.build("NANO", num_classes=3, seed=1)
     image = transforms.eval_image(tf.constant((tmp_path / "a.jpg").read_bytes()), 32)
     expected = tf.nn.softmax(model(tf.cast(image, tf.float32)[tf.newaxis]))[0].numpy()
     (record,), _ = predictor([str(tmp_path / "a.jpg")])
@@ -104,24 +103,20 @@ def test_predictions_are_those_of_the_model_on_prepared_images(predictor, tmp_pa
         assert prediction["probability"] == pytest.approx(expected[NAMES.index(prediction["class"])], abs=1e-5)
 
 
-@pytest.mark.slow
-def test_command_and_its_exit_status(tmp_path):
-    from test_export import demo, make_run
-
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    settings, workdir = make_run(tmp_path / "run", demo())
-    from g16net import config
-
-    config.save(settings, os.path.join(workdir, "config.json"))
+@pytest.mark.run
+def test_command_and_its_exit_status(tmp_path, capsys, monkeypatch):
+    settings = tiny()
+    workdir = untrained_run(tmp_path / "run", settings)
+    monkeypatch.chdir(tmp_path)
     write(tmp_path, ["pictures/a.jpg", "pictures/b.png", "pictures/text.jpg"])
 
-    def launch(*arguments):
-        command = [sys.executable, os.path.join(root, "launch.py"), f"--workdir={workdir}", "--mode=predict"]
-        return subprocess.run([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=str(tmp_path))
+    command = (f"--workdir={workdir}", "--mode=predict")
 
-    result = launch("--images=pictures", "--config.predict.output=jsonl", "--config.predict.grid=true")
-    assert result.returncode == 1, result.stderr
-    lines = [json.loads(line) for line in result.stdout.decode().splitlines()]
+    status, shown = call(
+        capsys, *command, "--images=pictures", "--config.predict.output=jsonl", "--config.predict.grid=true"
+    )
+    assert status == 1, shown
+    lines = [json.loads(line) for line in shown.splitlines() if line.startswith('{"image"')]
     assert [os.path.basename(line["image"]) for line in lines] == ["a.jpg", "b.png", "text.jpg"]
     assert [len(line.get("predictions", [])) for line in lines] == [5, 5, 0]
     stored = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
@@ -130,7 +125,7 @@ def test_command_and_its_exit_status(tmp_path):
     figures = json.loads((tmp_path / "run" / "predict.json").read_text())
     assert (figures["images"], figures["broken"]) == (3, 1) and "1 of 3" in figures["failed"]
 
-    good = launch("--images=pictures/*.png")
-    assert good.returncode == 0 and b"b.png" in good.stdout
-    assert launch("--images=none").returncode == 2
+    status, shown = call(capsys, *command, "--images=pictures/*.png")
+    assert status == 0 and "b.png" in shown
+    assert call(capsys, *command, "--images=none")[0] == 2
     assert export.preprocessing(settings)["size"] == 32

@@ -2,11 +2,10 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import made_runs
 import pytest
+from helpers import call
 
 from g16net import records
 from g16net.config import UserError
@@ -494,38 +493,30 @@ def test_names_from_files_are_escaped(tmp_path):
     assert "<script" not in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_command_line(tmp_path):
+def test_command_line(tmp_path, capsys):
     made_runs.write(tmp_path / "run")
-    launch = [sys.executable, "-m", "g16net.cli", "--mode=report", "--noquoted", f"--workdir={tmp_path / 'out'}"]
-    done = subprocess.run(launch + [f"--runs={tmp_path / 'run'},{tmp_path / 'no'}"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "1 runs" in done.stdout and "report.html" in done.stdout and "no: no such folder" in done.stderr
+    report = ("--mode=report", "--noquoted", f"--workdir={tmp_path / 'out'}")
+    status, shown = call(capsys, *report, f"--runs={tmp_path / 'run'},{tmp_path / 'no'}")
+    assert status == 0
+    assert "1 runs" in shown and "report.html" in shown and "no: no such folder" in shown
     for argument, match in ((f"--runs={tmp_path / 'no'}", "no run to report"), ("--workdir=x", "name the runs")):
-        done = subprocess.run(launch + [argument], capture_output=True, text=True)
-        assert done.returncode == 2 and match in done.stderr, done.stderr
+        status, shown = call(capsys, *report, argument)
+        assert status == 2 and match in shown
 
 
-def test_no_tensorflow_for_a_report(tmp_path):
-    made_runs.write(tmp_path / "run")
-    code = (
-        "import sys\nfrom g16net.report import page\n"
-        f"page.write([{str(tmp_path / 'run')!r}], {str(tmp_path / 'out')!r}, quoted=False)\n"
-        "assert 'tensorflow' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.slow
-def test_of_real_runs(tmp_path):
+@pytest.mark.run
+def test_of_real_runs(tmp_path, capsys, monkeypatch):
     """Files as training, fine-tuning and evaluation write them today."""
     work = tmp_path / "run"
-    command = [
-        sys.executable, "-m", "g16net.cli", "--experiment=g16_bn:demo,variant=TINY", f"--workdir={work}",
-        "--data=synthetic", "--mode=train,finetune,evaluate", "--config.data.num_examples=64",
-        "--config.data.num_classes=5", "--config.run.epochs=2", "--config.run.global_batch=16",
-        "--config.eval.sizes=32,48", "--config.finetune.sizes=48", "--config.finetune.epochs=1",
+    arguments = [
+        "--experiment=g16_bn:demo,variant=NANO", f"--workdir={work}", "--data=synthetic",
+        "--mode=train,finetune,evaluate", "--config.data.num_examples=64", "--config.data.num_classes=5",
+        "--config.run.epochs=2", "--config.run.global_batch=16", "--config.eval.sizes=32,48",
+        "--config.finetune.sizes=48", "--config.finetune.epochs=1", "--config.finetune.global_batch=16",
     ]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True)
+    monkeypatch.setattr("sys.argv", ["launch.py", *arguments])
+    status, shown = call(capsys, *arguments)
+    assert status == 0, shown
     made = page.write([str(work)], str(tmp_path / "out"))
     assert made["left_out"] == [] and made["figures"][-2:] == ["curves", "resolutions"]
     found = json.loads((tmp_path / "out" / "report.json").read_text())["points"]

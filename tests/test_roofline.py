@@ -4,8 +4,9 @@ import json
 import math
 
 import pytest
+from helpers import call
 
-from g16net import cli, performance
+from g16net import performance
 from g16net.config import UserError
 from g16net.models import architecture, costs, roofline
 from g16net.report import published, runs
@@ -152,17 +153,11 @@ def test_published_has_every_point_once():
     assert all(0.7 < row["top1"] < 0.9 for row in rows)
 
 
-def run(argv):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["launch.py", *argv])
-    return end.value.code
-
-
-def test_mode_writes_and_shows(tmp_path, capfd):
+def test_mode_writes_and_shows(tmp_path, capsys):
     work = tmp_path / "costs"
     argv = ["--mode=costs", "--experiment=g16_gn:variant=TINY", f"--workdir={work}", "--machines=ipu_mk2,a100_80gb"]
-    assert run(argv + ["--compare=readings"]) == 0
-    shown = capfd.readouterr().out
+    status, shown = call(capsys, *argv, "--compare=readings")
+    assert status == 0
     assert "DEMO" not in shown and "group_conv" in shown and "G16 over G1" in shown
     found = json.loads((work / "costs.json").read_text())
     assert {(row["machine"], row["task"]) for row in found["rows"]} == {

@@ -8,18 +8,18 @@ import sys
 import time
 
 import pytest
+from helpers import ROOT, command, wait_for
 
 from g16net import experiments, native, sweep
 from g16net.config import ConfigError, UserError
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HEAD = "from g16net import sweep\ndef get_runs(arg=''):\n    return "
 # Seconds a run: 64 synthetic pictures, eight updates an epoch.
 QUICK = (
     "{'data.num_examples': 64, 'data.num_classes': 5, 'data.eval_size': 32, 'run.global_batch': 8, 'run.epochs': 1, "
     "'finetune.epochs': 1}"
 )
-TINY = "g16_ln_pn:demo,variant=TINY"
+TINY, NANO = (f"g16_ln_pn:demo,variant={variant}" for variant in ("TINY", "NANO"))
 
 
 def write(path, text):
@@ -169,7 +169,9 @@ sys.stdin.read()  # alive, so that its claims are not stale
 """
 
 
-@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.run
+@pytest.mark.once
+@pytest.mark.parametrize("stale", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_no_run_is_claimed_twice(tmp_path, stale):
     folder, go = str(tmp_path / "queue"), str(tmp_path / "go")
     if stale:  # of a process that is gone
@@ -183,7 +185,7 @@ def test_no_run_is_claimed_twice(tmp_path, stale):
             stdout=subprocess.PIPE,
             universal_newlines=True,
         )
-        for _ in range(6)
+        for _ in range(4)
     ]
     time.sleep(1.0)
     open(go, "w").close()
@@ -216,16 +218,16 @@ def test_runs_at_a_time_share_the_cores_that_the_scheduler_has(jobs, expected, m
 # Real runs
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_failures_are_isolated_named_and_tried_again_on_demand(tmp_path):
     path = write(
         tmp_path / "file.py",
         f"""[
         dict(one, fields=dict({QUICK}, **one["fields"])) for one in (
-            sweep.run("good", "{TINY}", data="synthetic"),
-            sweep.run("tuned", "{TINY}", data="synthetic", modes=["finetune"]),
-            sweep.run("bad", "{TINY}", data="synthetic", run__global_batch=100),
-            sweep.run("blocked", "{TINY}", data="synthetic", run__global_batch=100, modes=["finetune"]),
+            sweep.run("good", "{NANO}", data="synthetic"),
+            sweep.run("tuned", "{NANO}", data="synthetic", modes=["finetune"]),
+            sweep.run("bad", "{NANO}", data="synthetic", run__global_batch=100),
+            sweep.run("blocked", "{NANO}", data="synthetic", run__global_batch=100, modes=["finetune"]),
         )
     ]""",
     )
@@ -267,26 +269,13 @@ def claim_of(workdir):
 
 def start(path, workdir):
     return subprocess.Popen(
-        [
-            sys.executable,
-            os.path.join(ROOT, "launch.py"),
-            "--mode=sweep",
-            f"--experiment={path}",
-            f"--workdir={workdir}",
-        ],
+        command("--mode=sweep", f"--experiment={path}", f"--workdir={workdir}"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         universal_newlines=True,
         # A shell ignores it for what it starts in the background, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-
-
-def wait_for(condition, seconds=120):
-    until = time.time() + seconds
-    while not condition():
-        assert time.time() < until, "waited in vain"
-        time.sleep(0.05)
 
 
 def long_run(tmp_path):

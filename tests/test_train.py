@@ -1,4 +1,4 @@
-"""The training loop on real digits with a tiny network: layout, figures, resume, evaluation, export."""
+"""The training loop with a tiny network: what a run leaves behind, its figures, sizes, precisions, early ends."""
 
 import json
 import os
@@ -6,135 +6,126 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import Died, die, tiny, train_until
 
-from g16net import assemble, checkpoint, compat, evaluate, experiments, export, recipe, records, train
+from g16net import assemble, checkpoint, compat, evaluate, export, records, train
 from g16net import config as config_lib
 from g16net.mix_on_device import MixImages
 
-pytestmark = pytest.mark.usefixtures("three_stages")
-
 # Of each norm, group size and recipe one.
 EXPERIMENTS = ("g16_ln_pn", "g16_ln", "g16_gn_pn", "g16_bn", "g1_gn", "g1_bn_aa", "g16_ln_pn_progressive")
-
-
-def tiny(name="g16_ln_pn", **changes):
-    """A resolved demo config of the tiny network; `changes` as section__field=value."""
-    config = experiments.load(f"{name}:demo,variant=TINY")
-    config.run.epochs, config.run.global_batch = max(len(config.data.progressive), 1), 128
-    config.schedule.warmup_epochs = 0.0
-    for key, value in changes.items():
-        section, field = key.split("__")
-        config[section][field] = value
-    return recipe.resolve(config)
-
-
-def weights_of(workdir, config):
-    model, _ = assemble.trained(config, str(workdir))
-    return model.get_weights()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_trains_and_leaves_the_same_files(name, tmp_path):
-    figures = train.train(tiny(name), str(tmp_path))
-    assert sorted(os.listdir(tmp_path)) == ["checkpoints", "classes.json", "curves.png", "records.jsonl", "tensorboard"]
-    assert figures["images"] == 359 and 0 <= figures["top1"] <= figures["top5"] <= 1
-    *_, record = records.read_lines(tmp_path / "records.jsonl")
-    assert record["step"] == 11 * figures["epochs"] and record["images_per_second"] > 0
-    assert record["eval_top1_average"] == pytest.approx(figures["top1"])
-
-
-class Killed(Exception):
-    pass
-
-
-@pytest.mark.slow
-def test_a_killed_run_resumes_and_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch):
-    random = {} if compat.KERAS3 or compat.TF_VERSION >= (2, 11) else {"survival_prob": 1.0, "dropout": 0.0}
-    config = tiny(run__epochs=3, runtime__deterministic=True, **{f"regularise__{k}": v for k, v in random.items()})
-    train.train(config, str(tmp_path / "whole"))
-
-    save = checkpoint.Checkpoints.save
-
-    def save_then_die(self, step, **meta):
-        save(self, step, **meta)
-        self.wait()
-        if meta["epoch"] == 1:
-            raise Killed
-
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", save_then_die)
-    with pytest.raises(Killed):
-        train.train(config, str(tmp_path / "killed"))
-    monkeypatch.undo()
-    figures = train.train(config, str(tmp_path / "killed"))
-    assert figures["resumed_from_epoch"] == 1
-    whole, resumed = (weights_of(tmp_path / name, config) for name in ("whole", "killed"))
-    for a, b in zip(whole, resumed):
-        if hasattr(tf.config.experimental, "enable_op_determinism"):
-            np.testing.assert_array_equal(a, b)
-        else:
-            np.testing.assert_allclose(a, b, atol=1e-4)
+EPOCHS, STEPS = 2, 4  # of `trained`
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """`(config, workdir)` of a trained run."""
+    """`(config, workdir, figures)` of a run of two epochs."""
     workdir = str(tmp_path_factory.mktemp("trained"))
-    config = tiny(eval__batch=100)
-    train.train(config, workdir)
-    return config, workdir
+    config = tiny(run__epochs=EPOCHS)
+    return config, workdir, train.train(config, workdir)
+
+
+def stored(workdir):
+    """{name: array} of a run's newest checkpoint."""
+    folder, _ = checkpoint.newest_whole(os.path.join(workdir, "checkpoints"))
+    reader = tf.train.load_checkpoint(os.path.join(folder, "state"))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def weights(config, workdir):
+    """{name: array} of the weights that a mode takes from a run."""
+    model, _ = assemble.trained(config, workdir)
+    return {name.partition("/")[2]: variable.numpy() for name, variable in checkpoint.model_state(model).items()}
+
+
+@pytest.mark.run
+def test_a_run_leaves_its_files_and_figures(trained):
+    config, workdir, figures = trained
+    assert sorted(os.listdir(workdir)) == ["checkpoints", "classes.json", "curves.png", "records.jsonl", "tensorboard"]
+    assert sorted(os.listdir(os.path.join(workdir, "checkpoints"))) == ["00000004", "00000008"]
+    assert figures["images"] == 64 and 0 <= figures["top1"] <= figures["top5"] == 1  # of five classes
+    history = records.by_epoch(records.read_lines(os.path.join(workdir, "records.jsonl")))
+    assert [record["step"] for record in history] == [STEPS, EPOCHS * STEPS] and figures["steps"] == EPOCHS * STEPS
+    assert all(record["images_per_second"] > 0 for record in history)
+    schedule = assemble.schedule(config, STEPS)
+    rates = [record["learning_rate"] for record in history]
+    assert rates == pytest.approx([float(schedule(step)) for step in (STEPS - 1, EPOCHS * STEPS - 1)])
+    assert history[-1]["eval_top1_average"] == figures["top1"] and history[-1]["eval_top1"] == figures["top1_raw"]
+    assert json.loads(open(os.path.join(workdir, "classes.json")).read()) == [f"class {i}" for i in range(5)]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_trains(name, tmp_path):
+    figures = train.train(tiny(f"{name}:demo,variant=NANO"), str(tmp_path))
+    assert figures["images"] == 64 and np.isfinite(figures["loss"])
+
+
+@pytest.mark.run
+def test_averaged_weights_are_the_average_over_epochs_and_evaluated_unless_raw_ones_are_asked_for(trained):
+    config, workdir, figures = trained
+    raw = config.copy_and_resolve_references()
+    raw.eval.weights = "raw"
+    first = tf.train.load_checkpoint(os.path.join(workdir, "checkpoints", "00000004", "state"))
+    last, decay = stored(workdir), config.regularise.average
+    averaged, plain = weights(config, workdir), weights(raw, workdir)
+    assert averaged.keys() == plain.keys()
+    for name, value in averaged.items():
+        expected = decay * first.get_tensor(f"model/{name}") + (1 - decay) * last[f"model/{name}"]
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_array_equal(plain[name], last[f"model/{name}"])
+    record = records.by_epoch(records.read_lines(os.path.join(workdir, "records.jsonl")))[-1]
+    found = [evaluate.evaluate(each, workdir)["loss"] for each in (config, raw)]
+    assert found == pytest.approx([record["eval_loss_average"], record["eval_loss"]], rel=1e-5)
+    assert abs(found[0] - found[1]) > 1e-3 and figures["loss"] == record["eval_loss_average"]
+
+
+@pytest.mark.run
 def test_evaluation_counts_every_image_once(trained):
-    config, workdir = trained
+    config, workdir, _ = trained
     figures = evaluate.evaluate(config, workdir)
     model, _ = assemble.trained(config, workdir)
     source = assemble.open_source_of(config, "eval")
     images, labels = [], []
-    for batch, label, weight in assemble.eval_batches(config, source, 32):  # 359 images in batches of 100
+    for batch, label, weight in assemble.eval_batches(config, source, 32):  # 64 images in batches of 24
         keep = weight.numpy() > 0
         images.append(batch.numpy()[keep])
         labels.append(label.numpy()[keep])
     labels = np.concatenate(labels)
     logits = model(tf.constant(np.concatenate(images), tf.float32), training=False).numpy().astype(np.float64)
     log_sum = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
-    assert len(labels) == figures["images"] == 359
+    assert len(labels) == figures["images"] == 64
     assert figures["top1"] == pytest.approx(np.mean(logits.argmax(1) == labels))
-    assert figures["loss"] == pytest.approx(np.mean(log_sum - logits[np.arange(359), labels]), rel=1e-5)
+    assert figures["loss"] == pytest.approx(np.mean(log_sum - logits[np.arange(64), labels]), rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_export_equals_the_live_model_at_two_sizes(trained):
-    config, workdir = trained
+    config, workdir, _ = trained
     figures = export.export(config, workdir)
     assert len(figures["checked_sizes"]) >= 2
     assert figures["largest_logit_difference"] < 1e-4
     served = tf.saved_model.load(figures["path"])
-    assert [name.decode() for name in served.class_names.numpy()] == [str(digit) for digit in range(10)]
+    assert [name.decode() for name in served.class_names.numpy()] == [f"class {i}" for i in range(5)]
 
 
-@pytest.mark.slow
-def test_averaged_and_raw_weights_differ_where_asked(trained):
-    config, workdir = trained
-    raw = config.copy_and_resolve_references()
-    raw.eval.weights = "raw"
-    # after one epoch the average is that epoch's weights
-    for a, b in zip(weights_of(workdir, config), weights_of(workdir, raw)):
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("device", [{}, {"data__mixup": 0.2, "data__mix_on_device": True}])
+@pytest.mark.run
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"data__mixup": 0.2, "data__mix_on_device": True},
+    ],
+)
 def test_a_run_trains_at_one_size_and_is_evaluated_at_another(device, tmp_path):
     config = tiny(data__train_size=32, data__eval_size=48, **device)
     figures = train.train(config, str(tmp_path))
-    assert figures["images"] == 359 and figures["train_size"] == 32
+    assert figures["images"] == 64 and figures["train_size"] == 32
     at_48 = evaluate.evaluate(config, str(tmp_path))
-    assert at_48["size"] == 48 and at_48["top1"] == pytest.approx(figures["top1"])
+    assert at_48["size"] == 48 and at_48["loss"] == pytest.approx(figures["loss"], rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_progressive_training_changes_the_size_at_its_epochs_and_resumes(tmp_path, monkeypatch):
     config = tiny(run__epochs=5, data__progressive=(16, 32), eval__every_epochs=5)
     assert assemble.progressive_parts(config) == [(16, 0, 2), (32, 2, 5)]
@@ -146,36 +137,53 @@ def test_progressive_training_changes_the_size_at_its_epochs_and_resumes(tmp_pat
         return data
 
     monkeypatch.setattr(assemble, "train_batches", watched)
-    save = checkpoint.Checkpoints.save
-
-    def save_then_die(self, step, **meta):
-        save(self, step, **meta)
-        self.wait()
-        if meta["epoch"] == 3:
-            raise Killed
-
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", save_then_die)
-    with pytest.raises(Killed):
-        train.train(config, str(tmp_path))
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
+    with pytest.raises(Died):
+        train_until(3 * STEPS + 1, die, config, tmp_path)
     assert train.train(config, str(tmp_path))["resumed_from_epoch"] == 3
     assert sizes == [(0, 16), (2, 32), (3, 32)]
     history = records.by_epoch(records.read_lines(tmp_path / "records.jsonl"))
-    assert [record["step"] for record in history] == [11, 22, 33, 44, 55]
-    assert history[-1]["loss"] < history[0]["loss"]
+    assert [record["step"] for record in history] == [STEPS * epoch for epoch in range(1, 6)]
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(tmp_path):
-    config = tiny(optim__learning_rate=1e30, run__epochs=2)
-    with pytest.raises(FloatingPointError, match=r"at step \d+ .*learning_rate"):
+    config = tiny(optim__learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match=r"at step [234] .*learning_rate"):
         train.train(config, str(tmp_path))
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     config = tiny(run__global_batch=2000)
-    with pytest.raises(config_lib.ConfigError, match="run.global_batch=2000.*1438.*359"):
+    with pytest.raises(config_lib.ConfigError, match="run.global_batch=2000.* 64 .*=16"):
         train.train(config, str(tmp_path))
+
+
+def test_optimizer_loss_and_network_have_the_values_of_the_config():
+    optim = {"decay": 0.71, "momentum": 0.72, "epsilon": 0.073, "weight_decay": 0.00074}
+    config = tiny(
+        **{f"optim__{name}": value for name, value in optim.items()},
+        regularise__label_smoothing=0.15,
+        regularise__dropout=0.16,
+        regularise__survival_prob=0.4,
+        model__norm_epsilon=0.0018,
+        model__proxy_epsilon=0.0019,
+        model__quadrature="gauss_hermite",
+        model__activation="relu",
+        model__norm_groups=2,
+        model__norm="gn_pn",
+        model__mean=(1.0, 2.0, 3.0),
+        model__std=(4.0, 5.0, 6.0),
+    )
+    found = assemble.optimizer(config, STEPS).get_config()
+    assert {name: found[{"decay": "rho"}.get(name, name)] for name in optim} == optim
+    assert assemble.loss(config, 5).label_smoothing == 0.15
+    layers = {layer.name: layer.get_config() for layer in assemble.model(config, 5).layers}
+    assert tuple(layers["normalize"]["mean"]) == (1, 2, 3) and tuple(layers["normalize"]["std"]) == (4, 5, 6)
+    assert layers["stem_norm"]["epsilon"] == 0.0018 and layers["stem_norm"]["proxy_epsilon"] == 0.0019
+    assert (layers["stem_norm"]["quadrature"], layers["stem_norm"]["groups"]) == ("gauss_hermite", 2)
+    assert layers["stem_norm"]["activation"] == layers["block1a_se"]["activation"] == "relu"
+    assert layers["block2a_drop"]["survival_prob"] == pytest.approx(1 - 0.6 / 3)  # the second of three blocks
+    assert any(found.get("rate") == 0.16 for found in layers.values())
 
 
 @pytest.mark.skipif(compat.KERAS3, reason="TensorFlow 1's learning-rate form is read from Keras 2 optimizers")
@@ -213,44 +221,43 @@ def test_mixing_on_the_device_equals_mixing_on_the_host():
     np.testing.assert_allclose(targets.numpy()[:, 4:].sum(1), 1, atol=1e-6)
     mixed = MixImages(dtype="float32")([tf.cast(plain[0], tf.float32), plain[1], plain[2]])
     np.testing.assert_allclose(images.numpy(), mixed.numpy(), atol=0.51)  # rounded to uint8 on the host
-    network = assemble.model(config, 10, 32)
+    network = assemble.model(config, 5, 32)
     logits = assemble.training_model(device, network)(list(plain)).numpy()
     np.testing.assert_allclose(logits, network(mixed).numpy(), atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 @pytest.mark.parametrize(
     "changes",
     [
         {"data__mixup": 0.2, "data__cutmix": 0.8, "data__augment": "randaugment", "data__crop": "box"},
-        {"data__mixup": 0.2, "data__cutmix": 0.8, "data__mix_on_device": True},
+        pytest.param({"data__mixup": 0.2, "data__cutmix": 0.8, "data__mix_on_device": True}, marks=pytest.mark.slow),
     ],
 )
 def test_mixing_and_augmentation_train(changes, tmp_path):
-    assert train.train(tiny(**changes), str(tmp_path))["images"] == 359
+    assert train.train(tiny(**changes), str(tmp_path))["images"] == 64
 
 
-@pytest.mark.slow
+@pytest.mark.run
 @pytest.mark.parametrize(
     "changes",
     [
-        {"runtime__precision": "mixed_bfloat16"},
+        pytest.param({"runtime__precision": "mixed_bfloat16"}, marks=pytest.mark.slow),
         {"runtime__precision": "mixed_float16", "runtime__dynamic_loss_scale": True, "runtime__loss_scale": 2.0**15},
-        {"runtime__precision": "mixed_float16", "runtime__grad_accumulation": 2},
+        pytest.param({"runtime__precision": "mixed_float16", "runtime__grad_accumulation": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_each_precision_trains_with_float32_statistics(changes, tmp_path):
     if changes["runtime__precision"] == "mixed_bfloat16" and compat.TF_VERSION < (2, 8):
         pytest.skip("TensorFlow 2.6 has no bfloat16 convolution on the CPU")
     try:
-        figures = train.train(tiny(**changes, run__epochs=2), str(tmp_path))
+        figures = train.train(tiny(**changes, run__epochs=4, data__train_size=16, data__eval_size=16), str(tmp_path))
     finally:
         compat.set_policy("float32")
     losses = [record["loss"] for record in records.read_lines(tmp_path / "records.jsonl")]
-    assert losses[1] < losses[0] and np.isfinite(figures["loss"])
-    folder, _ = checkpoint.newest_whole(str(tmp_path / "checkpoints"))
-    stored = tf.train.load_checkpoint(os.path.join(folder, "state")).get_variable_to_dtype_map()
-    assert {dtype for name, dtype in stored.items() if name.startswith(("model", "average/b"))} == {tf.float32}
+    assert losses[-1] < losses[0] and np.isfinite(figures["loss"])
+    found = {name: value.dtype for name, value in stored(str(tmp_path)).items()}
+    assert {dtype for name, dtype in found.items() if name.startswith(("model", "average/b"))} == {np.dtype("float32")}
 
 
 @pytest.mark.parametrize(
@@ -267,6 +274,6 @@ def test_combinations_that_cannot_run(changes, message):
 
 
 def test_a_micro_batch_that_does_not_divide_the_batch_is_refused_before_a_model_is_built(tmp_path):
-    with pytest.raises(config_lib.ConfigError, match="micro_batch=100 x runtime.grad_accumulation=1 x 1 replica = 100"):
-        train.train(tiny(runtime__micro_batch=100), str(tmp_path))
+    with pytest.raises(config_lib.ConfigError, match="micro_batch=10 x runtime.grad_accumulation=1 x 1 replica = 10"):
+        train.train(tiny(runtime__micro_batch=10), str(tmp_path))
     assert not os.listdir(tmp_path)

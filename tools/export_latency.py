@@ -1,6 +1,6 @@
 """Bytes and CPU latency of every export format, and of timm's efficientnet_b0_gn in ONNX, in one run.
 
-    python tests/export_latency.py --threads=1 [--size=224] [--rounds=30]
+    python tools/export_latency.py --threads=1 [--size=224] [--rounds=30]
 
 Needs the extras `export` and `peers` (for timm's network, which torch writes to ONNX). All files are of B0 with random
 weights; each runtime gets the same number of threads and batches of one image. Rounds go through all files in turn, so

@@ -1,4 +1,4 @@
-"""Injects faults into real runs of `launch.py` and prints what each led to: `python tests/faults.py [NAME ...]`.
+"""Injects faults into real runs of `launch.py` and prints what each led to: `python tools/faults.py [NAME ...]`.
 
 Every fault ends in weights that are bit-equal to those of a run which nothing interrupted, or in one clear message.
 Not a test of the suite: twenty kills take minutes.

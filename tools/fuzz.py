@@ -1,6 +1,6 @@
 """Mutated images, records and config values through predict, the pipeline and the config: no crash, hang or silence.
 
-    python tests/fuzz.py --cases=12000 --seed=0
+    python tools/fuzz.py --cases=12000 --seed=0
 
 Each case must end within `--seconds`, in a result that is as promised or in the error that is promised for it: an
 image is predicted with finite probabilities or reported; a record of a TFRecord file is read, counted as corrupt or
