@@ -60,7 +60,7 @@ def fitted(accumulation):
 
 def test_accumulation_equals_the_large_batch():
     whole, moved = fitted(1)
-    assert moved > 0.02
+    assert moved > 0.01
     for accumulation in (2, 4):
         for value, right in zip(fitted(accumulation)[0], whole):
             np.testing.assert_allclose(value, right, atol=1e-6)

@@ -461,6 +461,7 @@ def test_no_compiler(tmp_path):
     assert output.count("no C++ compiler found") == 1
 
 
+@pytest.mark.run
 def test_failing_compiler_is_asked_once(tmp_path, monkeypatch):
     compiler = tmp_path / "compiler"
     compiler.write_text(f"#!/bin/sh\necho called >> {tmp_path}/calls\necho broken\nexit 1\n")
