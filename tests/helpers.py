@@ -1,5 +1,6 @@
 """What several test files need: where things are, tiny runs, commands, runs that die."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -12,6 +13,16 @@ slow_with_keras3 = pytest.mark.slow if os.environ.get("TF_USE_LEGACY_KERAS") == 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 GOLDEN = os.path.join(ROOT, "tests", "golden")
+
+
+# Parameters
+
+
+def pairs(*choices):
+    """The product of all `choices` but the last, whose values come in turns, so that any two values still meet."""
+    *firsts, last = choices
+    places = itertools.product(*(range(len(choice)) for choice in firsts))
+    return [(*(c[i] for c, i in zip(firsts, place)), last[sum(place) % len(last)]) for place in places]
 
 
 # Runs

@@ -41,6 +41,31 @@ def largest_difference(norm, accumulation, batch, updates):
     return max(np.abs(a - b).max() for a, b in zip(whole, parts)), moved
 
 
+def fitted(accumulation):
+    """Weights and largest move of a small network after three updates."""
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(5, kernel_initializer=keras.initializers.GlorotUniform(seed=1))(inputs)
+    x = keras.layers.LayerNormalization()(x)
+    outputs = keras.layers.Dense(10, kernel_initializer=keras.initializers.GlorotUniform(seed=2))(x)
+    model = keras.Model(inputs, outputs)
+    start = model.get_weights()
+    optimizer = RMSProp(0.01, weight_decay=1e-2, accumulation=accumulation)
+    model.compile(optimizer, loss=SmoothedCrossEntropy(10), steps_per_execution=accumulation, **NO_XLA)
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=[24, 6]).astype(np.float32), draw.integers(0, 10, [24]).astype(np.int32)
+    model.fit(x, y, batch_size=8 // accumulation, shuffle=False, verbose=0)
+    assert int(optimizer.iterations) == 3
+    return model.get_weights(), max(np.abs(a - b).max() for a, b in zip(model.get_weights(), start))
+
+
+def test_accumulation_equals_the_large_batch():
+    whole, moved = fitted(1)
+    assert moved > 0.01
+    for accumulation in (2, 4):
+        for value, right in zip(fitted(accumulation)[0], whole):
+            np.testing.assert_allclose(value, right, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [2, 4])
 def test_accumulation_equals_the_large_batch_with_layer_norm(accumulation):
@@ -92,7 +117,7 @@ def test_a_guard_that_reports_does_not_change_training():
 
 
 def test_the_optimizers_state_has_the_same_names_in_every_keras():
-    model = network("ln_pn")
+    model = models.create("efficientnet_g16_nano_ln_pn", num_classes=10)
     state = compat.optimizer_state(RMSProp(0.1, accumulation=2), model.trainable_variables)
     names = {name.split("/")[0] for name in state}
     assert {"step", "rms", "momentum", "accumulated"} <= names

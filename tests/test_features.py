@@ -1,10 +1,13 @@
 """Kept features stand for the images, in every order and with images that cannot be read."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from g16net.data import features, pipeline
 from g16net.data.sources import open_source
+
+pytestmark = pytest.mark.once
 
 BROKEN = (3, 8)
 

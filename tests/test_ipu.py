@@ -14,7 +14,6 @@ if compat.KERAS3:
 from ipu_double import Double
 
 from g16net.ipu import session, settings
-from g16net.models import architecture
 from g16net.optim.losses import SmoothedCrossEntropy, in_top
 from g16net.optim.rmsprop import RMSProp
 
@@ -329,13 +328,11 @@ def test_every_layer_of_b0_gets_a_stage(machine):
 # What the device's compiler gets
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("precision", ["mixed_float16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_the_whole_update_compiles_with_xla(precision, monkeypatch):
     """The IPU compiles through XLA: every operation of the form that layers take there must have an XLA kernel."""
-    config = tiny(schedule__name="exponential", schedule__drops=4)
+    config = tiny(model__variant="NANO", schedule__name="exponential", schedule__drops=4)
     compat.set_policy(precision)
-    monkeypatch.setattr(architecture, "BLOCKS", architecture.BLOCKS[:2])  # XLA takes its time; the others are alike
     monkeypatch.setattr(compat, "compiled_device", lambda: True)
     monkeypatch.setattr(compat, "on_cpu", lambda: False)
     model = assemble.model(config, 10, 32)
@@ -511,7 +508,8 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         Double().install(monkeypatch)
         config = tiny(
-            ipu__splits="3a",
+            model__variant="NANO",
+            ipu__splits="2a",
             ipu__replicas=2,
             runtime__precision="mixed_float16",
             run__epochs=2,
@@ -529,7 +527,7 @@ def trained(tmp_path_factory):
     return config, workdir, figures
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_a_whole_run_resumes(trained):
     _, workdir, figures = trained
     history = records.by_epoch(records.read_lines(train.records_path(workdir)))
@@ -539,7 +537,7 @@ def test_a_whole_run_resumes(trained):
     assert all(record["images_per_second"] > 0 for record in history)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_evaluation_on_ipus_equals_that_of_the_host(trained, machine):
     config, workdir, figures = trained
     machine()
@@ -555,7 +553,7 @@ def test_evaluation_on_ipus_equals_that_of_the_host(trained, machine):
         assert on_ipus[name] == pytest.approx(figures[name], abs=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.run
 def test_serving_export_gives_the_logits_of_the_model(trained, machine):
     config, workdir, _ = trained
     machine()

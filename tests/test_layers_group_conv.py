@@ -8,7 +8,7 @@ import tensorflow as tf
 from layer_check import check_layer, gradients
 from tensorflow import keras
 
-from g16net import compat
+from g16net import compat, native
 from g16net.layers import GroupConv2D, group_conv
 
 
@@ -42,9 +42,9 @@ def test_equals_dense_convolution(group_size, kernel_size, strides, size, loweri
     layer(x)
     kernel = np.array(tf.convert_to_tensor(layer.kernel))
     dense = tf.constant(dense_kernel(kernel))
-    y, (dx, dkernel) = gradients(lambda x: tf.reduce_sum(layer(x) ** 3), [x], layer.weights)
+    y, (dx, dkernel) = gradients(lambda x: tf.reduce_sum(layer(x) ** 3), [x], layer.weights, eager=True)
     expected, (dx_expected, ddense) = gradients(
-        lambda x, k: tf.reduce_sum(tf.nn.conv2d(x, k, strides, "SAME") ** 3), [x, dense]
+        lambda x, k: tf.reduce_sum(tf.nn.conv2d(x, k, strides, "SAME") ** 3), [x, dense], eager=True
     )
     np.testing.assert_allclose(y, expected, rtol=1e-4)
     np.testing.assert_allclose(dx, dx_expected, rtol=1e-3, atol=1e-4 * np.abs(dx).max())
@@ -84,6 +84,20 @@ def test_lowering_without_gradient_is_passed_over(monkeypatch):
         group_conv.choose("float16", 16, 1, "native")
 
 
+@pytest.mark.skipif(not hasattr(native.library(), "g16_group_conv"), reason="for CPUs with AVX-512, and a compiler")
+def test_large_maps_in_float32_take_the_native_operation(monkeypatch):
+    assert native.convolves(tf.zeros([1, 32, 32, 32]), 16)
+    for x, width in ((tf.zeros([1, 28, 28, 32]), 16), (tf.zeros([1, 32, 32, 32], tf.bfloat16), 16)):
+        assert not native.convolves(x, width)
+    assert not native.convolves(tf.zeros([1, 32, 32, 32]), 32)
+    layer = GroupConv2D(3, group_size=16)
+    x = tf.random.stateless_normal([1, 40, 40, 32], [1, 2])
+    own = layer(x)
+    monkeypatch.setenv("G16NET_NATIVE", "0")
+    assert not native.convolves(x, 16)
+    np.testing.assert_allclose(own, layer(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.skipif(not compat.KERAS3, reason="only Keras 3 compiles with XLA unasked")
 def test_keras_3_does_not_compile_it():
     model = keras.Sequential([keras.Input((4, 4, 4)), GroupConv2D(3)])
@@ -119,6 +133,8 @@ for group_size in (1, 16):
 """
 
 
+@pytest.mark.run
+@pytest.mark.once
 def test_trains_without_onednn():
     env = dict(os.environ, TF_ENABLE_ONEDNN_OPTS="0", CUDA_VISIBLE_DEVICES="-1")
     run = subprocess.run(

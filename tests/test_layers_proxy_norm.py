@@ -54,7 +54,8 @@ def test_golden(case):
         loss = tf.reduce_sum(out * GOLDEN[f"{inputs}/cotangent"])
         return loss + tf.reduce_sum(returned * GOLDEN[f"{inputs}/cotangent_inv_std"]), out, mean, returned
 
-    (_, out, mean, inv_std), slopes = gradients(function, [x], [getattr(layer, name) for name in NAMES])
+    weights = [getattr(layer, name) for name in NAMES]
+    (_, out, mean, inv_std), slopes = gradients(function, [x], weights, eager=True)
     found = dict(out=out, mean=mean, inv_std=inv_std, dx=slopes[0])
     for name, value in found.items():
         expected = GOLDEN[f"{case}/{name}"]
@@ -103,6 +104,7 @@ def test_finite_differences(activation, groups, strided):
         lambda x: (tf.reduce_sum(layer(x) * tf.constant(cotangent, tf.float32)), layer(x)),
         [x.astype("float32")],
         [getattr(layer, name) for name in NAMES],
+        eager=True,
     )
     np.testing.assert_allclose(out, float64_layer(x, parameters, activation, groups, strided), atol=3e-6)
     assert loss == pytest.approx(objective(x, *parameters), abs=1e-4)

@@ -7,12 +7,15 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import pairs
 
-from g16net import compat, layers, native
+from g16net import compat, native
 from g16net.data import transforms
 from g16net.layers import proxy_norm
 from g16net.layers.norm_activation import norm_activation
 from g16net.native import build
+
+pytestmark = pytest.mark.once
 
 needs_native = pytest.mark.skipif(not native.enabled(), reason="no C++ compiler, or not a CPU")
 NAMES = "y", "pooled", "dx", "dgamma", "dbeta", "dcentre", "dscale"
@@ -190,10 +193,13 @@ def by_groups(x, kernel, strides):
 
 
 @convolves
-@pytest.mark.parametrize("strides", [1, 2, 3])
-@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
 @pytest.mark.parametrize(
-    "shape", [(2, 9, 7, 32), (1, 1, 1, 16), (3, 4, 31, 48), (5, 16, 15, 16), (1, 70, 30, 32), (1, 2, 300, 16)]
+    "shape, kernel, strides",
+    pairs(
+        [(2, 9, 7, 32), (1, 1, 1, 16), (3, 4, 31, 48), (5, 16, 15, 16), (1, 70, 30, 32), (1, 2, 300, 16)],
+        [1, 2, 3, 5],
+        [1, 2, 3],
+    ),
 )
 def test_group_conv_equals_a_convolution_by_groups(shape, kernel, strides):
     x = case(shape, tf.float32)[0]
@@ -239,20 +245,6 @@ def test_group_conv_refuses(shape):
 def test_group_conv_of_no_images():
     y, dx, dkernel = convolution(tf.zeros([0, 8, 8, 32]), tf.ones([3, 3, 16, 32]), 2, native.group_conv)
     assert y.shape == (0, 4, 4, 32) and dx.shape == (0, 8, 8, 32) and not dkernel.numpy().any()
-
-
-@convolves
-def test_layers_take_the_group_conv_for_large_maps_in_float32(monkeypatch):
-    assert native.convolves(tf.zeros([1, 32, 32, 32]), 16)
-    for x, width in ((tf.zeros([1, 28, 28, 32]), 16), (tf.zeros([1, 32, 32, 32], tf.bfloat16), 16)):
-        assert not native.convolves(x, width)
-    assert not native.convolves(tf.zeros([1, 32, 32, 32]), 32)
-    layer = layers.GroupConv2D(3, group_size=16)
-    x = tf.random.stateless_normal([1, 40, 40, 32], [1, 2])
-    own = layer(x)
-    monkeypatch.setenv("G16NET_NATIVE", "0")
-    assert not native.convolves(x, 16)
-    np.testing.assert_allclose(own, layer(x), rtol=1e-4, atol=1e-5)
 
 
 @needs_native
@@ -360,13 +352,12 @@ def test_refuses_parameters_of_another_length(wrong):
 
 
 @needs_native
-@pytest.mark.parametrize("resize", ["bilinear", "tf1"])
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels, resize", [(1, "tf1"), (3, "bilinear"), (3, "tf1"), (4, "bilinear")])
 def test_resize_equals_plain_byte_for_byte(channels, resize):
     random = np.random.RandomState(channels)
-    extents = random.randint(1, 70, [150, 4])
-    extents[:30, random.randint(4, size=30)] = 1
-    extents[30:40, 2:] = extents[30:40, :2]
+    extents = random.randint(1, 70, [60, 4])
+    extents[:12, random.randint(4, size=12)] = 1
+    extents[12:18, 2:] = extents[12:18, :2]
     for height, width, *extent in [*extents.tolist(), (306, 411, 224, 224), (224, 500, 256, 571), (9, 3, 160, 2)]:
         image = tf.constant(random.randint(0, 256, [height, width, channels]), tf.uint8)
         for flip in (None, tf.constant(False), tf.constant(True)):
@@ -460,6 +451,7 @@ def start(code, **environment):
     return result.stdout.decode()
 
 
+@pytest.mark.run
 def test_no_compiler(tmp_path):
     """One line in the log, and the plain way."""
     code = "from absl import logging; logging.set_verbosity('info'); from g16net import native; "
@@ -469,6 +461,7 @@ def test_no_compiler(tmp_path):
     assert output.count("no C++ compiler found") == 1
 
 
+@pytest.mark.run
 def test_failing_compiler_is_asked_once(tmp_path, monkeypatch):
     compiler = tmp_path / "compiler"
     compiler.write_text(f"#!/bin/sh\necho called >> {tmp_path}/calls\necho broken\nexit 1\n")
