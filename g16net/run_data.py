@@ -84,7 +84,7 @@ def check(config, workdir, source, done):
     new, here = facts(config, source), where(config)
     changed = identity.differences(old, new)
     weights = f"--workdir=NEW --config.init.checkpoint={workdir}"
-    restore = f"Restore the data, or name that of the run{_was(old)}"
+    restore = "Restore the data" + (f", or name that of the run{_was(old, new)}" if _was(old, new) else "")
     if identity.class_differences(old["classes"], new["classes"]):
         raise UserError(
             f"{workdir!r} was trained on other classes than {here} has: {'; '.join(changed)}. {restore}. To train on "
@@ -123,12 +123,11 @@ def check(config, workdir, source, done):
 def remark(config, workdir, source):
     """Says in the log where the training split `source` is not the one of the run in `workdir`, which is only looked
     at or evaluated."""
-    old = known(workdir) if begun(workdir) else None
-    changed = identity.differences(old, facts(config, source)) if old else []
+    old, new = known(workdir) if begun(workdir) else None, facts(config, source)
+    changed = identity.differences(old, new) if old else []
     if changed:
-        warn(
-            f"{where(config)} is not the data that the run in {workdir} was trained on{_was(old)}: {'; '.join(changed)}"
-        )
+        was, what = _was(old, new), "; ".join(changed)
+        warn(f"{where(config)} is not the data that the run in {workdir} was trained on{was}: {what}")
 
 
 @functools.lru_cache(maxsize=None)
@@ -163,8 +162,8 @@ def where(config):
     return f"{config.data.name} {config.data.dir}".strip()
 
 
-def _was(old):
-    return f" (--data={old['dir']})" if old.get("dir") else ""
+def _was(old, new):
+    return f" (--data={old['dir']})" if old.get("dir", "") not in ("", new["dir"]) else ""
 
 
 def _read(workdir, name):

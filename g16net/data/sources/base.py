@@ -94,9 +94,7 @@ def relabelled(source, class_names):
     own = {identity.plain(name) for name in source.class_names}
     if unknown or len(place) < len(class_names) or len(own) < source.num_classes:
         why = f"{identity.quoted(unknown)} unknown" if unknown else "a name stands for several classes"
-        raise UserError(
-            f"{source.name}, split {source.split}: its classes cannot be matched by name: {why}"
-        )
+        raise UserError(f"{source.name}, split {source.split}: its classes cannot be matched by name: {why}")
     places = np.array([place[identity.plain(name)] for name in source.class_names], np.int32)
     table = tf.constant(np.append(places, -1))  # the last for labels that are out of range, which stay so
 
