@@ -64,7 +64,7 @@ def write_run(workdir, config, epoch, version=2):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, three_stages):
     """`photos`, and the runs `finished`, `broken` (at epoch 1 of 2) and `old` (broken, kept no facts) on them."""
     root = tmp_path_factory.mktemp("made")
     config = settings(photos(root / "photos"))

@@ -37,7 +37,9 @@ def weights_of(workdir, config):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_trains_and_leaves_the_same_files(name, tmp_path):
     figures = train.train(tiny(name), str(tmp_path))
-    assert sorted(os.listdir(tmp_path)) == ["checkpoints", "classes.json", "curves.png", "records.jsonl", "tensorboard"]
+    assert sorted(os.listdir(tmp_path)) == [
+        "checkpoints", "classes.json", "curves.png", "data.json", "records.jsonl", "tensorboard",
+    ]  # fmt: skip
     assert figures["images"] == 359 and 0 <= figures["top1"] <= figures["top5"] <= 1
     *_, record = records.read_lines(tmp_path / "records.jsonl")
     assert record["step"] == 11 * figures["epochs"] and record["images_per_second"] > 0
