@@ -1,14 +1,14 @@
 """From a resolved config to objects: sources, batches, model, optimizer, loss, trained weights."""
 
 import functools
-import json
 import os
 
-from g16net import checkpoint, mix_on_device, recipe, records
+from g16net import checkpoint, mix_on_device, recipe, records, run_data
 from g16net.config import UserError
 from g16net.data import augment as augment_lib
-from g16net.data import cache, mixing, pipeline, transforms
+from g16net.data import cache, identity, mixing, pipeline, transforms
 from g16net.data.sources import open_source
+from g16net.data.sources.base import relabelled
 from g16net.models import efficientnet, recompute
 from g16net.optim import schedules
 from g16net.optim.losses import SmoothedCrossEntropy
@@ -25,23 +25,35 @@ def title(config):
 def open_sources(config):
     """The training and the evaluation source. UserError where the data is not there or not as it should be."""
     train, test = open_source_of(config, "train"), open_source_of(config, "eval")
-    if train.class_names != test.class_names:
+    different = identity.class_differences(train.class_names, test.class_names)
+    if different:
         raise UserError(
-            f"{config.data.name}: the training split has {train.num_classes} classes and the test split "
-            f"{test.num_classes}, or others; give both the same classes"
+            f"{run_data.where(config)}: the training split has {train.num_classes} classes and the test split "
+            f"{test.num_classes}; in the test split {', '.join(different)}: give both the same classes"
         )
-    return train, test
+    return train, relabelled(test, train.class_names)
 
 
 def open_eval_source(config, workdir, class_names, what):
-    """The evaluation source for the run in `workdir`; UserError, telling `what` to do, if its classes are others."""
+    """The evaluation source for the run in `workdir`, its classes matched by name to those of the run, `class_names`.
+
+    It may have some of them only. UserError, telling `what` to do, where it has others.
+    """
     source = open_source_of(config, "eval")
-    if list(source.class_names) != class_names:
+    known = {identity.plain(name) for name in class_names}
+    unknown = [name for name in source.class_names if identity.plain(name) not in known]
+    different = identity.class_differences(class_names, source.class_names)
+    if unknown:
         raise UserError(
-            f"{config.data.name} has {source.num_classes} classes, the run in {workdir!r} was trained on "
-            f"{len(class_names)}, or on others; {what} on the data that it was trained for"
+            f"{run_data.where(config)} has {source.num_classes} classes, the run in {workdir!r} was trained on "
+            f"{len(class_names)}: {', '.join(different)}; {what} on data with classes of the run"
         )
-    return source
+    if different:
+        run_data.warn(
+            f"{run_data.where(config)} has {source.num_classes} of the {len(class_names)} classes of the run in "
+            f"{workdir}: {', '.join(different)}"
+        )
+    return relabelled(source, class_names)
 
 
 def open_source_of(config, part):
@@ -271,29 +283,24 @@ def save_classes(workdir, source):
     records.write_json(os.path.join(workdir, "classes.json"), list(source.class_names))
 
 
-def load_classes(workdir):
-    """The class names of the run in `workdir`; UserError where none is."""
-    path = os.path.join(workdir, "classes.json")
-    if not os.path.exists(path):
-        raise UserError(f"{workdir!r} holds no trained run (no classes.json); train there first with --mode=train")
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
-
-
 def trained(config, workdir, size=None, weights=None):
-    """`(model, class_names)`: the network with the newest weights of `workdir`.
+    """`(model, class_names)`: the network with the newest weights of `workdir`, and the classes that these were trained
+    on.
 
     Args:
         size: pixels of its images; None: any.
         weights: "average", "raw" or "finetuned"; None: `eval.weights`.
     """
     weights = weights or config.eval.weights
-    class_names = load_classes(workdir)
+    class_names = run_data.class_names(workdir)
     if weights == "finetuned":
+        folder, manifest = _newest(finetuned_folder(config, workdir), "finetune")
+        class_names = _classes_of(manifest, class_names)
         network = model(config, len(class_names), size)
-        checkpoint.read(_newest(finetuned_folder(config, workdir), "finetune"), checkpoint.model_state(network))
+        checkpoint.read(folder, checkpoint.model_state(network))
         return network, class_names
-    folder = _newest(workdir, "train")
+    folder, manifest = _newest(workdir, "train")
+    class_names = _classes_of(manifest, class_names)
     network = model(config, len(class_names), size)
     average = WeightAverage(network, config.regularise.average)
     if weights == "average":
@@ -305,10 +312,15 @@ def trained(config, workdir, size=None, weights=None):
 
 
 def _newest(folder, mode):
-    newest, _ = checkpoint.newest_whole(os.path.join(folder, "checkpoints"))
+    newest, manifest = checkpoint.newest_whole(os.path.join(folder, "checkpoints"))
     if newest is None:
         raise UserError(f"{folder!r} holds no checkpoint; make one first with --mode={mode}")
-    return newest
+    return newest, manifest
+
+
+def _classes_of(manifest, otherwise):
+    """The class names that the checkpoint itself keeps, or `otherwise` where it is of a version that kept none."""
+    return list(manifest["data"]["classes"]) if manifest.get("data") else otherwise
 
 
 def finetuned_folder(config, workdir):

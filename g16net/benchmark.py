@@ -35,7 +35,7 @@ TIMM = {
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def check(config):
+def check(config, peers=()):
     """Raises ConfigError for what cannot be timed; before anything is started."""
     if config.runtime.strategy != "default":
         raise ConfigError(
@@ -48,7 +48,7 @@ def check(config):
         )
     for batch in config.benchmark.batches:
         batches.split(batch, 1, config.runtime.micro_batch, config.runtime.grad_accumulation)
-    ours(config)
+    ours(config), foreign(config, peers)
 
 
 def benchmark(config, workdir, peers=()):

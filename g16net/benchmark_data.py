@@ -21,15 +21,24 @@ from g16net.data import transforms
 PEERS = ("timm", "tf")
 
 
+def check(config, peers=()):
+    """UserError for a peer that is unknown, is not installed, or does not read such data."""
+    unknown = set(peers) - set(PEERS)
+    if unknown:
+        raise UserError(f"unknown peer {sorted(unknown)[0]!r}; --peers takes {', '.join(PEERS)}")
+    if "timm" in peers:
+        if config.data.name != "folder":
+            raise UserError(f"--peers=timm reads class folders; data.name is {config.data.name!r}: give --data=FOLDER")
+        extras.find("timm", "peers", "--peers=timm")
+
+
 def benchmark_data(config, workdir, peers=(), rounds=5, seconds=2.0):
     """Images a second, in total and a core, of each stage and each peer. Returns the figures.
 
     Stages add up: `read` alone, then with `decode` (bare `decode_and_crop_jpeg` of the training boxes), with
     `crop_resize` (the training transform without a policy), with `augment`, and `batch`, the pipeline that trains.
     """
-    unknown = set(peers) - set(PEERS)
-    if unknown:
-        raise UserError(f"unknown peer {sorted(unknown)[0]!r}; --peers takes {', '.join(PEERS)}")
+    check(config, peers)
     source = assemble.open_source_of(config, "train")
     runs, peers_rates = stages(config, source), {}
     if "tf" in peers:
@@ -148,9 +157,6 @@ def plain_tensorflow(config, source):
 
 def timm_rate(config):
     """A function that times timm's loader with two workers on the same class folders, see `timm_peer`."""
-    if config.data.name != "folder":
-        raise UserError(f"--peers=timm reads class folders; data.name is {config.data.name!r}: give --data=FOLDER")
-    extras.find("timm", "peers", "--peers=timm")
     folder = os.path.join(config.data.dir, "train")
     root = folder if os.path.isdir(folder) else config.data.dir
     size, batch = str(config.data.train_size), str(config.run.global_batch)

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there: written aside, summed, then renamed; verified before they are read.
 
 DIR/00000450/state.index, state.data-*   TensorFlow's checkpoint format; `tf.train.load_checkpoint` reads it
-DIR/00000450/manifest.json               epoch and step, and the SHA-256 of every file
+DIR/00000450/manifest.json               epoch and step, the training split's facts, and the SHA-256 of every file
 
 The tensors bear plain names ("model/block1a_conv/kernel", "optimizer/rms/block1a_conv/kernel", "average/..."), the same
 in every Keras generation, so that parts can be read into other models and scripts. A save takes a snapshot, which the
@@ -57,13 +57,15 @@ class Checkpoints:
       keep: how many of the newest to keep; the best one (by the `score` in its manifest) is kept besides.
       write: False in the processes that take part in a save without writing: reading a variable may need all of them.
       background: write beside the training; `wait` before the end.
+      data: the facts of the training split (`data.identity`), which go into every manifest; None: unknown.
 
     Raises:
       RunError: from `save` and `wait`, where the disk is full or the folder cannot be written.
     """
 
-    def __init__(self, directory, variables, keep=3, write=True, background=True):
+    def __init__(self, directory, variables, keep=3, write=True, background=True, data=None):
         self.directory, self.keep, self.write, self.background = directory, keep, write, background
+        self.data = data
         self.variables = dict(variables)
         self._thread = self._error = None
 
@@ -80,7 +82,7 @@ class Checkpoints:
         names, values = list(self.variables), [_read(v) for v in self.variables.values()]
         if not self.write:
             return final
-        meta = {"step": step, **meta}
+        meta = {"step": step, **meta, **({"data": self.data} if self.data else {})}
         if not self.background:
             self._write(final, names, values, meta)
             return final
@@ -135,7 +137,7 @@ class Checkpoints:
         """Removes all but the newest `keep` and the best."""
         folders = _folders(self.directory)
         old = folders[: -self.keep]
-        scores = {folder: _manifest(folder).get("score") for folder in folders} if old else {}
+        scores = {folder: manifest_of(folder).get("score") for folder in folders} if old else {}
         scored = [folder for folder in folders if scores.get(folder) is not None]
         best = max(scored, key=lambda folder: scores[folder]) if scored else None
         for folder in old:
@@ -160,6 +162,11 @@ def newest_whole(directory):
             return folder, manifest
         logging.warning("Checkpoint %s is damaged (%s); falling back to the one before.", folder, problem)
     return None, None
+
+
+def newest_manifest(directory):
+    """The manifest of the newest checkpoint that has a readable one, without a look at the other files; {}: none."""
+    return next(filter(None, map(manifest_of, reversed(_folders(directory)))), {})
 
 
 def read(folder, variables):
@@ -207,7 +214,8 @@ def _remove_partial(directory):
                 shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
 
 
-def _manifest(folder):
+def manifest_of(folder):
+    """The manifest of the checkpoint in `folder`; {} where it has none that can be read."""
     try:
         with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as file:
             return json.load(file)

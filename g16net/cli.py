@@ -51,6 +51,7 @@ MODES = {
 
 RUN_MODES = {"train", "finetune", "evaluate", "export"}  # they belong to one run, whose config the workdir keeps
 WORKER_MODES = {"train", "evaluate"}  # all workers of a run do them together; the others are the chief's
+TRAINED_MODES = {"finetune", "evaluate", "export", "verify_export", "predict", "channels"}  # they want a trained run
 NO_DATA_MODES = {"export", "predict", "benchmark", "costs"}  # they open no data, or only what they need of it
 OPTIONS = {  # flags that modes take
     "benchmark": ("peers",),
@@ -188,23 +189,19 @@ def execute(assignments):
     data = FLAGS.data or ("synthetic" if imageless else None)
     config, name, demo = resolve(assignments, FLAGS.experiment, data, FLAGS.workdir)
     start_tensorflow()
-    if FLAGS.dry_run:
-        dry_run(config)
-        return 0
-    for mode in FLAGS.mode:  # what a mode cannot do is found before another has spent time
-        getattr(importlib.import_module(MODES[mode]), "check", lambda config: None)(config)
     workdir = FLAGS.workdir or os.path.join("runs", name)
+    # What the command cannot do is found before anything is written, and before another mode has spent time.
+    check_modes(config)
+    check_workdir(config, workdir)
+    if FLAGS.dry_run:
+        dry_run(config, workdir)
+        return 0
     from g16net import runtime
 
     runtime.connect(config)
-    if set(FLAGS.mode) - NO_DATA_MODES:  # a mistake in the data is found before anything is written
-        from g16net import assemble
-
-        train_source, _ = assemble.open_sources(config)
-        if "train" in FLAGS.mode:
-            importlib.import_module(MODES["train"]).steps_per_epoch(config, train_source)
+    if set(FLAGS.mode) - NO_DATA_MODES:
+        check_data(config, workdir)
     chief = runtime.chief(config)
-    check_workdir(config, workdir)
     if chief:
         # an evaluation with other weights or sizes leaves the run's config as it is
         new = not os.path.exists(os.path.join(workdir, "config.json"))
@@ -318,20 +315,78 @@ def resolve(assignments, experiment, data=None, workdir=None):
     return recipe.resolve(config), name, demo
 
 
-def check_workdir(config, workdir):
-    """Refuses a `workdir` that holds a run which these settings would make another one.
+def check_modes(config):
+    """Asks each mode's own `check(config, **flags of the mode)`."""
+    for mode in FLAGS.mode:
+        check = getattr(importlib.import_module(MODES[mode]), "check", None)
+        if check:
+            check(config, **options(mode))
 
-    What ended before its first epoch and checkpoint left nothing, and is none.
-    """
+
+def options(mode):
+    """The flags that `mode` takes, and their values."""
+    return {name: getattr(FLAGS, name) for name in OPTIONS.get(mode, ())}
+
+
+def check_data(config, workdir):
+    """Opens the data and refuses what the modes would refuse of it. Returns the training and the evaluation source."""
+    from g16net import assemble, run_data
+
+    train_source, eval_source = assemble.open_sources(config)
+    if "train" in FLAGS.mode:
+        importlib.import_module(MODES["train"]).steps_per_epoch(config, train_source)
+        run_data.check(config, workdir, train_source, run_data.finished(config, workdir))
+    if "finetune" in FLAGS.mode:
+        importlib.import_module(MODES["finetune"]).steps_per_epoch(config, train_source)
+        if "train" not in FLAGS.mode:
+            run_data.check(config, workdir, train_source, done=True)
+    if not {"train", "finetune"} & set(FLAGS.mode):
+        for mode in FLAGS.mode:
+            if mode in TRAINED_MODES - NO_DATA_MODES:
+                assemble.open_eval_source(config, workdir, run_data.class_names(workdir), f"run --mode={mode}")
+        run_data.remark(config, workdir, train_source)
+    return train_source, eval_source
+
+
+def check_workdir(config, workdir):
+    """Refuses a `workdir` that holds a run which these settings would make another one, or none for a mode that wants
+    one."""
+    for place, mode in enumerate(FLAGS.mode):
+        if mode in TRAINED_MODES and "train" not in FLAGS.mode[:place]:
+            check_trained(config, workdir, mode, FLAGS.mode[:place])
+    from g16net import run_data
+
     path = os.path.join(workdir, "config.json")
-    begun = any(os.path.exists(os.path.join(workdir, name)) for name in ("checkpoints", "records.jsonl", "train.json"))
-    if set(FLAGS.mode) & RUN_MODES and begun and os.path.exists(path):
+    if set(FLAGS.mode) & RUN_MODES and run_data.begun(workdir) and os.path.exists(path):
         different = recipe.training_differences(recipe.resolve(config_lib.load(path)), config)
         if different:
             raise UserError(
                 f"{workdir!r} holds another run; it differs in\n  " + "\n  ".join(different) + "\n"
                 "Give another --workdir, or the same settings to resume it."
             )
+
+
+def check_trained(config, workdir, mode, before):
+    """Refuses a `mode` whose weights or files are not in `workdir`, and which none of the modes `before` makes."""
+    from g16net import assemble, export, finetune, run_data
+
+    run_data.class_names(workdir)
+    if mode == "finetune":
+        finetune.check_workdir(config, workdir)
+    elif config.eval.weights == "finetuned" and "finetune" not in before:
+        assemble.finetuned_folder(config, workdir)
+    if mode == "verify_export" and "export" not in before:
+        export.runners.check(FLAGS.file or export.path_of(config, workdir))
+
+
+def check_writable(workdir):
+    """Refuses a `workdir` in which a folder or file could not be made, without making it."""
+    there = os.path.abspath(workdir)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+        why = f"{there} is {'not writable' if os.path.isdir(there) else 'no folder'}"
+        raise UserError(f"cannot write to --workdir={workdir}: {why}; name a folder you may write to")
 
 
 def settle_workdir(config, workdir, keep_config):
@@ -357,9 +412,8 @@ def run_mode(mode, config, workdir, chief=True):
 
     started = time.monotonic()
     module = importlib.import_module(MODES[mode])
-    options = {name: getattr(FLAGS, name) for name in OPTIONS.get(mode, ())}
     try:
-        figures = getattr(module, mode)(config, workdir, **options)
+        figures = getattr(module, mode)(config, workdir, **options(mode))
         text = figures.pop("text", None)  # the result itself, where a mode's result is text
         if chief:
             result = records.finish(workdir, mode, started, figures)
@@ -401,13 +455,16 @@ def figure(name, value, width=0):
     return f"{name.replace('_', ' ').ljust(width)} {value}"
 
 
-def dry_run(config):
-    """Prints what a run would be, without training."""
-    from g16net import assemble, train
+def dry_run(config, workdir):
+    """Prints what a run would be, without training and without writing; refuses what the run would refuse."""
+    from g16net import runtime, train
     from g16net.models import costs
 
-    train_source, eval_source = assemble.open_sources(config)
+    check_writable(workdir)
+    train_source, eval_source = check_data(config, workdir)
     steps = train.steps_per_epoch(config, train_source)
+    if "train" in FLAGS.mode:
+        runtime.check(config, steps)
     cost = costs.count(
         **recipe.network(config),
         size=config.data.train_size,

@@ -89,16 +89,12 @@ def evaluate(config, workdir):
     `eval.sizes`), `sizes` those of every size. Each is appended to `WORKDIR/evaluations.jsonl` too.
     ConfigError where the devices cannot do what is asked, UserError where the workdir holds no such weights.
     """
+    check(config)
     devices = runtime.setup(config)
     with devices.evaluation_scope():
         model, class_names = assemble.trained(config, workdir)
     source = assemble.open_eval_source(config, workdir, class_names, "evaluate it")
     evaluator = devices.evaluator(model, source)
-    if config.eval.per_class and devices.on_ipu:
-        raise ConfigError(
-            f"eval.per_class=true cannot be had with runtime.strategy={config.runtime.strategy}; evaluate the workdir "
-            "with --config.runtime.strategy=default"
-        )
     which, usual = {"weights": config.eval.weights}, config.data.eval_size
     if config.eval.weights == "finetuned":
         usual = int(os.path.basename(assemble.finetuned_folder(config, workdir)))
@@ -116,6 +112,15 @@ def evaluate(config, workdir):
         rows.append(row)
     main = rows[sizes.index(usual)] if usual in sizes else rows[0]
     return dict(main, **which, sizes=rows)
+
+
+def check(config):
+    """ConfigError where the devices cannot do what is asked."""
+    if config.eval.per_class and config.runtime.strategy in runtime.IPU_STRATEGIES:
+        raise ConfigError(
+            f"eval.per_class=true cannot be had with runtime.strategy={config.runtime.strategy}; evaluate the workdir "
+            "with --config.runtime.strategy=default"
+        )
 
 
 def multiply_adds(config, size, num_classes):

@@ -22,9 +22,10 @@ import tensorflow as tf
 from absl import logging
 from tensorflow import keras
 
-from g16net import assemble, checkpoint, evaluate, recipe, records, runtime, train
+from g16net import assemble, checkpoint, evaluate, recipe, records, run_data, runtime, train
 from g16net.config import ConfigError, UserError
 from g16net.data import cache, features, pipeline
+from g16net.data.sources.base import relabelled
 from g16net.models import split
 from g16net.optim.schedules import Cosine
 
@@ -36,9 +37,11 @@ def finetune(config, workdir):
     """
     check(config)
     start = starting_weights(config, workdir)
+    top = os.path.join(workdir, config.finetune.folder)
+    if set(config.finetune.sizes) - set(assemble.finetuned_sizes(config, workdir)):
+        run_data.check(config, workdir, assemble.open_sources(config)[0], done=True)
     for size in config.finetune.sizes:
         fit_size(config, workdir, size, start)
-    top = os.path.join(workdir, config.finetune.folder)
     rows = {size: _read_json(_path(top, size, "finetune.json")) for size in assemble.finetuned_sizes(config, workdir)}
     return dict(rows[config.finetune.sizes[0]], sizes=list(rows.values()))
 
@@ -70,8 +73,23 @@ def starting_weights(config, workdir):
     return {"weights": weights, "step": manifest["step"], "checkpoint": digest[:16]}
 
 
+def check_workdir(config, workdir):
+    """UserError where the run in `workdir` cannot be fine-tuned as asked: not trained to its end, or other fine-tunings
+    there."""
+    start = starting_weights(config, workdir)
+    for size in config.finetune.sizes:
+        settings_of(config, _path(workdir, config.finetune.folder, size), size, start)
+
+
 def settle(config, folder, size, start):
     """Makes `folder` that of this fine-tuning; UserError where it holds another one."""
+    settings = settings_of(config, folder, size, start)
+    os.makedirs(folder, exist_ok=True)
+    records.write_json(os.path.join(folder, "settings.json"), settings)
+
+
+def settings_of(config, folder, size, start):
+    """What this fine-tuning is, for its `settings.json`; UserError where `folder` holds another one."""
     fields = {k: v for k, v in config.finetune.to_dict().items() if k not in ("sizes", "folder", "cache_gb")}
     settings = {"size": size, **fields, **{f"start.{key}": value for key, value in start.items()}}
     path = os.path.join(folder, "settings.json")
@@ -83,24 +101,25 @@ def settle(config, folder, size, start):
                 f"{folder!r} holds another fine-tuning; it differs in\n  " + "\n  ".join(different) + "\n"
                 f"Keep both: --config.finetune.folder={config.finetune.folder}2"
             )
-    os.makedirs(folder, exist_ok=True)
-    records.write_json(path, settings)
+    return settings
 
 
 def fit_size(config, workdir, size, start):
     """One fine-tuning at `size` pixels. Returns its figures, which are in its `finetune.json` too."""
     folder = _path(workdir, config.finetune.folder, size)
-    settle(config, folder, size, start)
     done = os.path.join(folder, "finetune.json")
+    if not os.path.exists(done):
+        run_data.check(config, folder, assemble.open_source_of(config, "train"), done=False)
+    settle(config, folder, size, start)
     if os.path.exists(done):
         logging.info("%s is finished", folder)
         return _read_json(done)
 
     started = time.time()
     devices = runtime.setup(config)  # seeds again, so that a size does not depend on those before it
-    train_source, eval_source = assemble.open_sources(config)
+    network, class_names = assemble.trained(config, workdir, size, start["weights"])
+    train_source, eval_source = (relabelled(source, class_names) for source in assemble.open_sources(config))
     steps = steps_per_epoch(config, train_source)
-    network, _ = assemble.trained(config, workdir, size, start["weights"])
     parts = recipe.trained_parts(config)
     trunk, head = split.split(network, split.first_layer(network, parts))
     trunk.trainable = False
@@ -115,7 +134,12 @@ def fit_size(config, workdir, size, start):
         metrics=devices.metrics(loss),
         steps_per_execution=config.runtime.steps_per_execution,
     )
-    saved = checkpoint.Checkpoints(_path(folder, "checkpoints"), checkpoint.state(network, optimizer), keep=1)
+    saved = checkpoint.Checkpoints(
+        _path(folder, "checkpoints"),
+        checkpoint.state(network, optimizer),
+        keep=1,
+        data=run_data.facts(config, train_source),
+    )
     position = train.Position(steps, saved.restore_latest())
     epoch = position.epoch
     logging.info(

@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 
-from g16net import assemble, experiments, models, recipe
+from g16net import assemble, experiments, models, recipe, run_data
 from g16net.config import UserError, suggest
 from g16net.ipu import settings
 from g16net.models import architecture, roofline
@@ -34,8 +34,7 @@ def costs(config, workdir, machines=("ipu_mk2", "a100_40gb", "cpu"), compare=())
         machines: names of `roofline.MACHINES`, or "cpu", which is this one, measured first.
         compare: "readings": with the paper's training speeds; "measured": with networks that are run here for it.
     """
-    check_names("--machines", machines, (*roofline.MACHINES, "cpu"))
-    check_names("--compare", compare, COMPARISONS)
+    check(config, machines, compare)
     dtype, batch = recipe.dtype_of(config.runtime.precision), config.runtime.micro_batch or config.run.global_batch
     network = {**recipe.network(config), "num_classes": num_classes(config, workdir)}
     name = assemble.title(config)
@@ -86,6 +85,12 @@ def costs(config, workdir, machines=("ipu_mk2", "a100_40gb", "cpu"), compare=())
     return figures
 
 
+def check(config, machines=(), compare=()):
+    """UserError for a machine or a comparison that there is not."""
+    check_names("--machines", machines, (*roofline.MACHINES, "cpu"))
+    check_names("--compare", compare, COMPARISONS)
+
+
 def check_names(flag, given, known):
     """UserError for a name that the flag does not know."""
     for name in given:
@@ -95,9 +100,8 @@ def check_names(flag, given, known):
 
 def num_classes(config, workdir):
     """Classes of the run in `workdir`, or of the config where it holds none."""
-    if os.path.exists(os.path.join(workdir, "classes.json")):
-        return len(assemble.load_classes(workdir))
-    return config.data.num_classes
+    data = run_data.known(workdir)
+    return len(data["classes"]) if data else config.data.num_classes
 
 
 def machine_dtype(machine, dtype):

@@ -75,6 +75,11 @@ def find(images):
     return list(found)
 
 
+def check(config, images=()):
+    """UserError where `images` names none."""
+    find(images)
+
+
 class Predictor:
     """Predicts batches of files with one model.
 

@@ -27,6 +27,7 @@ FREE_KEYS = (
     "data.dir",
     "data.cache",
     "data.cache_dir",
+    "data.allow_changed",
     "data.parallel",
     "data.service",
     "data.eval_size",

@@ -38,6 +38,22 @@ def setup(config):
     return Devices(config)
 
 
+def check(config, updates_per_epoch):
+    """UserError where training cannot be done on the devices of `config`, as far as that is known without them."""
+    strategy = config.runtime.strategy
+    if strategy in IPU_STRATEGIES:
+        from g16net.ipu import session
+
+        session.sdk()
+        session.settings.check_steps(config, updates_per_epoch)
+    elif strategy == "default":
+        Devices(config).check(updates_per_epoch)
+    else:
+        _check_keras(strategy)
+        if strategy == "multiworker":
+            workers.cluster(config)
+
+
 def chief(config):
     """Whether this process writes the run's files; known before devices are touched."""
     if config.runtime.strategy == "multiworker":
@@ -54,16 +70,20 @@ def _strategy(config):
     name = config.runtime.strategy
     if name == "default":
         return tf.distribute.get_strategy()
-    if compat.KERAS3:
-        raise UserError(
-            f"runtime.strategy={name} needs tf-keras, and this process runs Keras {compat.KERAS_VERSION}, which cannot "
-            "fit on several workers (keras-team/keras#20585); set TF_USE_LEGACY_KERAS=1, which launch.py does itself"
-        )
+    _check_keras(name)
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(_local_devices(config.runtime.virtual_cpus))
     if name == "multiworker":
         return _multiworker(*_cluster(config))
     return _tpu(config.runtime.tpu)
+
+
+def _check_keras(name):
+    if compat.KERAS3:
+        raise UserError(
+            f"runtime.strategy={name} needs tf-keras, and this process runs Keras {compat.KERAS_VERSION}, which cannot "
+            "fit on several workers (keras-team/keras#20585); set TF_USE_LEGACY_KERAS=1, which launch.py does itself"
+        )
 
 
 def _local_devices(virtual_cpus):

@@ -146,6 +146,7 @@ def arguments(one, workdir):
 def plan(experiment, workdir, assignments=(), data=""):
     """The runs as the commands that would make them one by one, and how far they are."""
     runs = load(experiment, assignments, data)
+    agreed(runs, workdir)
     states = states_of(runs, Queue(os.path.join(workdir, "queue")))
     commands = [shlex.join(["launch.py"] + arguments(one, workdir)) for one in runs]
     return "\n".join(commands + [table(summarise(runs, states, workdir, time.time(), 0))])
@@ -375,9 +376,10 @@ def share_training(workdir, one):
     """Gives the folder of a run the trained weights of the run that trained for it."""
     folder = os.path.join(workdir, one["name"])
     os.makedirs(folder, exist_ok=True)
-    for name in ("checkpoints", "classes.json", "records.jsonl"):
+    for name in ("checkpoints", "classes.json", "data.json", "records.jsonl"):
         link = os.path.join(folder, name)
-        if not os.path.lexists(link):
+        there = os.path.exists(os.path.join(workdir, one["after"], name))  # older runs have no data.json
+        if there and not os.path.lexists(link):
             os.symlink(os.path.join("..", one["after"], name), link)
 
 
@@ -473,6 +475,18 @@ def forkserver():
 
 def settle(runs, workdir):
     """Makes `workdir` that of these runs; UserError where a run of the same name is another one there."""
+    known = agreed(runs, workdir)
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        records.write_json(os.path.join(workdir, "runs.json"), known)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to --workdir={workdir}: {error.strerror}; name a folder you may write to"
+        ) from error
+
+
+def agreed(runs, workdir):
+    """The runs that `workdir` knows and these; UserError where a run of the same name is another one there."""
     path = os.path.join(workdir, "runs.json")
     old = {one["name"]: one for one in _read(path) or []}
     new = json.loads(json.dumps(runs))
@@ -486,13 +500,7 @@ def settle(runs, workdir):
                 "Give the new run another name, or the sweep another --workdir."
             )
         old[one["name"]] = one
-    try:
-        os.makedirs(workdir, exist_ok=True)
-        records.write_json(path, list(old.values()))
-    except OSError as error:
-        raise UserError(
-            f"cannot write to --workdir={workdir}: {error.strerror}; name a folder you may write to"
-        ) from error
+    return list(old.values())
 
 
 def states_of(runs, queue):

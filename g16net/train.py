@@ -15,9 +15,10 @@ import tensorflow as tf
 from absl import logging
 from tensorflow import keras
 
-from g16net import assemble, checkpoint, compat, evaluate, records, runtime, warm_start
-from g16net.config import ConfigError, RunError
+from g16net import assemble, checkpoint, compat, evaluate, records, run_data, runtime, warm_start
+from g16net.config import ConfigError, RunError, UserError
 from g16net.data import waiting as waiting_lib
+from g16net.data.sources.base import relabelled
 from g16net.optim.weight_average import WeightAverage
 from g16net.report import curves
 from g16net.signals import Signals, Stopped
@@ -27,16 +28,21 @@ def train(config, workdir):
     """Trains `config` (resolved) in `workdir` to its last epoch, resuming what is there. Returns the figures.
 
     Raises:
+        UserError: the data is not that of the run in `workdir` (`run_data`).
         RunError: the run ended before its last epoch; the message says why and what is kept.
         Stopped: SIGTERM or SIGINT came; a checkpoint of the step is saved.
     """
     devices = runtime.setup(config)
-    train_source, eval_source = assemble.open_sources(config)
-    steps = steps_per_epoch(config, train_source)
+    sources = assemble.open_sources(config)
+    steps = steps_per_epoch(config, sources[0])
     devices.check(steps)
+    check_workers(config, devices, sources[0])
+    changed = run_data.check(config, workdir, sources[0], run_data.finished(config, workdir))
+    class_names = run_data.known(workdir)["classes"] if changed else sources[0].class_names
+    train_source, eval_source = (relabelled(source, class_names) for source in sources)
     if devices.chief:
         os.makedirs(workdir, exist_ok=True)
-        assemble.save_classes(workdir, train_source)
+        run_data.keep(config, workdir, train_source)
     model, trainer, inner, optimizer = build(config, devices, train_source.num_classes, steps)
     average = WeightAverage(model, config.regularise.average)  # outside the scope: on the host
     with devices.strategy.scope():
@@ -46,10 +52,11 @@ def train(config, workdir):
             config.checkpoint.keep,
             write=devices.chief,
             background=config.checkpoint.background,
+            data=run_data.facts(config, train_source),
         )
         manifest = saved.restore_latest()
         if manifest is None and config.init.checkpoint:
-            warm_start.load(config, model)
+            warm_start.load(config, model, class_names)
     position = Position(steps, manifest)
     if not devices.equal(position.step):
         raise RunError(
@@ -98,10 +105,20 @@ def train(config, workdir):
         resumed_from_step=manifest["step"] if manifest else 0,
         records=records_path(workdir),
         checkpoints=checkpoint_folder(workdir),
+        **({"data_changed": changed} if changed else {}),
     )
     if devices.chief:
         figures["curves"] = curves.draw(history, os.path.join(workdir, "curves.png"), title=assemble.title(config))
     return figures
+
+
+def check_workers(config, devices, source):
+    """UserError, in every worker, where the workers of a run would train on different data."""
+    if not devices.equal(int(run_data.facts(config, source)["digest"][:4], 16)):
+        raise UserError(
+            f"the workers have different training splits; worker {devices.shard[0]} has {source.num_examples} images "
+            f"of {source.num_classes} classes in {run_data.where(config)}. Give all of them the same data"
+        )
 
 
 class Built(NamedTuple):

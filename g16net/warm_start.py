@@ -10,12 +10,22 @@ import tensorflow as tf
 from absl import logging
 from tensorflow import keras
 
-from g16net import checkpoint, compat, foreign_weights
+from g16net import checkpoint, compat, foreign_weights, run_data
 from g16net.config import UserError
+from g16net.data import identity
+
+CLASSIFIER = "predictions/"  # its weights have the classes as their last axis
 
 
-def load(config, model):
+def load(config, model, class_names=None):
     """Overwrites the weights of `model` with those of `init.checkpoint` that fit; the log lists what did not.
+
+    Of the classifier each class takes the weights of the class of its name; classes that the other run did not have
+    keep their initial ones. Where nobody tells the other run's classes, or `class_names` are None, a classifier of as
+    many classes is taken as it is.
+
+    Args:
+        class_names: one a logit of `model`.
 
     Raises:
         UserError: there is nothing to read, or not one weight fits; of another library's weights, all but the last
@@ -29,6 +39,8 @@ def load(config, model):
         raise
     except (OSError, ValueError, tf.errors.OpError) as error:
         raise UserError(f"init.checkpoint={path} cannot be read ({error}); is it whole?") from error
+    others = None if foreign or not class_names else run_data.class_names_of_weights(path)
+    about = "" if foreign or not class_names else _match_classifier(stored, model, others, class_names)
     loaded, kept = [], []
     for variable in checkpoint.model_state(model).values():
         name = compat.name_of(variable)
@@ -52,15 +64,47 @@ def load(config, model):
         foreign.check(model)
     unused = sorted(set(stored) - set(loaded))
     logging.info(
-        "Started from %s%s: %d of %d weights loaded%s%s",
+        "Started from %s%s: %d of %d weights loaded%s%s%s",
         path,
         f" ({foreign.library} weights)" if foreign else "",
         len(loaded),
         len(loaded) + len(kept),
+        about,
         f"; new: {_few(kept)}" if kept else "",
         f"; not used: {_few(unused)}" if unused else "",
     )
     return loaded, kept
+
+
+def _match_classifier(stored, model, others, class_names):
+    """Brings the classifier's arrays in `stored` from the classes `others` to `class_names`, by name; takes them out
+    where they have none in common. Returns what to say of it."""
+    variables = {compat.name_of(v): v for v in checkpoint.model_state(model).values()}
+    mine = [name for name in variables if name.startswith(CLASSIFIER) and name in stored]
+    if not mine:
+        return ""
+    if others is None or any(stored[name].shape[-1] != len(others) for name in mine):
+        fits = all(stored[name].shape == tuple(variables[name].shape) for name in mine)
+        return "; the classifier by position, as nothing there names its classes" if fits else ""
+    place = {identity.plain(name): i for i, name in enumerate(others)}
+    pairs = [(i, place[identity.plain(n)]) for i, n in enumerate(class_names) if identity.plain(n) in place]
+    unique = len(place) == len(others) and len(set(class_names)) == len(class_names)
+    if not unique:
+        if list(others) == list(class_names):
+            return ""
+        pairs = []
+    for name in mine:
+        array = stored.pop(name)
+        fresh = variables[name].numpy().copy()
+        if pairs and array.shape[:-1] == fresh.shape[:-1]:
+            to, of = (list(column) for column in zip(*pairs))
+            fresh[..., to] = array[..., of]
+            stored[name] = fresh
+    if not pairs:
+        return "; the classifier starts anew, as none of its classes has the name of one there"
+    new = [name for name in class_names if identity.plain(name) not in place]
+    text = f"; the classifier by name, {len(pairs)} of {len(class_names)} classes"
+    return text + (f" ({identity.quoted(new)} new)" if new else "")
 
 
 def read(path, weights="average"):

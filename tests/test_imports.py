@@ -34,6 +34,7 @@ ALLOWED = {
     "workers": {"config"},
     "checkpoint": {"compat", "config", "records"},
     "experiments": {"config"},
+    "run_data": {"checkpoint", "config", "data", "records"},
     "sweep": {"cli", "config", "experiments", "recipe", "records"},
     "sweep_imports": {"cli"},
 }

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pickle
 import re
+import shutil
 import subprocess
 
 import numpy as np
@@ -18,7 +19,7 @@ import tensorflow as tf
 from helpers import call as launch
 from helpers import command
 
-from g16net import assemble, checkpoint, compat, config, experiments, extras, recipe
+from g16net import assemble, checkpoint, compat, config, experiments, extras, recipe, records, run_data
 from g16net.models import efficientnet, timm_weights
 from g16net.optim.weight_average import WeightAverage
 
@@ -51,6 +52,10 @@ def place(tmp_path_factory):
         for name in ("cat", "dog"):
             images(f"three/{split}/{name}", count)
     images("hollow/cat", 5), images("hollow/dog", 0)
+    images("renamed/train/cat", 8), images("renamed/val/cat", 2)
+    images("renamed/train/wolf", 8), images("renamed/val/wolf", 2)
+    images("grown/train/cat", 9), images("grown/val/cat", 2)
+    images("grown/train/dog", 8), images("grown/val/dog", 2)
     images("single/cat", 1), images("single/dog", 1)
     images("flat", 3)
     images("only_val/val/cat", 2)
@@ -78,6 +83,8 @@ def place(tmp_path_factory):
     saved = checkpoint.Checkpoints(str(work / "checkpoints"), checkpoint.state(model, average=average))
     saved.save(2, epoch=1, in_epoch=0)
     saved.wait()
+    shutil.copytree(work, root / "kept")
+    records.write_json(root / "kept" / "data.json", run_data.facts(run, assemble.open_source_of(run, "train")))
     (root / "fresh").mkdir()
     config.save(run, root / "fresh" / "config.json")
     return root
@@ -138,6 +145,8 @@ HOW = {  # what happened: the command's arguments; {} stands for the folder of `
     "two trainings in one workdir": ["--workdir={}/run", "--mode=train"],
     "workdir that was never trained": ["--workdir={}/fresh", "--mode=evaluate"],
     "data of other classes than the run's": ["--workdir={}/run", "--mode=evaluate", "--data={}/three"],
+    "class folder renamed, added or removed since the training": ["--workdir={}/run", "--data={}/renamed"],
+    "images added or removed in the middle of a run": ["--workdir={}/kept", "--data={}/grown"],
     "fine-tuning before the training's end": ["--workdir={}/run", "--mode=finetune"],
     "fine-tuned weights that were not made": [
         "--workdir={}/run", "--mode=evaluate", "--config.eval.weights=finetuned",

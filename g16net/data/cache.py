@@ -154,13 +154,14 @@ def _rows(source):
 def _like(source, read, encoded, example_bytes, held_bytes):
     return indexed(
         source.name, source.split, source.num_examples, source.class_names, read, source.locate, encoded,
-        example_bytes, source.labels, held_bytes,
+        example_bytes, source.labels, held_bytes, source.contents,
     )  # fmt: skip
 
 
 def _fingerprint(source, size):
     ends = [text.decode() for text in source.locate(np.array([0, source.num_examples - 1])).numpy()]
     facts = [source.name, source.split, source.num_examples, source.example_bytes, source.class_names, ends, size]
+    facts += [source.contents()["digest"]] if source.contents else []
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 

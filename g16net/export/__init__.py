@@ -29,13 +29,14 @@ def export(config, workdir):
         return session.export(config, workdir)
     compat.set_policy("float32")
     model, class_names = assemble.trained(config, workdir)
+    source = assemble.open_eval_source(config, workdir, class_names, "compare the export") if kind == "tflite" else None
     path = path_of(config, workdir)
     root, ending = os.path.splitext(path)
     partial = f"{root}.partial{ending}"
     _remove(partial)
     try:
         write(kind, partial, config, model, class_names)
-        figures = compare(config, model, partial)
+        figures = compare(config, model, partial, source)
         _remove(path)
         os.replace(partial, path)
     finally:
@@ -119,8 +120,9 @@ def calibration(config):
     return images
 
 
-def compare(config, model, path):
-    """Figures of the export at `path` against `model`; RunError where its logits are others."""
+def compare(config, model, path, source=None):
+    """Figures of the export at `path` against `model`, on images of `source` too where it is given; RunError where its
+    logits are others."""
     runner = runners.load(path)
     sizes = sorted({config.data.eval_size, config.data.train_size, config.data.eval_size + 32})
     differences = [verify.on_noise(model, runner, size) for size in sizes]
@@ -137,8 +139,7 @@ def compare(config, model, path):
                 f"the export's logits differ from the model's by {figures['largest_logit_difference']:.3g}, more than "
                 f"{figures['tolerance']:.3g}: nothing was replaced; please report it with the versions of versions.json"
             )
-    if config.export.format == "tflite":
-        source = assemble.open_source_of(config, "eval")
+    if source is not None:
         on_images = verify.on_images(config, model, runner, source)
         del on_images["largest_logit"]
         figures.update({f"{key}_on_images" if "largest" in key else key: on_images[key] for key in on_images})

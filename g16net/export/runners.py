@@ -1,7 +1,9 @@
 """Runs an exported file in its own runtime: from a path to a function of uint8 images that returns logits."""
 
+import json
 import os
 import warnings
+import zipfile
 
 import numpy as np
 
@@ -12,19 +14,28 @@ from g16net.config import UserError
 def load(path):
     """`images -> logits` of the export at `path`: uint8 [batch, height, width, 3] to float32 [batch, classes].
 
+    Its attribute `class_names` has the names in the file, one a logit; None where the format keeps none (Keras').
+
     Raises:
         UserError: where there is no export of a known format, or its runtime is missing.
     """
+    check(path)
+    run, class_names = _saved_model(path) if os.path.isdir(path) else LOADERS[os.path.splitext(path)[1]](path)
+    run.class_names = class_names
+    return run
+
+
+def check(path):
+    """UserError where there is no export at `path`, by its name."""
     if not os.path.exists(path):
         raise UserError(f"no exported file at {path!r}; write one with --mode=export --format=FORMAT")
     if os.path.isdir(path):
         if not os.path.exists(os.path.join(path, "saved_model.pb")):
             raise UserError(f"{path!r} is a folder without saved_model.pb; name a SavedModel, or a file of {ENDINGS}")
-        return _saved_model(path)
+        return
     ending = os.path.splitext(path)[1]
     if ending not in LOADERS:
         raise UserError(f"{path!r} is no export of a known format; its name should end with {ENDINGS}")
-    return LOADERS[ending](path)
 
 
 def _saved_model(path):
@@ -36,7 +47,8 @@ def _saved_model(path):
     def run(images, _loaded=loaded):  # its signatures do not keep its variables alive
         return serve(images=tf.constant(images))["logits"].numpy()
 
-    return run
+    names = getattr(loaded, "class_names", None)
+    return run, None if names is None else [name.decode() for name in names.numpy()]
 
 
 def tflite_interpreter():
@@ -55,12 +67,18 @@ def _tflite(path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorFlow's interpreter says that LiteRT's is the newer
         serve = tflite_interpreter()(model_path=path).get_signature_runner()
-    return lambda images: np.array(serve(images=images)["logits"])
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.read("labels.txt").decode().split("\n")[:-1]
+    except (zipfile.BadZipFile, KeyError):
+        names = None
+    return lambda images: np.array(serve(images=images)["logits"]), names
 
 
 def _onnx(path):
     session = extras.need("onnxruntime", "export", "ONNX").InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(["logits"], {"images": images})[0]
+    names = session.get_modelmeta().custom_metadata_map.get("class_names")
+    return lambda images: session.run(["logits"], {"images": images})[0], names and json.loads(names)
 
 
 def _keras(path):
@@ -69,7 +87,7 @@ def _keras(path):
     from g16net.models import efficientnet  # noqa: F401  registers the layers
 
     model = keras.models.load_model(path)  # safe_mode, Keras' default, runs no code of the file
-    return lambda images: np.asarray(model(images.astype(np.float32), training=False))
+    return lambda images: np.asarray(model(images.astype(np.float32), training=False)), None
 
 
 LOADERS = {".tflite": _tflite, ".onnx": _onnx, ".keras": _keras}

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from g16net import assemble, compat
 from g16net.config import UserError
+from g16net.data import identity
 from g16net.data.order import Order
 from g16net.export import runners
 
@@ -14,12 +15,18 @@ TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "int8": None}
 BATCH = 32  # test images in one run of both
 
 
+def check(config, file=""):
+    """UserError where the export that is named is none, by its name."""
+    if file:
+        runners.check(file)
+
+
 def verify_export(config, workdir, file=""):
     """Compares the export at `file` (default: of `export.format` in `workdir`) with the newest checkpoint.
 
     Runs both on `export.check_images` test images. Returns the figures: `largest_logit_difference`,
     `top1_agreement` (share of images on which both give the same class), and `top1` of each. Beyond the tolerance of
-    its precision the figures hold `failed`, and the command ends with status 1.
+    its precision, or with other class names, the figures hold `failed`, and the command ends with status 1.
     """
     from g16net import export
 
@@ -34,6 +41,10 @@ def verify_export(config, workdir, file=""):
         figures["tolerance"] = share * max(1.0, figures["largest_logit"])
         if not figures["largest_logit_difference"] <= figures["tolerance"]:
             figures["failed"] = "its logits are not those of the checkpoint: exported from another one, or damaged"
+    if runner.class_names is not None and runner.class_names != class_names:
+        different = identity.class_differences(class_names, runner.class_names)
+        different = different or identity.order_differences(class_names, runner.class_names)
+        figures["failed"] = f"its class names are not those of the checkpoint: {', '.join(different)}; export it again"
     return figures
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from g16net.config import UserError
+from g16net.data import identity
 from g16net.data.sources.base import TRAIN, VALIDATION, arrays, choose_split, held_out, indexed, listed
 
 HELD_OUT = 0.2  # of each class of digits
@@ -131,4 +132,7 @@ def open_synthetic(split, data_dir=None, num_examples=10000, num_classes=1000, s
 
     names = [f"class {i}" for i in range(num_classes)]
     labels = (np.arange(num_examples) % num_classes).astype(np.int32)
-    return indexed("synthetic", split, num_examples, names, read, locate, encoded, held / pool, labels, held_bytes=held)
+    return indexed(
+        "synthetic", split, num_examples, names, read, locate, encoded, held / pool, labels, held_bytes=held,
+        contents=lambda: identity.of_labels(names, labels, "synthetic"),
+    )  # fmt: skip

@@ -1,5 +1,6 @@
 """What a source is, and the engine of sources that read any example by its index."""
 
+import functools
 from typing import Any, Callable, NamedTuple, Optional, Sequence
 
 import numpy as np
@@ -7,6 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from g16net.config import UserError
+from g16net.data import identity
 from g16net.data import order as orders
 
 TRAIN, VALIDATION = "train", "validation"
@@ -28,6 +30,7 @@ class Source(NamedTuple):
         labels: int32 [num_examples] in the order of ids, where they are known without reading the images.
         part: for sources of several files: `(index, count)` -> the Source of the files index::count, else None.
         held_bytes: memory that a stream holds besides the batches.
+        contents: () -> the facts of `identity` that tell this split from another one.
     """
 
     name: str
@@ -43,9 +46,13 @@ class Source(NamedTuple):
     labels: Optional[np.ndarray] = None
     part: Optional[Callable[[int, int], "Source"]] = None
     held_bytes: float = 0.0
+    contents: Optional[Callable[[], dict]] = None
 
 
-def indexed(name, split, num_examples, class_names, read, locate, encoded, example_bytes, labels=None, held_bytes=0.0):
+def indexed(
+    name, split, num_examples, class_names, read, locate, encoded, example_bytes, labels=None, held_bytes=0.0,
+    contents=None,
+):  # fmt: skip
     """A source whose `read` finds any example by its id: each epoch's order is one permutation of all ids."""
 
     def stream(order):
@@ -66,8 +73,52 @@ def indexed(name, split, num_examples, class_names, read, locate, encoded, examp
 
     return Source(
         name, split, num_examples, len(class_names), tuple(class_names), encoded, stream, read, locate,
-        float(example_bytes), labels, None, float(held_bytes),
+        float(example_bytes), labels, None, float(held_bytes), once(contents),
     )  # fmt: skip
+
+
+def once(contents):
+    """`contents` that computes only at its first call, or None."""
+    return contents and functools.lru_cache(maxsize=None)(contents)
+
+
+def relabelled(source, class_names):
+    """`source` with labels that are places in `class_names`, found by name: its classes in another order, or fewer.
+
+    UserError where it has a class that is none of `class_names`, or names do not tell the classes apart.
+    """
+    if tuple(source.class_names) == tuple(class_names):
+        return source
+    place = {identity.plain(name): label for label, name in enumerate(class_names)}
+    unknown = [name for name in source.class_names if identity.plain(name) not in place]
+    own = {identity.plain(name) for name in source.class_names}
+    if unknown or len(place) < len(class_names) or len(own) < source.num_classes:
+        why = f"{identity.quoted(unknown)} unknown" if unknown else "a name stands for several classes"
+        raise UserError(f"{source.name}, split {source.split}: its classes cannot be matched by name: {why}")
+    places = np.array([place[identity.plain(name)] for name in source.class_names], np.int32)
+    table = tf.constant(np.append(places, -1))  # the last for labels that are out of range, which stay so
+
+    def read(row):
+        record = source.read(row)
+        label = record["label"]
+        known = (label >= 0) & (label < source.num_classes)
+        return dict(record, label=tf.gather(table, tf.where(known, label, source.num_classes)))
+
+    def part(index, count):
+        return relabelled(source.part(index, count), class_names)
+
+    def contents():
+        return identity.reordered(source.contents(), class_names)
+
+    same = len(places) == len(class_names)
+    return source._replace(
+        num_classes=len(class_names),
+        class_names=tuple(class_names),
+        read=read,
+        labels=None if source.labels is None else places[source.labels],
+        part=source.part and part,
+        contents=once(contents) if same and source.contents else None,
+    )
 
 
 def arrays(name, split, images, labels, class_names):
@@ -84,8 +135,9 @@ def arrays(name, split, images, labels, class_names):
 
     size = images.nbytes if hasattr(images, "nbytes") else images.numpy().nbytes
     return indexed(
-        name, split, len(labels), class_names, read, locate, False, size / len(labels), labels, held_bytes=size
-    )
+        name, split, len(labels), class_names, read, locate, False, size / len(labels), labels, held_bytes=size,
+        contents=lambda: identity.of_arrays(class_names, images, labels),
+    )  # fmt: skip
 
 
 def choose_split(split, available, where):

@@ -7,6 +7,7 @@ import tensorflow as tf
 from absl import logging
 
 from g16net.config import UserError
+from g16net.data import identity
 from g16net.data.sources.base import TRAIN, VALIDATION, check_labels, choose_split, held_out, indexed, listed
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what TensorFlow decodes on every version
@@ -77,7 +78,10 @@ def open_folder(split, data_dir=None, holdout=0.2, max_file_bytes=2**26):
             image = tf.io.read_file(locate(row["id"]))
         return {"image": image, "label": all_labels[row["id"]], "id": row["id"]}
 
-    return indexed("folder", chosen, len(labels), class_names, read, locate, True, sizes.mean(), labels)
+    return indexed(
+        "folder", chosen, len(labels), class_names, read, locate, True, sizes.mean(), labels,
+        contents=lambda: identity.of_files(class_names, paths, labels, sizes),
+    )  # fmt: skip
 
 
 def _folders(folder):

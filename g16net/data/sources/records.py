@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from g16net.config import UserError
 from g16net.data import order as orders
-from g16net.data.sources.base import Source
+from g16net.data.sources.base import Source, once
 
 CYCLE = 16
 WINDOW = 2048
@@ -56,7 +56,7 @@ class Shards(NamedTuple):
         )
 
 
-def sharded(name, split, shards, class_names, parse, cycle=CYCLE, window=WINDOW):
+def sharded(name, split, shards, class_names, parse, cycle=CYCLE, window=WINDOW, contents=None):
     """A source that streams record files. Memory: up to three windows of records.
 
     Args:
@@ -64,6 +64,7 @@ def sharded(name, split, shards, class_names, parse, cycle=CYCLE, window=WINDOW)
         parse: serialised record (scalar string) -> {"image", "label"} and perhaps "boxes".
         cycle: files read side by side.
         window: records that are permuted together.
+        contents: of the `Source`.
     """
     num_examples = int(shards.counts.sum())
 
@@ -93,6 +94,7 @@ def sharded(name, split, shards, class_names, parse, cycle=CYCLE, window=WINDOW)
         example_bytes=shards.sizes / max(num_examples, 1),
         part=part,
         held_bytes=3.0 * min(window, num_examples) * shards.sizes / max(num_examples, 1),
+        contents=once(contents),
     )
 
 

@@ -5,6 +5,7 @@ import os
 import tensorflow as tf
 
 from g16net.config import UserError, suggest
+from g16net.data import identity
 from g16net.data.sources.base import choose_split
 from g16net.data.sources.records import CYCLE, WINDOW, Shards, sharded
 
@@ -59,15 +60,21 @@ def open_tfds(split, data_dir=None, name="imagenet2012", download=False, cycle=C
         )
     counts = [part.examples_in_shard - part.skip if part.take == -1 else part.take for part in parts]
     share = sum(counts) / sum(part.examples_in_shard for part in parts)
-    size = share * sum(tf.io.gfile.stat(path).length for path in paths)
+    sizes = [tf.io.gfile.stat(path).length for path in paths]
+    size = share * sum(sizes)
     keys = {image: tf.io.FixedLenFeature([], tf.string), label: tf.io.FixedLenFeature([], tf.int64)}
 
     def parse(record):
         fields = tf.io.parse_single_example(record, keys)
         return {"image": fields[image], "label": tf.cast(fields[label], tf.int32)}
 
-    shards = Shards.of(paths, counts, size, [part.skip for part in parts])
-    return sharded(f"tfds:{name}", split, shards, info.features[label].names, parse, cycle, window)
+    class_names, skips = info.features[label].names, [part.skip for part in parts]
+    shards = Shards.of(paths, counts, size, skips)
+
+    def contents():
+        return identity.of_records(class_names, map(os.path.basename, paths), counts, sizes, skips)
+
+    return sharded(f"tfds:{name}", split, shards, class_names, parse, cycle, window, contents)
 
 
 def _prepared(name, data_dir):

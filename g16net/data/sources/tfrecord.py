@@ -12,6 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from g16net.config import UserError
+from g16net.data import identity
 from g16net.data.sources.base import TRAIN, check_labels, choose_split, listed
 from g16net.data.sources.records import CYCLE, WINDOW, Shards, sharded
 
@@ -62,7 +63,10 @@ def open_tfrecord(
             "boxes": tf.stack([tf.sparse.to_dense(fields[f"image/object/bbox/{side}"]) for side in _SIDES], axis=1),
         }
 
-    return sharded("tfrecord", split, shards, class_names, parse, cycle, window)
+    def contents():
+        return identity.of_records(class_names, map(os.path.basename, paths), counts, sizes)
+
+    return sharded("tfrecord", split, shards, class_names, parse, cycle, window, contents)
 
 
 def _record_files(folder):
