@@ -4,9 +4,9 @@ DIR/00000450/state.index, state.data-*   TensorFlow's checkpoint format; `tf.tra
 DIR/00000450/manifest.json               epoch and step, and the SHA-256 of every file
 
 The tensors bear plain names ("model/block1a_conv/kernel", "optimizer/rms/block1a_conv/kernel", "average/..."), the same
-in every Keras generation, so that parts can be read into other models and scripts. A save takes a snapshot, which the
-device makes in milliseconds, and writes it in a thread beside the training; `tf.train.Checkpoint` itself would hold up
-a step for half a second, and its own asynchronous form loses the optimizer's state in the first save (TensorFlow 2.21).
+in every Keras generation, so that parts can be read into other models and scripts. A save copies all values to the
+host, in milliseconds, and writes them in a thread beside the training; `tf.train.Checkpoint` itself would hold up a
+step for half a second, and its own asynchronous form loses the optimizer's state in the first save (TensorFlow 2.21).
 """
 
 import hashlib
@@ -77,9 +77,10 @@ class Checkpoints:
         """
         self.wait()
         final = os.path.join(self.directory, f"{step:08d}")
-        names, values = list(self.variables), [_read(v) for v in self.variables.values()]
+        names, values = list(self.variables), [tf.convert_to_tensor(v) for v in self.variables.values()]
         if not self.write:
             return final
+        values = [_snapshot(value) for value in values]
         meta = {"step": step, **meta}
         if not self.background:
             self._write(final, names, values, meta)
@@ -152,6 +153,12 @@ class Checkpoints:
         return manifest
 
 
+def newest_manifest(directory):
+    """What the newest checkpoint says of itself, not yet verified; None where there is none."""
+    folders = _folders(directory)
+    return (_manifest(folders[-1]) or None) if folders else None
+
+
 def newest_whole(directory):
     """`(folder, manifest)` of the newest undamaged checkpoint in `directory`, or `(None, None)`."""
     for folder in reversed(_folders(directory)):
@@ -188,9 +195,9 @@ def read(folder, variables):
         variable.assign(value)
 
 
-def _read(variable):
-    """The present value. A CPU makes no copy here: the next update of the variable does, while this is in use."""
-    return tf.convert_to_tensor(variable)
+def _snapshot(value):
+    """A copy on the host. What was read from a variable may share its buffer, which an IPU updates in place."""
+    return value.numpy()
 
 
 def _folders(directory):

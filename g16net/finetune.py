@@ -116,7 +116,9 @@ def fit_size(config, workdir, size, start):
         steps_per_execution=config.runtime.steps_per_execution,
     )
     saved = checkpoint.Checkpoints(_path(folder, "checkpoints"), checkpoint.state(network, optimizer), keep=1)
-    position = train.Position(steps, saved.restore_latest())
+    manifest = saved.restore_latest()
+    train.check_resumed(manifest, steps, devices)
+    position = train.Position(steps, manifest)
     epoch = position.epoch
     logging.info(
         "fine-tuning of %s at %d px: %s parameters of %s; epochs %d to %d of %d steps, batch %d; features %s",

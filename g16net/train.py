@@ -34,6 +34,7 @@ def train(config, workdir):
     train_source, eval_source = assemble.open_sources(config)
     steps = steps_per_epoch(config, train_source)
     devices.check(steps)
+    check_resumed(checkpoint.newest_manifest(checkpoint_folder(workdir)), steps, devices)
     if devices.chief:
         os.makedirs(workdir, exist_ok=True)
         assemble.save_classes(workdir, train_source)
@@ -48,6 +49,7 @@ def train(config, workdir):
             background=config.checkpoint.background,
         )
         manifest = saved.restore_latest()
+        check_resumed(manifest, steps, devices)  # of an older one, where the newest is damaged
         if manifest is None and config.init.checkpoint:
             warm_start.load(config, model)
     position = Position(steps, manifest)
@@ -140,6 +142,22 @@ def build(config, devices, num_classes, steps):
 def steps_per_epoch(config, source):
     """Weight updates an epoch: whole global batches; the remainder of each epoch's own order is left out."""
     return whole_batches(source, "run.global_batch", config.run.global_batch)
+
+
+def check_resumed(manifest, steps, devices):
+    """Raises ConfigError where a run with epochs of `steps` updates cannot go on from the checkpoint of `manifest`."""
+    if not manifest:
+        return
+    epoch, done = manifest.get("epoch", 0), manifest.get("in_epoch", 0)
+    before = manifest.get("steps") or ((manifest["step"] - done) // epoch if epoch else steps)
+    if before != steps or done >= steps:
+        raise ConfigError(
+            f"the checkpoint at step {manifest['step']} is of a run with {before} weight updates an epoch, and now an "
+            f"epoch has {steps}: the training split has another number of images, or run.global_batch changed. Give "
+            "the same images and batch, or train in another --workdir with --config.init.checkpoint naming this one"
+        )
+    if done:
+        devices.check_rest(steps, done)
 
 
 def whole_batches(source, field, batch):
@@ -396,6 +414,7 @@ class Bookkeeping(keras.callbacks.Callback):
                 self.position.step,
                 epoch=self.position.epoch,
                 in_epoch=done,
+                steps=self.position.steps,
                 seconds=self.before + time.monotonic() - self.started,
                 **self._means(logs),
             )
@@ -443,7 +462,7 @@ class Bookkeeping(keras.callbacks.Callback):
         stop = self.devices.any(self.signals.received)
         if done % self.config.checkpoint.every_epochs == 0 or last or stop:
             score = record.get("eval_top1_average", record.get("eval_top1"))
-            self.saved.save(step, epoch=done, in_epoch=0, score=score)
+            self.saved.save(step, epoch=done, in_epoch=0, steps=self.position.steps, score=score)
         if stop:
             self._stop()
 
@@ -476,4 +495,5 @@ def learning_rate(optimizer, step):
     rate = (
         getattr(rate, "_learning_rate", None) if hasattr(rate, "_learning_rate") else rate._get_hyper("learning_rate")
     )
-    return float(rate(step)) if callable(rate) else float(rate)
+    rate = rate(step) if callable(rate) else rate
+    return float(rate.numpy() if hasattr(rate, "numpy") else rate)  # variables of a strategy are no numbers
