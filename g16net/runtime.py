@@ -266,7 +266,12 @@ def lost_worker(error):
     A device's own failures (cuDNN, XLA, Poplar) are INTERNAL too, and files of a bucket or batches of a data service
     can be UNAVAILABLE: those are this worker's.
     """
-    gone = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+    gone = (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+    )
     if isinstance(error, tf.errors.InternalError):
         return _OF_WORKERS.search(str(error)) is not None
     return isinstance(error, gone) and _OF_DATA.search(str(error)) is None

@@ -1,11 +1,16 @@
 """Checkpoints are whole or passed over."""
 
+import contextlib
 import os
+import threading
 
+import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow import keras
 
-from g16net import checkpoint, compat, config
+from g16net import checkpoint, compat, config, native
+from g16net.optim.rmsprop import RMSProp
 
 
 def _saved(directory, steps, keep=3):
@@ -82,6 +87,42 @@ def test_a_save_beside_the_training_holds_the_values_of_its_moment(tmp_path):
     for step in (1, 2, 3):
         stored = tf.train.load_checkpoint(str(tmp_path / f"{step:08d}" / "state"))
         assert {float(stored.get_tensor(name)[-1, -1]) for name in variables} == {2.0 * (step - 1)}
+
+
+def check_held_back(saved, model, data, steps, monkeypatch):
+    """A save whose thread is held back until training has gone on holds the values of its own step alone."""
+    trained_on, write, expected = threading.Event(), saved._write, {}
+
+    def late(*arguments):
+        assert trained_on.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(saved, "_write", late)
+
+    class Save(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if not expected:
+                expected.update({name: value.numpy() for name, value in saved.variables.items()})
+                saved.save(1, epoch=0)
+
+    model.fit(data, steps_per_epoch=steps, callbacks=[Save()], verbose=0)
+    assert any(np.any(saved.variables[name].numpy() != value) for name, value in expected.items())
+    trained_on.set()
+    saved.wait()
+    stored = tf.train.load_checkpoint(os.path.join(saved.directory, "00000001", "state"))
+    for name, value in expected.items():
+        np.testing.assert_array_equal(stored.get_tensor(name), value, err_msg=name)
+
+
+@pytest.mark.parametrize("how", ["native", "operation", "xla"])
+def test_a_save_beside_the_training_is_of_one_step_however_weights_are_updated(how, tmp_path, monkeypatch):
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(5)])
+    optimizer = RMSProp(0.01, weight_decay=1e-3)
+    model.compile(optimizer, "mse", jit_compile=True) if how == "xla" else model.compile(optimizer, "mse")
+    saved = checkpoint.Checkpoints(str(tmp_path), checkpoint.state(model, optimizer))
+    data = tf.data.Dataset.from_tensors((tf.ones([4, 8]), tf.zeros([4, 5]))).repeat()
+    with contextlib.nullcontext() if how == "native" else native.disabled():
+        check_held_back(saved, model, data, 3, monkeypatch)
 
 
 def test_the_best_is_kept_beside_the_newest(tmp_path):

@@ -304,7 +304,9 @@ class Evaluator:
         self.session, self.model, self.source = session, model, source
         self._models = {}
         config = session.config
-        check_first(assemble.eval_batches(config, source, config.data.eval_size, self._micro_batch, session.shard), "test")
+        check_first(
+            assemble.eval_batches(config, source, config.data.eval_size, self._micro_batch, session.shard), "test"
+        )
 
     @property
     def _micro_batch(self):

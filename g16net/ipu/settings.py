@@ -234,9 +234,9 @@ def _check(config, stages):
         )
     if stages > 1 and accumulation < least:
         raise ConfigError(
-            f"runtime.grad_accumulation={accumulation} must be at least {least} where ipu.io_tiles={config.ipu.io_tiles} "
-            f"move data while a pipeline of {stages} stages computes; set --config.runtime.grad_accumulation={least}, or "
-            "--config.ipu.io_tiles=0"
+            f"runtime.grad_accumulation={accumulation} must be at least {least} where ipu.io_tiles="
+            f"{config.ipu.io_tiles} move data while a pipeline of {stages} stages computes; set "
+            f"--config.runtime.grad_accumulation={least}, or --config.ipu.io_tiles=0"
         )
     if config.data.mix_on_device:
         raise ConfigError(
