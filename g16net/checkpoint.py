@@ -57,13 +57,16 @@ class Checkpoints:
       keep: how many of the newest to keep; the best one (by the `score` in its manifest) is kept besides.
       write: False in the processes that take part in a save without writing: reading a variable may need all of them.
       background: write beside the training; `wait` before the end.
+      accumulation: passes that the optimizer adds up for an update. Saves come between updates, so that what it has
+        added up, nothing, is left out where another number restores.
 
     Raises:
       RunError: from `save` and `wait`, where the disk is full or the folder cannot be written.
     """
 
-    def __init__(self, directory, variables, keep=3, write=True, background=True):
+    def __init__(self, directory, variables, keep=3, write=True, background=True, accumulation=1):
         self.directory, self.keep, self.write, self.background = directory, keep, write, background
+        self.accumulation = accumulation
         self.variables = dict(variables)
         self._thread = self._error = None
 
@@ -81,7 +84,7 @@ class Checkpoints:
         if not self.write:
             return final
         values = [_snapshot(value) for value in values]
-        meta = {"step": step, **meta}
+        meta = {"step": step, "accumulation": self.accumulation, **meta}
         if not self.background:
             self._write(final, names, values, meta)
             return final
@@ -148,7 +151,10 @@ class Checkpoints:
         folder, manifest = newest_whole(self.directory)
         if folder is None:
             return None
-        read(folder, self.variables)
+        variables = self.variables
+        if manifest.get("accumulation", self.accumulation) != self.accumulation:
+            variables = {name: v for name, v in variables.items() if not name.startswith(compat.ACCUMULATORS)}
+        read(folder, variables)
         logging.info("Restored %s", folder)
         return manifest
 

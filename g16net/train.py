@@ -47,9 +47,12 @@ def train(config, workdir):
             config.checkpoint.keep,
             write=devices.chief,
             background=config.checkpoint.background,
+            accumulation=devices.optimizer_accumulation,
         )
         manifest = saved.restore_latest()
         check_resumed(manifest, steps, devices)  # of an older one, where the newest is damaged
+        if manifest:
+            compat.recount(inner, manifest.get("accumulation", saved.accumulation), saved.accumulation)
         if manifest is None and config.init.checkpoint:
             warm_start.load(config, model)
     position = Position(steps, manifest)
