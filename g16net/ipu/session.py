@@ -206,7 +206,8 @@ class Session(Devices):
 
     def feed(self, data):
         """Cuts batches into micro-batches of static shape. Replicas take them in turn."""
-        check_first(data, "training")
+        if not self.config.data.service:  # which gives each batch once
+            check_first(data, "training")
         return cut(data, self.plan.micro_batch).prefetch(2 * self.local_replicas)
 
     def callbacks(self, callbacks):
