@@ -4,9 +4,9 @@ DIR/00000450/state.index, state.data-*   TensorFlow's checkpoint format; `tf.tra
 DIR/00000450/manifest.json               epoch and step, the training split's facts, and the SHA-256 of every file
 
 The tensors bear plain names ("model/block1a_conv/kernel", "optimizer/rms/block1a_conv/kernel", "average/..."), the same
-in every Keras generation, so that parts can be read into other models and scripts. A save takes a snapshot, which the
-device makes in milliseconds, and writes it in a thread beside the training; `tf.train.Checkpoint` itself would hold up
-a step for half a second, and its own asynchronous form loses the optimizer's state in the first save (TensorFlow 2.21).
+in every Keras generation, so that parts can be read into other models and scripts. A save copies all values to the
+host, in milliseconds, and writes them in a thread beside the training; `tf.train.Checkpoint` itself would hold up a
+step for half a second, and its own asynchronous form loses the optimizer's state in the first save (TensorFlow 2.21).
 """
 
 import hashlib
@@ -58,14 +58,16 @@ class Checkpoints:
       write: False in the processes that take part in a save without writing: reading a variable may need all of them.
       background: write beside the training; `wait` before the end.
       data: the facts of the training split (`data.identity`), which go into every manifest; None: unknown.
+      accumulation: passes that the optimizer adds up for an update. Saves come between updates, so that what it has
+        added up, nothing, is left out where another number restores.
 
     Raises:
       RunError: from `save` and `wait`, where the disk is full or the folder cannot be written.
     """
 
-    def __init__(self, directory, variables, keep=3, write=True, background=True, data=None):
+    def __init__(self, directory, variables, keep=3, write=True, background=True, data=None, accumulation=1):
         self.directory, self.keep, self.write, self.background = directory, keep, write, background
-        self.data = data
+        self.data, self.accumulation = data, accumulation
         self.variables = dict(variables)
         self._thread = self._error = None
 
@@ -79,10 +81,11 @@ class Checkpoints:
         """
         self.wait()
         final = os.path.join(self.directory, f"{step:08d}")
-        names, values = list(self.variables), [_read(v) for v in self.variables.values()]
+        names, values = list(self.variables), [tf.convert_to_tensor(v) for v in self.variables.values()]
         if not self.write:
             return final
-        meta = {"step": step, **meta, **({"data": self.data} if self.data else {})}
+        values = [_snapshot(value) for value in values]
+        meta = {"step": step, "accumulation": self.accumulation, **meta, **({"data": self.data} if self.data else {})}
         if not self.background:
             self._write(final, names, values, meta)
             return final
@@ -149,7 +152,10 @@ class Checkpoints:
         folder, manifest = newest_whole(self.directory)
         if folder is None:
             return None
-        read(folder, self.variables)
+        variables = self.variables
+        if manifest.get("accumulation", self.accumulation) != self.accumulation:
+            variables = {name: v for name, v in variables.items() if not name.startswith(compat.ACCUMULATORS)}
+        read(folder, variables)
         logging.info("Restored %s", folder)
         return manifest
 
@@ -195,9 +201,9 @@ def read(folder, variables):
         variable.assign(value)
 
 
-def _read(variable):
-    """The present value. A CPU makes no copy here: the next update of the variable does, while this is in use."""
-    return tf.convert_to_tensor(variable)
+def _snapshot(value):
+    """A copy on the host. What was read from a variable may share its buffer, which an IPU updates in place."""
+    return value.numpy()
 
 
 def _folders(directory):

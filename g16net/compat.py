@@ -169,6 +169,16 @@ def optimizer_state(optimizer, variables):
     return state
 
 
+# Of the names of `optimizer_state` in a checkpoint those that hold something within an update only.
+ACCUMULATORS = ("optimizer/accumulated/", "optimizer/micro_batches")
+
+
+def recount(optimizer, before, now):
+    """Sets the steps of a restored optimizer, made with `before` passes an update, to `now`: Keras 3 counts passes."""
+    if KERAS3 and before != now:
+        optimizer._iterations.assign(int(optimizer._iterations.numpy()) // before * now)
+
+
 def scale_loss(optimizer, scale, dynamic):
     """`optimizer` for float16: the loss is multiplied by `scale`, which `dynamic` halves after an overflow, skipping
     that update, and doubles after 2,000 updates without one."""
@@ -225,6 +235,13 @@ if KERAS3:
                 name: [self.add_variable_from_reference(v, name=name, initializer=initializer) for v in variables]
                 for name, initializer in self.slots.items()
             }
+
+        def _get_current_learning_rate(self):
+            if self.accumulation > 1 and isinstance(
+                self._learning_rate, keras.optimizers.schedules.LearningRateSchedule
+            ):
+                return self._learning_rate(self.iterations)  # Keras 3 gives it passes, several an update
+            return super()._get_current_learning_rate()
 
         def update_step(self, gradient, variable, learning_rate):
             index = self._get_variable_index(variable)

@@ -76,7 +76,13 @@ FIELDS = {
     # run
     "run.epochs": _at_least(350, 1, "passes over the training split"),
     "run.global_batch": _at_least(768, 1, "images in one weight update, over all replicas and accumulation steps"),
-    "run.seed": _at_least(42, 0, "of the initial weights, the order of the data and every random draw"),
+    "run.seed": Field(
+        42,
+        int,
+        "of the initial weights, the order of the data and every random draw",
+        f"between 0 and {2**31 - 1}",
+        lambda v: 0 <= v < 2**31,  # NumPy takes 32 bits, an IPU 31
+    ),
     # data
     "data.name": Field(
         "auto", str, "auto | digits | idx | tfds:NAME | tfrecord | folder | synthetic; auto: prepared ImageNet or demo"
@@ -239,7 +245,9 @@ FIELDS = {
     # ipu: read where runtime.strategy is ipu or popdist
     "ipu.use_published": Field(False, bool, "fill what is left open from the published 16-IPU configuration"),
     "ipu.replicas": _at_least(None, 1, "copies of the model, over all processes; None: 1 or published", optional=True),
-    "ipu.ipus_per_replica": _at_least(None, 1, "a power of two; None: from the stages of the pipeline", optional=True),
+    "ipu.ipus_per_replica": _at_least(
+        None, 1, "the power of two that holds the stages of the pipeline; None: that", optional=True
+    ),
     "ipu.splits": Field("", str, "blocks that start a new pipeline stage, such as 2b,4a,5c; empty: no pipeline"),
     "ipu.schedule": _one_of("Grouped", ("Grouped", "Interleaved", "Sequential"), "order of the pipeline's passes"),
     "ipu.recompute": Field(True, bool, "compute a stage's activations again in its backward pass"),

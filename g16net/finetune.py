@@ -140,7 +140,9 @@ def fit_size(config, workdir, size, start):
         keep=1,
         data=run_data.facts(config, train_source),
     )
-    position = train.Position(steps, saved.restore_latest())
+    manifest = saved.restore_latest()
+    train.check_resumed(manifest, steps, devices)
+    position = train.Position(steps, manifest)
     epoch = position.epoch
     logging.info(
         "fine-tuning of %s at %d px: %s parameters of %s; epochs %d to %d of %d steps, batch %d; features %s",

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 
 import tensorflow as tf
 from absl import logging
@@ -182,6 +183,9 @@ class Devices:
         """Raises ConfigError where an epoch of so many weight updates cannot be run; before a model is built."""
         self._split  # noqa: B018
 
+    def check_rest(self, updates_per_epoch, done):
+        """Raises ConfigError where an epoch cannot be gone on with after `done` weight updates; Keras takes any."""
+
     def prepare(self, model):
         """Readies a new model for training."""
 
@@ -256,8 +260,7 @@ class Devices:
 
     def failed(self, error):
         """The RunError that says what ended a run of several workers, or None where `error` is of another kind."""
-        gone = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError)
-        if self.shard[1] > 1 and isinstance(error, gone + (tf.errors.DeadlineExceededError,)):
+        if self.shard[1] > 1 and lost_worker(error):
             return RunError(
                 f"worker {self.shard[0]} of {self.shard[1]} lost the others ({compat.reason(error)[:200]}); "
                 "start all workers again with the same command: they go on from the newest checkpoint"
@@ -275,6 +278,27 @@ class Devices:
         if self.accumulation > 1:
             text += f", micro batch {self.micro_batch} x {self.accumulation} accumulated"
         return text
+
+
+def lost_worker(error):
+    """Whether an error in a run of several workers says that another of them is gone.
+
+    A device's own failures (cuDNN, XLA, Poplar) are INTERNAL too, and files of a bucket or batches of a data service
+    can be UNAVAILABLE: those are this worker's.
+    """
+    gone = (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+    )
+    if isinstance(error, tf.errors.InternalError):
+        return _OF_WORKERS.search(str(error)) is not None
+    return isinstance(error, gone) and _OF_DATA.search(str(error)) is None
+
+
+_OF_WORKERS = re.compile(r"collective|nccl|rpc\b|remote peer|coordination|heartbeat|barrier|connection reset", re.I)
+_OF_DATA = re.compile(r"dispatcher|data service|tf\.data|http request|libcurl", re.I)
 
 
 def cut(data, size):

@@ -37,7 +37,10 @@ def train(config, workdir):
     steps = steps_per_epoch(config, sources[0])
     devices.check(steps)
     check_workers(config, devices, sources[0])
-    changed = run_data.check(config, workdir, sources[0], run_data.finished(config, workdir))
+    finished = run_data.finished(config, workdir)
+    changed = run_data.check(config, workdir, sources[0], finished)
+    if not finished:
+        check_resumed(checkpoint.newest_manifest(checkpoint_folder(workdir)), steps, devices)
     class_names = run_data.known(workdir)["classes"] if changed else sources[0].class_names
     train_source, eval_source = (relabelled(source, class_names) for source in sources)
     if devices.chief:
@@ -53,8 +56,13 @@ def train(config, workdir):
             write=devices.chief,
             background=config.checkpoint.background,
             data=run_data.facts(config, train_source),
+            accumulation=devices.optimizer_accumulation,
         )
         manifest = saved.restore_latest()
+        if not finished:
+            check_resumed(manifest, steps, devices)  # of an older one, where the newest is damaged
+        if manifest:
+            compat.recount(inner, manifest.get("accumulation", saved.accumulation), saved.accumulation)
         if manifest is None and config.init.checkpoint:
             warm_start.load(config, model, class_names)
     position = Position(steps, manifest)
@@ -157,6 +165,22 @@ def build(config, devices, num_classes, steps):
 def steps_per_epoch(config, source):
     """Weight updates an epoch: whole global batches; the remainder of each epoch's own order is left out."""
     return whole_batches(source, "run.global_batch", config.run.global_batch)
+
+
+def check_resumed(manifest, steps, devices):
+    """Raises ConfigError where a run with epochs of `steps` updates cannot go on from the checkpoint of `manifest`."""
+    if not manifest:
+        return
+    epoch, done = manifest.get("epoch", 0), manifest.get("in_epoch", 0)
+    before = manifest.get("steps") or ((manifest["step"] - done) // epoch if epoch else steps)
+    if before != steps or done >= steps:
+        raise ConfigError(
+            f"the checkpoint at step {manifest['step']} is of a run with {before} weight updates an epoch, and now an "
+            f"epoch has {steps}: the training split has another number of images, or run.global_batch changed. Give "
+            "the same images and batch, or train in another --workdir with --config.init.checkpoint naming this one"
+        )
+    if done:
+        devices.check_rest(steps, done)
 
 
 def whole_batches(source, field, batch):
@@ -413,6 +437,7 @@ class Bookkeeping(keras.callbacks.Callback):
                 self.position.step,
                 epoch=self.position.epoch,
                 in_epoch=done,
+                steps=self.position.steps,
                 seconds=self.before + time.monotonic() - self.started,
                 **self._means(logs),
             )
@@ -460,7 +485,7 @@ class Bookkeeping(keras.callbacks.Callback):
         stop = self.devices.any(self.signals.received)
         if done % self.config.checkpoint.every_epochs == 0 or last or stop:
             score = record.get("eval_top1_average", record.get("eval_top1"))
-            self.saved.save(step, epoch=done, in_epoch=0, score=score)
+            self.saved.save(step, epoch=done, in_epoch=0, steps=self.position.steps, score=score)
         if stop:
             self._stop()
 
@@ -493,4 +518,5 @@ def learning_rate(optimizer, step):
     rate = (
         getattr(rate, "_learning_rate", None) if hasattr(rate, "_learning_rate") else rate._get_hyper("learning_rate")
     )
-    return float(rate(step)) if callable(rate) else float(rate)
+    rate = rate(step) if callable(rate) else rate
+    return float(rate.numpy() if hasattr(rate, "numpy") else rate)  # variables of a strategy are no numbers

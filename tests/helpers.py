@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -134,3 +135,35 @@ def wait_for(condition, seconds=120):
     while not condition():
         assert time.time() < until, "waited in vain"
         time.sleep(0.05)
+
+
+# Checkpoints
+
+
+def check_held_back(saved, model, data, steps, monkeypatch):
+    """A save whose thread is held back until training has gone on holds the values of its own step alone."""
+    import numpy as np
+    import tensorflow as tf
+    from tensorflow import keras
+
+    trained_on, write, expected = threading.Event(), saved._write, {}
+
+    def late(*arguments):
+        assert trained_on.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(saved, "_write", late)
+
+    class Save(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if not expected:
+                expected.update({name: value.numpy() for name, value in saved.variables.items()})
+                saved.save(1, epoch=0)
+
+    model.fit(data, steps_per_epoch=steps, callbacks=[Save()], verbose=0)
+    assert any(np.any(saved.variables[name].numpy() != value) for name, value in expected.items())
+    trained_on.set()
+    saved.wait()
+    stored = tf.train.load_checkpoint(os.path.join(saved.directory, "00000001", "state"))
+    for name, value in expected.items():
+        np.testing.assert_array_equal(stored.get_tensor(name), value, err_msg=name)

@@ -5,9 +5,10 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from g16net import compat, models
+from g16net import checkpoint, compat, models
 from g16net.optim.losses import SmoothedCrossEntropy
 from g16net.optim.rmsprop import RMSProp
+from g16net.optim.schedules import Cosine
 
 NO_XLA = {} if compat.TF_VERSION < (2, 7) else {"jit_compile": False}
 
@@ -77,6 +78,36 @@ def test_accumulation_equals_the_large_batch_with_layer_norm(accumulation):
 def test_batch_norm_sees_the_micro_batch(accumulation=4):
     difference, _ = largest_difference("bn", accumulation, batch=8, updates=6)
     assert difference > 0.01
+
+
+@pytest.mark.parametrize("before, after", [(1, 4), (4, 1), (2, 4)])
+def test_a_run_goes_on_with_another_accumulation(before, after, tmp_path):
+    draw = np.random.default_rng(0)
+    images, targets = draw.normal(size=[24, 3]).astype("float32"), draw.normal(size=[24, 2]).astype("float32")
+
+    def made(accumulation):
+        dense = keras.layers.Dense(2, kernel_initializer="ones", name="dense")
+        model = keras.Sequential([keras.Input((3,)), dense], name="model")
+        optimizer = RMSProp(Cosine(0.1, steps=6), accumulation=accumulation)
+        model.compile(optimizer, loss="mse", steps_per_execution=accumulation, **NO_XLA)
+        variables = checkpoint.state(model, optimizer)
+        return model, optimizer, checkpoint.Checkpoints(str(tmp_path), variables, accumulation=accumulation)
+
+    def fit(model, accumulation, part):
+        model.fit(images[part], targets[part], batch_size=4 // accumulation, shuffle=False, verbose=0)
+
+    whole, _, _ = made(1)
+    fit(whole, 1, slice(24))
+    first, _, saved = made(before)
+    fit(first, before, slice(12))
+    saved.save(3)
+    saved.wait()
+    second, optimizer, saved = made(after)
+    manifest = saved.restore_latest()
+    compat.recount(optimizer, manifest["accumulation"], after)
+    fit(second, after, slice(12, 24))
+    for a, b in zip(whole.get_weights(), second.get_weights()):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def one_weight(guard, accumulation=1):

@@ -1,11 +1,15 @@
 """Checkpoints are whole or passed over."""
 
+import contextlib
 import os
 
 import pytest
 import tensorflow as tf
+from helpers import check_held_back
+from tensorflow import keras
 
-from g16net import checkpoint, compat, config
+from g16net import checkpoint, compat, config, native
+from g16net.optim.rmsprop import RMSProp
 
 
 def _saved(directory, steps, keep=3):
@@ -82,6 +86,20 @@ def test_a_save_beside_the_training_holds_the_values_of_its_moment(tmp_path):
     for step in (1, 2, 3):
         stored = tf.train.load_checkpoint(str(tmp_path / f"{step:08d}" / "state"))
         assert {float(stored.get_tensor(name)[-1, -1]) for name in variables} == {2.0 * (step - 1)}
+
+
+HOW = ["native", "operation", "xla"][: 3 if compat.TF_VERSION >= (2, 8) else 2]  # compile's jit_compile came then
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_save_beside_the_training_is_of_one_step_however_weights_are_updated(how, tmp_path, monkeypatch):
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(5)])
+    optimizer = RMSProp(0.01, weight_decay=1e-3)
+    model.compile(optimizer, "mse", jit_compile=True) if how == "xla" else model.compile(optimizer, "mse")
+    saved = checkpoint.Checkpoints(str(tmp_path), checkpoint.state(model, optimizer))
+    data = tf.data.Dataset.from_tensors((tf.ones([4, 8]), tf.zeros([4, 5]))).repeat()
+    with contextlib.nullcontext() if how == "native" else native.disabled():
+        check_held_back(saved, model, data, 3, monkeypatch)
 
 
 def test_the_best_is_kept_beside_the_newest(tmp_path):

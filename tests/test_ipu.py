@@ -1,16 +1,19 @@
 """IPU runs on a double of the SDK that refuses what the SDK refuses and trains really, on the CPU."""
 
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from g16net import assemble, compat, evaluate, experiments, export, recipe, records, train
-from g16net.config import ConfigError, UserError
+from g16net import assemble, checkpoint, compat, evaluate, experiments, export, recipe, records, train
+from g16net.config import ConfigError, RunError, UserError
 
 if compat.KERAS3:
     pytest.skip("the IPU SDK has Keras 2.6; its models and optimizers do not exist in Keras 3", allow_module_level=True)
 
+from helpers import check_held_back
 from ipu_double import Double
 
 from g16net.ipu import session, settings
@@ -185,10 +188,41 @@ def test_the_double_refuses_wrong_calls_of_models(machine):
         model.set_pipelining_options(4, outfeed_mask=[True])
     with pytest.raises(ValueError, match="positive integer"):
         model.set_pipelining_options(0)
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="Cannot parse average"):
         model.set_pipelining_options(4, gradient_accumulation_reduction_method="average")
     with pytest.raises(RuntimeError, match="eager"):
         model.compile("sgd", "mse", run_eagerly=True)
+
+
+def test_the_double_refuses_to_iterate_or_to_count_in_a_scope(machine):
+    machine(poprun=poprun())
+    run = session.Session(tiny(runtime__strategy="popdist", ipu__splits="3a", ipu__replicas=2, runtime__micro_batch=16))
+    data = tf.data.Dataset.range(3)
+    with run.strategy.scope():
+        variable = tf.Variable(2.0)
+        for draw in (iter, lambda data: next(data.as_numpy_iterator()), list):
+            with pytest.raises(RuntimeError, match="eager mode when inside"):
+                draw(data)
+    assert len(list(data)) == 3 and float(tf.Variable(2.0)) == variable.numpy() == 2
+    for convert in (float, int):
+        with pytest.raises(TypeError):
+            convert(variable)
+
+
+def test_the_double_updates_variables_in_place(machine):
+    machine()
+    run = session.Session(tiny())
+    with run.strategy.scope():
+        model = small_model()
+        model.compile(optimizer(), "mse", steps_per_execution=1)
+    read = []
+
+    class Read(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            read.append(tf.convert_to_tensor(model.weights[0]))
+
+    model.fit(regression(), steps_per_epoch=3, callbacks=[Read()], verbose=0)
+    assert np.array_equal(read[0].numpy(), read[2].numpy())  # the first one shows the last one's values
 
 
 def fit(run, model, data, steps, calls=None):
@@ -308,6 +342,16 @@ def test_all_fields_reach_the_configuration(machine):
     assert value("compilation_poplar_options") == {"target.deterministicWorkers": "portable"}
 
 
+@pytest.mark.parametrize("connection", ["ALWAYS", "ON_DEMAND", "PRE_COMPILE"])
+def test_state_off_the_chip_has_remote_buffers_where_no_device_can_be_asked(connection, machine):
+    for offload in (False, True):
+        double = machine()
+        session.Session(tiny(ipu__connection=connection, ipu__offload=offload))
+        assert double.config.value("device_connection.type").name == connection
+        enabled = double.config.value("device_connection.enable_remote_buffers")
+        assert enabled == (offload and connection != "ALWAYS")
+
+
 @pytest.mark.slow
 def test_every_layer_of_b0_gets_a_stage(machine):
     machine()
@@ -416,7 +460,7 @@ def test_updates_equal_those_of_the_whole_batch(mode, machine):
     history = model.fit(
         data, epochs=2, steps_per_epoch=run.steps(3), callbacks=run.callbacks([counted]), verbose=0
     ).history
-    assert counted.batches == [2, 2] and int(made.iterations) == 6
+    assert counted.batches == [2, 2] and made.iterations.numpy() == 6
     assert set(history) == {"loss", "top1"}
     if "float16" in mode:
         assert made.loss_scale == 128 and not made.dynamic
@@ -481,7 +525,7 @@ def test_poprun_that_does_not_fit_the_run(machine):
 def test_processes_share_data_and_sum_figures(machine):
     config = tiny(runtime__strategy="popdist", ipu__splits="3a", ipu__replicas=2, runtime__micro_batch=16)
     source = assemble.open_source_of(config, "train")
-    drawn = []
+    drawn, seeds = [], set()
     for index in range(2):
         double = machine(poprun=poprun(instances=2, index=index))
         run = session.Session(config)
@@ -489,11 +533,13 @@ def test_processes_share_data_and_sum_figures(machine):
         assert run.steps(11) == 11 * 4 and double.local_ipus == 2
         value = double.config.value
         assert value("experimental.multi_replica_distribution.process_index") == index
+        seeds.add(double.seed)  # of dropout and stochastic depth; the data are drawn from the run's
         data = run.feed(assemble.train_batches(config, source, shard=run.shard))
         assert [spec.shape[0] for spec in data.element_spec] == [16, 16]
         drawn.append(np.concatenate([images for images, _ in data.take(4).as_numpy_iterator()]))
         double.allreduce = lambda value: 2 * value
         np.testing.assert_array_equal(run.sum_over_workers(np.array([1.0, 2.0])), [2.0, 4.0])
+    assert len(seeds) == 2 and config.run.seed in seeds
     ((whole, _),) = assemble.train_batches(config, source).take(1).as_numpy_iterator()
     np.testing.assert_array_equal(np.concatenate(drawn), whole)
 
@@ -525,6 +571,80 @@ def trained(tmp_path_factory):
         figures = train.train(config, workdir)
         compat.set_policy("float32")
     return config, workdir, figures
+
+
+# What a run keeps
+
+
+@pytest.mark.parametrize("strategy", ["ipu", "popdist"])
+def test_a_checkpoint_in_the_background_is_of_one_step(strategy, machine, tmp_path, monkeypatch):
+    machine(poprun=poprun(ipus_per_replica=1))
+    run = session.Session(tiny(runtime__strategy=strategy, ipu__replicas=2))
+    with run.strategy.scope():
+        model = small_model()
+        made = optimizer()
+        model.compile(made, "mse", steps_per_execution=1)
+        saved = checkpoint.Checkpoints(str(tmp_path), checkpoint.state(model, made))
+    check_held_back(saved, model, regression(), 8, monkeypatch)
+
+
+def test_a_constant_learning_rate_is_recorded(machine):
+    config = tiny(runtime__strategy="popdist", ipu__replicas=2, schedule__name="constant")
+    machine(poprun=poprun(ipus_per_replica=1))
+    run = session.Session(config)
+    with run.strategy.scope():
+        model = small_model()
+        made = run.optimizer(assemble.optimizer(config, 11))
+        model.compile(made, "mse", steps_per_execution=2)
+    model.fit(regression(), steps_per_epoch=4, verbose=0)
+    assert train.learning_rate(made, 0) == pytest.approx(config.optim.learning_rate)
+
+
+def test_a_run_goes_on_in_mid_epoch_by_whole_calls_or_not_at_all(machine, tmp_path):
+    machine()
+    config = tiny(runtime__steps_per_execution=2, run__global_batch=100)  # ten updates an epoch
+    folder = tmp_path / "checkpoints" / "00000004"
+    folder.mkdir(parents=True)
+    manifest = {"step": 4, "epoch": 0, "in_epoch": 4, "steps": 14, "files": {}}
+    for steps, calls, message in ((14, 7, "4 of an epoch of 14, and the 10 "), (11, 2, "now an epoch has 14")):
+        with config.unlocked():
+            config.runtime.steps_per_execution = calls
+        (folder / "manifest.json").write_text(json.dumps(dict(manifest, steps=steps)))
+        with pytest.raises(ConfigError, match=message):
+            train.train(config, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]  # before anything was written
+
+
+# Errors
+
+
+def test_a_data_error_is_found_before_it_is_fed(machine):
+    machine()
+    run = session.Session(tiny())
+    bad = tf.data.Dataset.range(4).map(
+        lambda i: tf.debugging.check_numerics(0.0 / tf.cast(i, tf.float32), "of the data")
+    )
+    with pytest.raises(RunError, match="first batch of the training images cannot be made: .*of the data"):
+        run.feed(bad.batch(128))
+
+
+def test_evaluation_draws_its_first_batch_on_the_host(machine):
+    machine()
+    config = tiny(ipu__replicas=2)
+    run = session.Session(config)
+    source = assemble.open_source_of(config, "eval")
+    with pytest.raises(RunError, match="first batch of the test images cannot be made: .*label outside 0..1"):
+        run.evaluator(None, source._replace(num_classes=2))
+
+
+def test_errors_of_poplar_are_no_lost_workers(machine):
+    machine(poprun=poprun(instances=2, ipus_per_replica=1))
+    run = session.Session(tiny(runtime__strategy="popdist", ipu__replicas=2))
+    text = "[Poplar][Execute engine] application_runtime_error: [Recovery action: IPU_RESET] Tiles in excepted state"
+    error = tf.errors.InternalError(None, None, text)
+    assert run.failed(error) is None
+    told = train.run_error(error, run, "runs/x", train.Position(11))
+    assert "ended at step 1: [Poplar][Execute engine]" in str(told) and "lost" not in str(told)
 
 
 @pytest.mark.run
@@ -564,8 +684,13 @@ def test_serving_export_gives_the_logits_of_the_model(trained, machine):
     images = np.random.RandomState(0).randint(0, 256, [batch, 32, 32, 3]).astype("uint8")
     loaded = tf.saved_model.load(figures["path"])  # TensorFlow 2.6 forgets the variables of what nobody holds
     exported = loaded.signatures["serving_default"](images=tf.constant(images))
-    model, _ = assemble.trained(config, workdir)
-    np.testing.assert_allclose(exported["logits"], model(images.astype("float32"), training=False), atol=3e-2)
+    logits = {}
+    for precision in ("float32", "mixed_float16"):  # the run's is the latter
+        compat.set_policy(precision)
+        model, _ = assemble.trained(config, workdir)
+        logits[precision] = model(images.astype("float32"), training=False).numpy()
+    np.testing.assert_allclose(exported["logits"], logits["mixed_float16"], atol=1e-5)
+    assert np.abs(logits["float32"] - logits["mixed_float16"]).max() > 1e-3
     assert figures["ipus"] == 2
     export.export(config, workdir)  # over the older one
     with config.unlocked():

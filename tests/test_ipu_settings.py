@@ -92,6 +92,27 @@ def test_what_is_left_open_is_derived():
     assert settings.plan(resolved(ipu__replicas=4, runtime__micro_batch=16))[:2] == (16, 12)
 
 
+def test_io_tiles_want_two_micro_batches_more():
+    tiles = dict(ipu__splits="3b", ipu__io_tiles=32)
+    assert resolved(**tiles).runtime.grad_accumulation == 8  # what is left open is derived by the same rule
+    assert resolved(runtime__grad_accumulation=6, **tiles).runtime.grad_accumulation == 6  # no multiple of 4
+    assert resolved(ipu__schedule="Interleaved", **tiles).runtime.grad_accumulation == 2  # it does not overlap
+
+    for stages, without, within in ((1, 1, 1), (2, 2, 4), (3, 3, 6), (4, 4, 8)):
+        config = resolved(ipu__splits=",".join(["2b", "3b", "4b"][: stages - 1]))
+        assert settings.forward_steps(config, stages) == without
+        with config.unlocked():
+            config.ipu.io_tiles = 32
+        assert settings.forward_steps(config, stages) == within
+        assert settings.forward_steps(config, stages, 1000) == settings.up_to_multiple(64, stages)
+
+
+def test_devices_of_each_process_have_a_seed_of_their_own():
+    seeds = [settings.device_seed(seed, index) for seed in (0, 1, 42, 2**31 - 1) for index in range(16)]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**31 for seed in seeds)
+    assert settings.device_seed(42, 0) == 42
+
+
 def test_a_plan_in_words():
     text = "16 IPUs: 8 x 2, pipelined before 3b; micro batch 12 x 8 accumulated"
     assert str(settings.plan(resolved(ipu__use_published=True))) == text
@@ -106,11 +127,15 @@ REFUSED = {
     "order": (dict(ipu__splits="4a,2b"), "set --config.ipu.splits=2b,4a"),
     "twice": (dict(ipu__splits="4a,4a"), "set --config.ipu.splits=4a"),
     "accumulation": (dict(ipu__splits="3b", runtime__grad_accumulation=6), "must be a multiple of 4"),
-    "ipus": (dict(ipu__splits="2b,4a", ipu__ipus_per_replica=3), "must be a power of two"),
-    "few ipus": (dict(ipu__splits="2b,4a", ipu__ipus_per_replica=2), "of at least 3"),
-    "idle": (dict(ipu__ipus_per_replica=2), "would compute and the others idle"),
+    "ipus": (dict(ipu__splits="2b,4a", ipu__ipus_per_replica=3), "=3 must be 4, the power of two that holds"),
+    "few ipus": (dict(ipu__splits="2b,4a", ipu__ipus_per_replica=2), "=2 must be 4"),
+    # the SDK would make two replicas of the four IPUs, and half the updates got doubled gradients
+    "many ipus": (dict(ipu__splits="3b", ipu__ipus_per_replica=4), "set --config.ipu.ipus_per_replica=2"),
+    "idle": (dict(ipu__ipus_per_replica=2), "=2 must be 1"),
     "device": (dict(ipu__replicas=3), "devices come in powers of two: set --config.ipu.replicas=2"),
     "io tiles": (dict(ipu__splits="3b", runtime__grad_accumulation=4, ipu__io_tiles=32), "must be at least 6"),
+    "seed": (dict(run__seed=2**31), "between 0 and 2147483647"),
+    "no seed": (dict(run__seed=-1), "between 0 and 2147483647"),
     "bn": (dict(norm="bn", ipu__splits="3b"), "model.norm=bn cannot train in a pipeline"),
     "bfloat16": (dict(runtime__precision="mixed_bfloat16"), "no bfloat16"),
     "mixing": (dict(data__mix_on_device=True), "data.mix_on_device works on one device a process"),
@@ -135,6 +160,13 @@ def test_steps():
     settings.check_steps(resolved(), 1668)
     with pytest.raises(ConfigError, match="an IPU counts to 2147483647"):
         settings.check_steps(resolved(run__epochs=10000), 1668)
+
+
+def test_the_rest_of_an_epoch_is_whole_calls():
+    for calls, updates, done in ((5, 1670, 835), (1, 11, 6), (11, 11, 4), (6, 12, 8), (4, 12, 8)):
+        settings.check_rest(resolved(runtime__steps_per_execution=calls), updates, done)
+    with pytest.raises(ConfigError, match="update 6 of an epoch of 12, and the 6 .* no whole number.*execution=3"):
+        settings.check_rest(resolved(runtime__steps_per_execution=4), 12, 6)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from helpers import Died, die, tiny, train_until
 
-from g16net import assemble, checkpoint, compat, evaluate, export, records, train
+from g16net import assemble, checkpoint, compat, evaluate, export, records, runtime, train
 from g16net import config as config_lib
 from g16net.mix_on_device import MixImages
 
@@ -41,7 +41,8 @@ def weights(config, workdir):
 @pytest.mark.run
 def test_a_run_leaves_its_files_and_figures(trained):
     config, workdir, figures = trained
-    assert sorted(os.listdir(workdir)) == ["checkpoints", "classes.json", "curves.png", "records.jsonl", "tensorboard"]
+    kept = ["checkpoints", "classes.json", "curves.png", "data.json", "records.jsonl", "tensorboard"]
+    assert sorted(os.listdir(workdir)) == kept
     assert sorted(os.listdir(os.path.join(workdir, "checkpoints"))) == ["00000004", "00000008"]
     assert figures["images"] == 64 and 0 <= figures["top1"] <= figures["top5"] == 1  # of five classes
     history = records.by_epoch(records.read_lines(os.path.join(workdir, "records.jsonl")))
@@ -192,6 +193,42 @@ def test_learning_rate_of_a_step():
     optimizer = assemble.optimizer(config, 11)
     schedule = assemble.schedule(config, 11)
     assert train.learning_rate(optimizer, 55) == pytest.approx(float(schedule(55)))
+
+
+@pytest.mark.skipif(compat.KERAS3, reason="Keras 3 has no strategies")
+def test_a_constant_learning_rate_is_read_from_a_strategys_variable():
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        optimizer = assemble.optimizer(tiny(schedule__name="constant", optim__learning_rate=0.25), 11)
+        optimizer._create_all_weights([tf.Variable([1.0])])
+    assert train.learning_rate(optimizer, 0) == 0.25
+
+
+def test_a_checkpoint_of_epochs_of_another_length_is_refused_before_anything_is_written(tmp_path):
+    folder = tmp_path / "checkpoints" / "00000024"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"step": 24, "epoch": 2, "files": {}}')
+    with pytest.raises(config_lib.ConfigError, match="a run with 12 weight updates an epoch, and now an epoch has 11"):
+        train.train(tiny(), str(tmp_path))
+    assert os.listdir(tmp_path) == ["checkpoints"]
+
+
+@pytest.mark.parametrize(
+    "error, lost",
+    [
+        (
+            tf.errors.UnavailableError(None, None, "Collective ops is aborted by: failed to connect to all addresses"),
+            True,
+        ),
+        (tf.errors.InternalError(None, None, "NCCL: unhandled system error. Set NCCL_DEBUG=WARN for detail."), True),
+        (tf.errors.InternalError(None, None, "cuDNN launch failure : input shape ([8,32,16,16])"), False),
+        (tf.errors.InternalError(None, None, "[Poplar][Execute engine] application_runtime_error: Tiles"), False),
+        (tf.errors.UnavailableError(None, None, "Failed to get element from tf.data service worker"), False),
+        (tf.errors.AbortedError(None, None, "Error executing an HTTP request: libcurl code 56"), False),
+        (tf.errors.InvalidArgumentError(None, None, "label outside 0..9"), False),
+    ],
+)
+def test_only_errors_between_workers_are_told_as_lost_workers(error, lost):
+    assert runtime.lost_worker(error) == lost
 
 
 def test_records_survive_a_crash_in_mid_line(tmp_path):

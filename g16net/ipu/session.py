@@ -18,16 +18,13 @@ from absl import logging
 from tensorflow import keras
 
 from g16net import assemble, compat
-from g16net.config import ConfigError, UserError
+from g16net.config import ConfigError, RunError, UserError
 from g16net.ipu import settings
 from g16net.optim.losses import SmoothedCrossEntropy, Top1, in_top
 from g16net.runtime import CountUpdates, Devices, cut
 
 # Bytes up to which the device merges the reductions of single variables over replicas and within one.
 MERGED_REDUCTION = 10 * 2**20
-
-# Micro-batches of a replica in one evaluation program, at most: what it sends back waits on the device until its end.
-EVAL_STEPS = 64
 
 
 def sdk():
@@ -86,9 +83,10 @@ def device_config(ipu, config, plan):
         cfg.io_tiles.place_ops_on_io_tiles = True
     if config.ipu.connection != "ALWAYS":
         cfg.device_connection.type = ipu.config.DeviceConnectionType[config.ipu.connection]
+        # No device is there to be asked while programs are compiled; where one is, the SDK ignores this.
+        cfg.device_connection.enable_remote_buffers = config.ipu.offload
     if config.ipu.connection == "PRE_COMPILE":
         cfg.device_connection.version = config.ipu.version
-        cfg.device_connection.enable_remote_buffers = config.ipu.offload
     if config.runtime.deterministic:
         cfg.compilation_poplar_options = {"target.deterministicWorkers": "portable"}
     return cfg
@@ -113,7 +111,7 @@ class Session(Devices):
             cfg.auto_select_ipus = self.plan.ipus
         cfg.configure_ipu_system()
         self.strategy = self._strategy()
-        ipu.utils.reset_ipu_seed(config.run.seed)
+        ipu.utils.reset_ipu_seed(settings.device_seed(config.run.seed, self.shard[0]))
 
     def _strategy(self):
         if self.config.runtime.strategy == "popdist":
@@ -137,6 +135,9 @@ class Session(Devices):
 
     def check(self, updates_per_epoch):
         settings.check_steps(self.config, updates_per_epoch)
+
+    def check_rest(self, updates_per_epoch, done):
+        settings.check_rest(self.config, updates_per_epoch, done)
 
     def prepare(self, model):
         """Assigns the layers of a new model to pipeline stages and sets how gradients are accumulated."""
@@ -205,6 +206,8 @@ class Session(Devices):
 
     def feed(self, data):
         """Cuts batches into micro-batches of static shape. Replicas take them in turn."""
+        if not self.config.data.service:  # which gives each batch once
+            check_first(data, "training")
         return cut(data, self.plan.micro_batch).prefetch(2 * self.local_replicas)
 
     def callbacks(self, callbacks):
@@ -221,8 +224,28 @@ class Session(Devices):
 
         return distributed.allreduce(tf.constant(values, tf.float32), tf.distribute.ReduceOp.SUM).numpy()
 
+    def failed(self, error):
+        """None: Poplar's own errors come as INTERNAL, and where a process is lost, poprun ends the others."""
+        return None
+
     def __str__(self):
         return f"{self.plan}" + (f" in {self.instances} processes" if self.instances > 1 else "")
+
+
+def check_first(data, what):
+    """Draws the first batch on the host. RunError where it cannot be had.
+
+    Within a feed of the device such an error would abort the process, without a word from Python (`LOG(FATAL)`). The
+    data sets of a strategy's scope cannot be drawn from by the host: call it outside.
+    """
+    try:
+        for _ in data.take(1):
+            pass
+    except tf.errors.OpError as error:
+        raise RunError(
+            f"the first batch of the {what} images cannot be made: {compat.reason(error)}. Nothing was fed to the "
+            "IPUs; see what is wrong with all of them with --mode=inspect_data"
+        ) from error
 
 
 class LossOverReplicas(keras.metrics.Mean):
@@ -281,14 +304,22 @@ class Evaluator:
     def __init__(self, session, model, source):
         self.session, self.model, self.source = session, model, source
         self._models = {}
+        config = session.config
+        check_first(
+            assemble.eval_batches(config, source, config.data.eval_size, self._micro_batch, session.shard), "test"
+        )
+
+    @property
+    def _micro_batch(self):
+        return self.session.config.ipu.eval_micro_batch or self.session.plan.micro_batch
 
     def __call__(self, size):
         """Figures at `size` pixels, as `evaluate.Evaluator` gives them."""
         started = time.time()
         session = self.session
         data, micro_batches = self._data(size)
-        steps = up_to_multiple(min(micro_batches, EVAL_STEPS), session.plan.stages)
-        micro_batches = up_to_multiple(micro_batches, steps)
+        steps = settings.forward_steps(session.config, session.plan.stages, micro_batches)
+        micro_batches = settings.up_to_multiple(micro_batches, steps)
         if size not in self._models:
             self._models[size] = self._build(size, steps)
         scorer = self._models[size]
@@ -307,8 +338,7 @@ class Evaluator:
 
     def _data(self, size):
         """`(batches, micro-batches of a replica)`: the images of this process, then blanks of weight 0 without end."""
-        config, session = self.session.config, self.session
-        micro_batch = config.ipu.eval_micro_batch or session.plan.micro_batch
+        config, session, micro_batch = self.session.config, self.session, self._micro_batch
         data = assemble.eval_batches(config, self.source, size, batch=micro_batch, shard=session.shard)
         blank = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), data.element_spec)
         data = data.concatenate(tf.data.Dataset.from_tensors(blank).repeat())
@@ -330,18 +360,15 @@ class Evaluator:
         return scorer
 
 
-def up_to_multiple(number, step):
-    """The least multiple of `step` that is not below `number`."""
-    return -(-number // step) * step
-
-
 def export(config, workdir):
     """Writes the trained weights of `workdir` to `WORKDIR/ipu_serving`, compiled for one replica of the plan's IPUs.
 
     It holds a program for this SDK's version and hardware: TensorFlow Serving of the same SDK runs it, nothing else
     does. Input: uint8 images [micro batch, size, size, 3] of `data.eval_size`; output: `logits`. The batch is fixed.
+    Layers compute in `runtime.precision`, as they did in training and evaluation.
     """
     plan = settings.plan(config)._replace(replicas=1)
+    compat.set_policy(config.runtime.precision)
     model, class_names = assemble.trained(config, workdir)
     session = Session(config, plan)
     size, batch = config.data.eval_size, config.ipu.eval_micro_batch or plan.micro_batch
@@ -357,7 +384,7 @@ def export(config, workdir):
         served.set_weights(model.get_weights())
         if plan.pipelined:
             session.assign_stages(served)
-        served.compile("sgd", steps_per_execution=plan.stages)
+        served.compile("sgd", steps_per_execution=settings.forward_steps(config, plan.stages))
         served.export_for_ipu_serving(
             partial, batch_size=batch, output_names=["logits"], preprocessing_step=to_float, purge_export_dir=True
         )

@@ -17,15 +17,19 @@ from g16net.models import architecture
 
 STRATEGIES = ("ipu", "popdist")
 
-# The pipeline's scheduler runs forward and backward passes of all stages side by side; the micro-batches of one weight
-# update must fill it a whole number of times.
+# The pipeline's scheduler runs forward and backward passes of all stages side by side: so many micro-batches are in it
+# at a time. Evaluation and serving run forward passes alone, `stages` of them, in the SDK's default schedule.
 SCHEDULES = {
     "Grouped": lambda stages: 2 * stages,
     "Interleaved": lambda stages: stages,
     "Sequential": lambda stages: 1,
 }
+FORWARD_SCHEDULE = "Grouped"
 
-LARGEST_INTEGER = 2**31 - 1  # the device keeps int64 in 32 bits
+# Micro-batches of a replica in one evaluation program, at most: what it sends back waits on the device until its end.
+EVAL_STEPS = 64
+
+LARGEST_INTEGER = 2**31 - 1  # the device keeps int64 in 32 bits, as its seed
 
 
 class Published(NamedTuple):
@@ -143,7 +147,8 @@ def resolve(config):
         config.ipu.ipus_per_replica = power_of_two(stages)
     given = config.runtime.micro_batch, config.runtime.grad_accumulation
     if given == (None, None) and stages > 1:  # the fewest micro-batches that fill the pipeline
-        given = None, accumulation_step(config, stages)
+        step, least = filling(SCHEDULES[config.ipu.schedule](stages), config.ipu.schedule, config.ipu.io_tiles)
+        given = None, up_to_multiple(least, SCHEDULES[config.ipu.schedule](stages))
     config.runtime.micro_batch, config.runtime.grad_accumulation = batches.split(
         config.run.global_batch, config.ipu.replicas, *given
     )
@@ -177,9 +182,28 @@ def _fill_published(config):
     config.ipu.offload = config.ipu.offload or row.offload
 
 
-def accumulation_step(config, stages):
-    """What the accumulation must be a multiple of for a pipeline of `stages` stages."""
-    return SCHEDULES[config.ipu.schedule](stages) if stages > 1 else 1
+def filling(in_flight, schedule, io_tiles):
+    """`(step, least)`: the micro-batches of one run of a pipeline must be a multiple of `step`, and at least `least`.
+
+    `in_flight` are in the pipeline at a time. Where I/O tiles move data beside the computation, the Grouped schedule
+    takes any number, of which two more are on their way in and out (the SDK's `grouped_overlap_pipeline_visitor`).
+    """
+    if io_tiles and schedule == "Grouped":
+        return 1, in_flight + 2
+    return in_flight, in_flight
+
+
+def forward_steps(config, stages, wanted=1):
+    """Micro-batches of a replica in one program of evaluation or serving: about `wanted`, as the pipeline allows."""
+    if stages == 1:
+        return min(wanted, EVAL_STEPS)
+    _, least = filling(stages, FORWARD_SCHEDULE, config.ipu.io_tiles)
+    return up_to_multiple(max(min(wanted, EVAL_STEPS), least), stages)
+
+
+def up_to_multiple(number, step):
+    """The least multiple of `step` that is not below `number`."""
+    return -(-number // step) * step
 
 
 def _check(config, stages):
@@ -188,15 +212,12 @@ def _check(config, stages):
         raise ConfigError(
             "runtime.precision=mixed_bfloat16: an IPU has no bfloat16; set --config.runtime.precision=mixed_float16"
         )
-    if per_replica < stages or per_replica != power_of_two(per_replica):
+    if per_replica != power_of_two(stages):  # the SDK takes its own count for it, and makes replicas of the others
+        example = f", or cut it, as --config.ipu.splits={split_points(config.model.variant)[4]} does"
         raise ConfigError(
-            f"ipu.ipus_per_replica={per_replica} must be a power of two of at least {stages}, the stages that "
-            f"ipu.splits={config.ipu.splits} makes; set --config.ipu.ipus_per_replica={power_of_two(stages)}"
-        )
-    if stages == 1 and per_replica > 1:
-        raise ConfigError(
-            f"ipu.ipus_per_replica={per_replica} without a pipeline: one IPU of each replica would compute and the "
-            f"others idle; set ipu.splits, for example --config.ipu.splits={split_points(config.model.variant)[4]}"
+            f"ipu.ipus_per_replica={per_replica} must be {power_of_two(stages)}, the power of two that holds the "
+            f"network's {stages} stage{'s' if stages > 1 else ''} (ipu.splits={config.ipu.splits or 'none'}): set "
+            f"--config.ipu.ipus_per_replica={power_of_two(stages)}{example if stages == 1 else ''}"
         )
     ipus = config.ipu.replicas * per_replica
     if ipus != power_of_two(ipus):
@@ -204,17 +225,18 @@ def _check(config, stages):
             f"ipu.replicas={config.ipu.replicas} x ipu.ipus_per_replica={per_replica} = {ipus} IPUs; devices come in "
             f"powers of two: set --config.ipu.replicas={max(power_of_two(ipus) // 2 // per_replica, 1)}"
         )
-    step = accumulation_step(config, stages)
-    if accumulation % step:
+    step, least = filling(SCHEDULES[config.ipu.schedule](stages), config.ipu.schedule, config.ipu.io_tiles)
+    if stages > 1 and accumulation % step:
         below = max(accumulation // step, 1) * step
         raise ConfigError(
             f"runtime.grad_accumulation={accumulation} must be a multiple of {step} for a pipeline of {stages} stages "
             f"with the {config.ipu.schedule} schedule; for example {below} or {below + step}"
         )
-    if config.ipu.io_tiles and stages > 1 and accumulation < step + 2:
+    if stages > 1 and accumulation < least:
         raise ConfigError(
-            f"runtime.grad_accumulation={accumulation} must be at least {step + 2} where ipu.io_tiles move data while "
-            f"a pipeline of {stages} stages computes; the next multiple is {2 * step}"
+            f"runtime.grad_accumulation={accumulation} must be at least {least} where ipu.io_tiles="
+            f"{config.ipu.io_tiles} move data while a pipeline of {stages} stages computes; set "
+            f"--config.runtime.grad_accumulation={least}, or --config.ipu.io_tiles=0"
         )
     if config.data.mix_on_device:
         raise ConfigError(
@@ -246,6 +268,36 @@ def check_steps(config, updates_per_epoch):
             f"run.epochs={config.run.epochs} of {updates_per_epoch} steps with schedule.drops={config.schedule.drops} "
             f"count to {counted}, and an IPU counts to {LARGEST_INTEGER}; train fewer epochs or set fewer drops"
         )
+
+
+def check_rest(config, updates_per_epoch, done):
+    """Raises ConfigError where what is left of an epoch, `done` updates into it, is no whole number of calls.
+
+    The SDK shortens a call that is longer than that, and refuses a remainder.
+    """
+    calls, left = config.runtime.steps_per_execution, updates_per_epoch - done
+    if not left or left % min(calls, left) == 0:
+        return
+    fits = [n for n in range(1, updates_per_epoch + 1) if updates_per_epoch % n == 0 and left % min(n, left) == 0]
+    near = min(fits, key=lambda n: (abs(n - calls), n))
+    raise ConfigError(
+        f"runtime.steps_per_execution={calls}: the run goes on after update {done} of an epoch of {updates_per_epoch}, "
+        f"and the {left} that are left are no whole number of calls; the nearest number that fits: "
+        f"--config.runtime.steps_per_execution={near}. From the next epoch on any divisor of {updates_per_epoch} does"
+    )
+
+
+def device_seed(seed, index):
+    """The seed of the devices of process `index`: that of the run in the first, unrelated ones in the others.
+
+    The SDK gives each replica of a process its own stream, the same ones in every process with the same seed.
+    """
+    if not index:
+        return seed
+    mixed = (seed + index * 0x9E3779B97F4A7C15) % 2**64  # the finaliser of splitmix64
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % 2**64
+    return (mixed ^ mixed >> 31) % (LARGEST_INTEGER + 1)
 
 
 def power_of_two(number):

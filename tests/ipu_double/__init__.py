@@ -6,6 +6,7 @@ errors, and notes which names a program used. `models` holds what the SDK adds t
 What it cannot show: whether a program fits the device's memory, compiles on it, is fast, or is exact in float16.
 """
 
+import contextlib
 import copy
 import enum
 import importlib
@@ -166,7 +167,7 @@ class Double:
         if "from_bool" in entry["methods"]:
             made.from_bool = staticmethod(lambda value: made["ON" if value else "OFF"])
         if "parse" in entry["methods"]:
-            made.parse = classmethod(lambda cls, value: value if isinstance(value, cls) else cls[value.upper()])
+            made.parse = classmethod(_parse)
         return made
 
     def _callable(self, name, entry, behaviour):
@@ -183,11 +184,16 @@ class Double:
 
         behaviour = {
             f"{ROOT}.config.configure_ipu_system": lambda config, **_: self.configure(config),
-            f"{ROOT}.utils.reset_ipu_seed": lambda seed, **_: setattr(self, "seed", seed),
+            f"{ROOT}.utils.reset_ipu_seed": lambda seed, **_: self._reset_seed(seed),
             f"{ROOT}.ops.cross_replica_ops.cross_replica_mean": self._mean,
             f"{ROOT}.distributed.host_collective_ops.allreduce": lambda value, reduce_op: self.allreduce(value),
         }.get(name, no_behaviour)
         return self._callable(name, entry, behaviour)
+
+    def _reset_seed(self, seed):
+        if not -(2**31) <= seed < 2**31:
+            raise tf.errors.InvalidArgumentError(None, None, f"Attr seed has value {seed} out of range for an int32")
+        self.seed = seed
 
     def _mean(self, x, **_):
         self.means.append(x)  # replicas run one after the other: whoever runs them takes the mean of what they return
@@ -219,6 +225,9 @@ class Double:
             @property
             def num_replicas_in_sync(self):
                 return double.poprun["replicas"] if short == "PopDistStrategy" else 1
+
+            def scope(self):
+                return _Scope(super().scope(), distributed=short == "PopDistStrategy")
 
         Strategy.__name__ = Strategy.__qualname__ = short
         return Strategy
@@ -314,7 +323,65 @@ class Double:
                 models.extend(model, strategy)
 
         monkeypatch.setattr(functional, "__init__", init)
+        self._patch_reading(monkeypatch)
         return self
+
+    def _patch_reading(self, monkeypatch):
+        """Data sets of a strategy's scope feed the device alone; a distributed variable is no Python number."""
+        dataset = next(kind for kind in type(tf.data.Dataset.range(1)).__mro__ if "__iter__" in vars(kind))
+        iterate = self.iterate = getattr(dataset.__iter__, "original", dataset.__iter__)
+
+        def iterator(data):
+            if hasattr(tf.distribute.get_strategy(), "ipu_double") and tf.executing_eagerly():
+                raise RuntimeError(
+                    "Accessing dataset elements can not be accessed in eager mode when inside IPUStrategy"
+                )
+            return iterate(data)
+
+        iterator.original = iterate
+        monkeypatch.setattr(dataset, "__iter__", iterator)
+        variable = next(kind for kind in type(tf.Variable(0)).__mro__ if "__float__" in vars(kind))
+        for name in ("__float__", "__int__"):
+            monkeypatch.setattr(variable, name, _number(getattr(variable, name)))
+
+
+def _number(convert):
+    def number(variable):
+        if getattr(variable, "ipu_distributed", False):
+            raise TypeError("float() argument must be a string or a number, not 'IPUMirroredVariable'")
+        return convert(variable)
+
+    return number
+
+
+class _Scope:
+    """A strategy's scope that marks the variables made in it, where they are `distributed`."""
+
+    def __init__(self, scope, distributed):
+        self._stack, self._scope, self._distributed = contextlib.ExitStack(), scope, distributed
+
+    def __enter__(self):
+        strategy = self._stack.enter_context(self._scope)
+        if self._distributed:
+            self._stack.enter_context(tf.variable_creator_scope(self._create))
+        return strategy
+
+    @staticmethod
+    def _create(creator, **keywords):
+        variable = creator(**keywords)
+        variable.ipu_distributed = True
+        return variable
+
+    def __exit__(self, *error):
+        return self._stack.__exit__(*error)
+
+
+def _parse(cls, value):
+    if isinstance(value, cls):
+        return value
+    if not isinstance(value, str) or value.upper() not in cls.__members__:
+        raise ValueError(f"Cannot parse {value} as one of {cls.__name__}. Valid values are: {list(cls.__members__)}.")
+    return cls[value.upper()]
 
 
 class _Module(types.ModuleType):

@@ -5,6 +5,7 @@ batches
 and then of replicas; each replica has metrics of its own, of which the last one's are reported.
 """
 
+import ctypes
 import functools
 import math
 import os
@@ -155,12 +156,15 @@ class IPUModel:
             )
         self._check_optimizer()
         self._make_programs()
+        for variable in self._device_variables():  # buffers of the device, which no array of the host shares
+            variable.assign(variable.numpy().copy())
+        batches = _elements(self._ipu.double.iterate(data))
         with self._ipu.strategy.scope():  # where callbacks find themselves, too
             callbacks = keras.callbacks.CallbackList(
                 callbacks, add_history=True, model=self, epochs=epochs, steps=steps
             )
             callbacks.on_train_begin()
-            batches, logs = iter(data), None
+            logs = None
             for epoch in range(initial_epoch, epochs):
                 callbacks.on_epoch_begin(epoch)
                 metrics = [None] * self._replicas()
@@ -184,8 +188,9 @@ class IPUModel:
         if state.infer is None:
             state.infer = tf.function(lambda inputs: self(inputs, training=False))
         outputs = []
+        fed = _elements(state.double.iterate(data.take(steps * self._replicas())))
         with state.strategy.scope():
-            for element in data.take(steps * self._replicas()):
+            for element in fed:
                 inputs = element[0] if isinstance(element, tuple) else element
                 outputs.append(state.strategy.run(state.infer, args=(inputs,)).numpy())
         return np.concatenate(outputs)
@@ -213,7 +218,7 @@ class IPUModel:
         shape = [batch_size or self.inputs[0].shape[0]] + self.inputs[0].shape[1:].as_list()
         if None in shape:
             raise ValueError("Not all dimensions of inputs can be determined")
-        self._check_count("predict", int(self._steps_per_execution))
+        self._check_count("predict", int(self._steps_per_execution.numpy()))
         spec = [tf.TensorSpec(shape, self.inputs[0].dtype)]
         if preprocessing_step is not None:
             made = preprocessing_step.get_concrete_function(*(preprocessing_step_signature or ()))
@@ -303,7 +308,15 @@ class IPUModel:
             return
         rule = API["rules"]["pipelining"]["count_multiple"][self._ipu.schedule][mode]
         step = {"2 * stages": 2 * stages, "stages": stages, "1": 1}[rule]
-        if count % step:
+        config = self._ipu.double.config
+        if self._ipu.schedule == "Grouped" and config is not None and config.value("io_tiles.num_io_tiles"):
+            if count < step + 2:
+                raise tf.errors.FailedPreconditionError(
+                    None,
+                    None,
+                    f"The number of iterations of the pipeline must be at least {step + 2}, but it is {count}",
+                )
+        elif count % step:
             raise RuntimeError(
                 f"The number of iterations of the pipeline must be a multiple of {step}, but it is {count}"
             )
@@ -324,7 +337,7 @@ class IPUModel:
         if steps is None:
             raise ValueError("Could not infer the size of the data")
         replicas = self._replicas()
-        steps, calls = steps // replicas, int(self._steps_per_execution)
+        steps, calls = steps // replicas, int(self._steps_per_execution.numpy())
         calls = min(calls, steps)
         if not steps or steps % calls:
             raise ValueError(f"`steps_per_execution` ({calls}) must be a divisor of the number of batches ({steps})")
@@ -367,7 +380,20 @@ class IPUModel:
                 metrics[replica] = [v.numpy() for v in self._metric_variables()]
         if state.reduction != "SUM":
             total = [gradient / accumulation for gradient in total]
-        state.strategy.run(state.apply, args=(total,))
+        self._in_place(lambda: state.strategy.run(state.apply, args=(total,)))
+
+    def _device_variables(self):
+        return list(self.weights) + list(self.optimizer.weights)
+
+    def _in_place(self, update):
+        """Runs an update as the device does: in the buffers that whoever has read the variables shares."""
+        read = [(variable, tf.convert_to_tensor(variable)) for variable in self._device_variables()]
+        update()
+        for variable, value in read:
+            if value.shape.rank:  # scalars come as copies
+                new = np.ascontiguousarray(variable.numpy())
+                ctypes.memmove(value._numpy().ctypes.data, new.ctypes.data, new.nbytes)
+                variable.assign(value)  # takes the tensor as it is, with its buffer
 
     def _metric_variables(self):
         return [variable for metric in self.metrics for variable in metric.variables]
@@ -392,6 +418,21 @@ class IPUModel:
             name: float(np.mean([results[name][0] for results in replicas])) if reduced else value
             for name, (value, reduced) in replicas[-1].items()
         }
+
+
+def _elements(iterator):
+    """The elements of a data set, as the device draws them: an error ends the process."""
+    while True:
+        try:
+            yield next(iterator)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            raise Aborted(f"An infeed dataset iterator has failed with status: {error}") from None
+
+
+class Aborted(BaseException):
+    """Stands for `LOG(FATAL)`, after which no Python runs."""
 
 
 def _positive(value):
