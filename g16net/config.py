@@ -108,7 +108,12 @@ FIELDS = {
     "data.cache_size": _at_least(None, 8, "pixels of the decoded cache; None: train_size x 8 / 7", optional=True),
     "data.cache_dir": Field("", str, "folder of the decoded cache"),
     "data.label_offset": Field(None, int, "subtracted from stored labels; None: the source's own rule", optional=True),
-    "data.holdout": _fraction(0.2, "share of a folder without train/val that is held out for evaluation", closed=False),
+    "data.layout": _one_of(
+        "auto", ("auto", "classes"), "of a folder; classes: its folders are classes, whatever their names"
+    ),
+    "data.holdout": _fraction(
+        0.2, "share of each class of a folder without train/val that is held out for evaluation", closed=False
+    ),
     "data.max_corrupt": _fraction(0.01, "share of images that may be unreadable before the run stops"),
     "data.num_examples": _at_least(10000, 1, "images of the synthetic source"),
     "data.num_classes": _at_least(1000, 2, "classes of the synthetic source; the others know theirs"),

@@ -14,7 +14,7 @@ import tensorflow as tf
 from g16net import assemble, compat, export
 from g16net.config import UserError
 from g16net.data import transforms
-from g16net.data.sources.folder import EXTENSIONS
+from g16net.data.sources import walk
 
 MAX_BYTES = 2**26
 GRID = 48  # most images of the picture

@@ -12,8 +12,10 @@ import tensorflow as tf
 from absl import logging
 
 from g16net.config import UserError
-from g16net.data.sources.base import TRAIN, check_labels, choose_split, listed
+from g16net.data.sources.base import TRAIN, check_labels, listed
 from g16net.data.sources.records import CYCLE, WINDOW, Shards, sharded
+from g16net.data.sources.splits import choose, role
+from g16net.data.sources.walk import junk
 
 _FIELDS = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
@@ -42,7 +44,7 @@ def open_tfrecord(
     if not tf.io.gfile.isdir(data_dir):
         raise UserError(f"{data_dir}: no such folder (looked at {os.path.abspath(data_dir)})")
     found = _record_files(data_dir)
-    split = choose_split(split, found, data_dir)
+    split = choose(split, found, data_dir)
     paths = found[split]
     _check_complete(paths)
     counts, sizes = count_records(paths)
@@ -51,7 +53,7 @@ def open_tfrecord(
     shards = Shards.of(paths, counts, sum(sizes))
     class_names = _class_names(data_dir, num_classes, class_names, len(paths))
     label_offset = 1 if label_offset is None else label_offset
-    _check_sample(shards, len(class_names), label_offset, f"{data_dir}, split {split}", split == TRAIN)
+    _check_sample(shards, len(class_names), label_offset, f"{data_dir}, split {split}", role(split) == TRAIN)
 
     def parse(record):
         boxes = {f"image/object/bbox/{side}": tf.io.VarLenFeature(tf.float32) for side in _SIDES}
@@ -66,17 +68,29 @@ def open_tfrecord(
 
 
 def _record_files(folder):
-    """{split: sorted paths} of the record files in `folder` and in the folders in it."""
+    """{split: sorted paths} of the record files in `folder` and in the folders in it.
+
+    Files whose names say no split (`train/part-00000-of-00010`) belong to the one that their folder's name says.
+    """
     found = {}
-    for parent, _, files in tf.io.gfile.walk(folder):
-        if parent.rstrip("/")[len(folder.rstrip("/")) :].count("/") > 1:
+    for parent, folders, files in tf.io.gfile.walk(folder):
+        below = parent.rstrip("/")[len(folder.rstrip("/")) :]
+        if below.count("/") > 1 or (below and junk(os.path.basename(parent.rstrip("/")))):
             continue
         for name in files:
-            match = re.match(r"(?:.*[-.])?([A-Za-z]+)(?:\.tfrecords?)?-\d{5}-of-\d{5}(\.tfrecords?)?$", name)
-            match = match or re.match(r"(?:.*[-.])?([A-Za-z]+)\.tfrecords?$", name)
+            match = None if junk(name) else record_file(name)
             if match:
-                found.setdefault(match.group(1), []).append(os.path.join(parent, name))
+                upper = os.path.basename(parent.rstrip("/")) if below else ""
+                split = upper if role(upper) and not role(match) else match
+                found.setdefault(split, []).append(os.path.join(parent, name))
     return {split: sorted(paths) for split, paths in found.items()}
+
+
+def record_file(name):
+    """The split in the name of a record file (`train-00000-of-01024`, `seg_val.tfrecord`), or None."""
+    match = re.match(r"(?:.*[-.])?([A-Za-z]\w*)(?:\.tfrecords?)?-\d{5}-of-\d{5}(\.tfrecords?)?$", name)
+    match = match or re.match(r"(?:.*[-.])?([A-Za-z]\w*)\.tfrecords?$", name)
+    return match and match.group(1)
 
 
 def _check_complete(paths):
