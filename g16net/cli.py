@@ -78,11 +78,15 @@ flags.DEFINE_list(
     "machines", ["ipu_mk2", "a100_40gb", "cpu"], "costs: ipu_mk2, ipu_mk2_x16, a100_40gb, a100_80gb; cpu: this one."
 )
 flags.DEFINE_list("compare", [], "costs: readings (of the paper), measured (networks run here, minutes).")
-flags.DEFINE_list("images", [], "predict: image files, folders and globs.")
+flags.DEFINE_multi_string(
+    "images", [], "predict: image files, folders and globs, with commas between them or in a flag each."
+)
 flags.DEFINE_integer("jobs", 1, "sweep: runs at a time in this process' care; others may work in the same workdir.", 1)
 flags.DEFINE_bool("retry", False, "sweep: try again what failed.")
 flags.DEFINE_list("peers", [], "With whom benchmark (timm, keras) and benchmark_data (timm, tf) compare.")
-flags.DEFINE_list("runs", [], "report: folders of runs, of sweeps, of benchmarks and costs, and globs of them.")
+flags.DEFINE_multi_string(
+    "runs", [], "report: folders of runs, of sweeps, of benchmarks and costs, and globs of them; as --images."
+)
 flags.DEFINE_bool("quoted", True, "report: show what was read off the paper's figure beside.")
 flags.DEFINE_string("role", "", "data_service: dispatcher or worker.")
 flags.DEFINE_integer("port", 0, "data_service: port to listen on; 0 takes a free one.")
@@ -93,6 +97,9 @@ flags.DEFINE_string("host", "localhost", "data_service: name under which others 
 def main(argv=None):
     """Runs the command line `argv` (default: the process's own) and exits with its status."""
     argv = sys.argv if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # a file's name need not be UTF-8, nor the terminal
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
         print(help_text())
         sys.exit(0)
@@ -246,13 +253,14 @@ def run_sweep(assignments):
 
 def write_report():
     """Makes the page of the runs that `--runs` names. Returns the exit status."""
+    from g16net.data import walk
     from g16net.report import page
 
     if not FLAGS.runs:
         raise UserError(
             "name the runs to report: --runs=runs/b0,runs/norms,'runs/half-*' (a sweep's folder: all of it)"
         )
-    made = page.write(FLAGS.runs, FLAGS.workdir or os.path.join("runs", "report"), FLAGS.quoted)
+    made = page.write(walk.named(FLAGS.runs), FLAGS.workdir or os.path.join("runs", "report"), FLAGS.quoted)
     for line in made.pop("left_out"):
         print(f"left out: {line}", file=sys.stderr)
     print("report: " + ", ".join(f"{value} {key}" for key, value in made.items() if isinstance(value, int)))
@@ -315,6 +323,9 @@ def resolve(assignments, experiment, data=None, workdir=None):
 
         foreign_weights.settle(config, {key for key, _ in assignments})
     name = experiments.run_name(experiment, demo) if experiment else os.path.basename(workdir)
+    for key in ("dir", "cache_dir"):  # the run is resumed from any folder
+        if config.data[key] and "://" not in config.data[key]:
+            config.data[key] = os.path.abspath(os.path.expanduser(config.data[key]))
     return recipe.resolve(config), name, demo
 
 

@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 from g16net.config import UserError
-from g16net.data import detect
-from g16net.data.sources import folder, open_source, walk
+from g16net.data import detect, walk
+from g16net.data.sources import folder, open_source
 
 pytestmark = pytest.mark.once
 SPLITS = [("train", "val"), ("Training", "Testing"), ("TRAIN", "TEST"), ("Train", "Val"), ("seg_train", "seg_test")]

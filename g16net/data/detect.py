@@ -4,8 +4,7 @@ import os
 import re
 
 from g16net.config import UserError, suggest
-from g16net.data.sources import layout, splits, walk
-from g16net.data.sources.tfrecord import record_file
+from g16net.data import layout, splits, walk
 
 NAMES = ("digits", "synthetic", "idx", "tfrecord", "folder")
 
@@ -15,6 +14,7 @@ def detect(text):
 
     UserError where the folder is not there or is of no known kind.
     """
+    text = text if os.path.exists(text) else os.path.expanduser(text)  # bash leaves the ~ in --data=~/photos
     if text in NAMES or text.startswith("tfds:"):
         return text, ""
     if not os.path.isdir(text):
@@ -58,10 +58,12 @@ def _kind(folder):
     names = sorted(name for name in os.listdir(folder) if not walk.junk(name))
     if any(re.match(r".*-images[-.]idx3-ubyte(\.gz)?$", name, re.IGNORECASE) for name in names):
         return "idx"
-    if any(map(record_file, names)):
+    if any(map(splits.record_file, names)):
         return "tfrecord"
     folders = [name for name in names if os.path.isdir(os.path.join(folder, name))]
-    if any(splits.role(name) and any(map(record_file, os.listdir(os.path.join(folder, name)))) for name in folders):
+    if any(
+        splits.role(name) and any(map(splits.record_file, os.listdir(os.path.join(folder, name)))) for name in folders
+    ):
         return "tfrecord"
     prepared = [name for name in folders if _is_tfds(os.path.join(folder, name))]
     if prepared:

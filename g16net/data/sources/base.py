@@ -7,8 +7,9 @@ import tensorflow as tf
 
 from g16net.config import UserError
 from g16net.data import order as orders
-from g16net.data.sources import splits
-from g16net.data.sources.splits import TRAIN, VALIDATION
+from g16net.data import splits
+from g16net.data.splits import TRAIN, VALIDATION
+from g16net.data.walk import listed
 
 __all__ = ["TRAIN", "VALIDATION", "Source", "arrays", "check_labels", "held_out", "indexed", "listed"]
 
@@ -120,9 +121,3 @@ def check_labels(labels, num_classes, where, class_names=None, remedy=""):
                 f"{where}: {len(empty)} of {num_classes} classes have no image: "
                 f"{listed(class_names[i] for i in empty)}. Add images or take the class out"
             )
-
-
-def listed(names, most=5):
-    """The first few of `names` in words."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -10,10 +10,10 @@ import tensorflow as tf
 from absl import logging
 
 from g16net.config import UserError
-from g16net.data.sources import layout as layouts
-from g16net.data.sources import walk
+from g16net.data import layout as layouts
+from g16net.data import walk
 from g16net.data.sources.base import check_labels, indexed, listed
-from g16net.data.sources.splits import TRAIN, VALIDATION, choose, role
+from g16net.data.splits import TRAIN, VALIDATION, choose, role
 
 HOLDOUT = 0.2
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from g16net.config import UserError, suggest
 from g16net.data.sources.records import CYCLE, WINDOW, Shards, sharded
-from g16net.data.sources.splits import choose
+from g16net.data.splits import choose
 
 
 def open_tfds(split, data_dir=None, name="imagenet2012", download=False, cycle=CYCLE, window=WINDOW):

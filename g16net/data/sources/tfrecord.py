@@ -14,8 +14,8 @@ from absl import logging
 from g16net.config import UserError
 from g16net.data.sources.base import TRAIN, check_labels, listed
 from g16net.data.sources.records import CYCLE, WINDOW, Shards, sharded
-from g16net.data.sources.splits import choose, role
-from g16net.data.sources.walk import junk
+from g16net.data.splits import choose, record_file, role
+from g16net.data.walk import junk
 
 _FIELDS = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
@@ -84,13 +84,6 @@ def _record_files(folder):
                 split = upper if role(upper) and not role(match) else match
                 found.setdefault(split, []).append(os.path.join(parent, name))
     return {split: sorted(paths) for split, paths in found.items()}
-
-
-def record_file(name):
-    """The split in the name of a record file (`train-00000-of-01024`, `seg_val.tfrecord`), or None."""
-    match = re.match(r"(?:.*[-.])?([A-Za-z]\w*)(?:\.tfrecords?)?-\d{5}-of-\d{5}(\.tfrecords?)?$", name)
-    match = match or re.match(r"(?:.*[-.])?([A-Za-z]\w*)\.tfrecords?$", name)
-    return match and match.group(1)
 
 
 def _check_complete(paths):

@@ -5,7 +5,7 @@ import re
 from absl import logging
 
 from g16net.config import UserError
-from g16net.data.sources.walk import once
+from g16net.data.walk import once
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 ROLES = {  # the words for each part; the first are taken first where there are several
@@ -46,6 +46,13 @@ def is_plain(name):
 def _words(name):
     words = [word.lower() for word in re.findall(r"t10k|[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
     return [word for word in words if word not in _PLAIN] or [""]
+
+
+def record_file(name):
+    """The split in the name of a record file (`train-00000-of-01024`, `seg_val.tfrecord`), or None."""
+    match = re.match(r"(?:.*[-.])?([A-Za-z]\w*)(?:\.tfrecords?)?-\d{5}-of-\d{5}(\.tfrecords?)?$", name)
+    match = match or re.match(r"(?:.*[-.])?([A-Za-z]\w*)\.tfrecords?$", name)
+    return match and match.group(1)
 
 
 def choose(split, available, where, remedy=""):

@@ -8,6 +8,7 @@ its reason (`passed`: {reason: paths}) and told in one line (`tell`).
 Names that are no UTF-8 are Python's str with surrogates; `os.fsencode` gives back their bytes, `shown` a printable form.
 """
 
+import glob
 import os
 
 from absl import logging
@@ -26,6 +27,7 @@ MARKS = ("versions.json", "predictions.jsonl", "inspect_data.json", "benchmark_d
 DRAWN = ("predictions.png", "contact_sheet.png", "curves.png")  # by g16net, beside one of the marks
 
 HIDDEN, SYSTEM, OURS = "hidden", "of the system", "written by g16net"
+FOLDER = "a folder, which a pattern does not search"
 NO_IMAGE, NOWHERE, SPECIAL = "no image by name", "a link to nowhere", "no regular file"
 AGAIN = "a link to a folder that is read already"
 STRAY = "an image outside the class folders"
@@ -130,10 +132,57 @@ def wrote(folder, depth=2):
     return depth > 0 and bool(folders) and all(wrote(entry.path, depth - 1) for entry in folders)
 
 
+def matches(pattern, passed):
+    """The files that the glob `pattern` matches and that count, sorted; of a file that links reach twice, the first."""
+    found, seen = [], set()
+    for path in sorted(glob.glob(pattern, recursive=True), key=lambda path: (path.count(os.sep), path)):
+        folder, name = os.path.split(path)
+        fixed = os.path.dirname(pattern[: min(pattern.find(c) for c in "*?[" if c in pattern)] + "x")
+        below = os.path.relpath(folder or ".", fixed or ".").split(os.sep)
+        place = (os.path.realpath(folder), name)
+        reason = next(filter(None, map(junk, [part for part in below if part != "."] + [name])), None)
+        if place in seen or not name:
+            continue
+        seen.add(place)
+        if reason is None and os.path.isdir(path):
+            reason = None if "**" in pattern else FOLDER
+        elif reason is None and name in DRAWN and _drew(folder or "."):
+            reason = OURS
+        elif reason is None and not is_image(name):
+            reason = NO_IMAGE
+        elif reason is None:
+            found.append(path)
+        if reason:
+            _pass(passed, reason, path)
+    return sorted(found)
+
+
+def named(values):
+    """The names in `values`, each one name or several with commas between; one with commas that is there is one."""
+    names = []
+    for value in values:
+        parts = value.split(",")
+        while parts:
+            # As many parts as together name a file, a folder or a glob that matches; else the next one alone.
+            for count in range(len(parts), 0, -1):
+                name = ",".join(parts[:count])
+                if os.path.lexists(name) or (count > 1 and glob.has_magic(name) and any(glob.iglob(name))):
+                    break
+            else:
+                count, name = 1, parts[0].strip()
+            names += [name] if name else []
+            parts = parts[count:]
+    return names
+
+
 def tell(root, passed):
     """Logs in one line what a walk over `root` passed over; the same line once a process."""
-    if not any(passed.values()):
-        return
+    if any(passed.values()):
+        once(logging.WARNING, f"{shown(root)}: left out: {summary(passed)}")
+
+
+def summary(passed):
+    """What was passed over, in words: the number of each reason and the first paths."""
     parts = []
     for reason, paths in passed.items():
         if paths:
@@ -141,7 +190,7 @@ def tell(root, passed):
             more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
             parts.append(f"{len(paths)} {reason} ({names}{more})")
     rest = f". Images are {' '.join(EXTENSIONS)}" if passed.get(NO_IMAGE) else ""
-    once(logging.WARNING, f"{shown(root)}: left out: {'; '.join(parts)}{rest}")
+    return "; ".join(parts) + rest
 
 
 _told = set()
@@ -152,6 +201,12 @@ def once(level, message):
     if message not in _told:
         _told.add(message)
         logging.log(level, "%s", message)
+
+
+def listed(names, most=5):
+    """The first few of `names` in words."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def shown(path):
