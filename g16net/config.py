@@ -309,6 +309,8 @@ FIELDS = {
     "benchmark.input": Field(False, bool, "time training from the input pipeline too, and how long it waits for data"),
     "benchmark.threads": _at_least(None, 1, "of each contender; None: a thread a core", optional=True),
     "benchmark.compile": Field(False, bool, "let timm's networks try torch.compile; takes minutes"),
+    # inspect_data
+    "inspect.duplicates": _at_least(50000, 0, "most images of a split that are compared with the others; 0: none"),
     # predict
     "predict.top": _at_least(5, 1, "classes shown for an image"),
     "predict.output": _one_of("table", ("table", "jsonl"), "on stdout; jsonl: JSON lines and nothing else"),

@@ -47,10 +47,10 @@ def open_folder(split, data_dir=None, holdout=HOLDOUT, train_split="", layout="a
     listing = list_images(split, data_dir, holdout, train_split, layout)
     root, paths, sizes, labels = listing.root, listing.paths, listing.sizes, listing.labels
     names = tf.constant([os.fsencode(path) for path in paths])  # bytes, whatever their encoding
-    all_sizes, all_labels = tf.constant(sizes), tf.constant(labels)
+    all_sizes, all_labels, above = tf.constant(sizes), tf.constant(labels), os.fsencode(os.path.join(root, ""))
 
     def locate(ids):
-        return tf.strings.join([os.fsencode(os.path.join(root, "")), tf.gather(names, ids)])
+        return tf.strings.join([above, tf.gather(names, ids)])
 
     def read(row):
         within = tf.debugging.assert_less_equal(
