@@ -364,7 +364,7 @@ def settle_workdir(config, workdir, keep_config):
 
 def run_mode(mode, config, workdir, chief=True):
     """Runs one mode; the chief writes its `<mode>.json` and prints the same. False where the figures say `failed`."""
-    from g16net import records
+    from g16net import compat, records
 
     started = time.monotonic()
     module = importlib.import_module(MODES[mode])
@@ -377,6 +377,8 @@ def run_mode(mode, config, workdir, chief=True):
             if text:
                 print(text, file=sys.__stdout__)
             print(summary(mode, result, rows=not text))
+    except data_errors() as error:
+        raise RunError(f"--mode={mode} ended: {compat.reason(error)}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
@@ -385,6 +387,13 @@ def run_mode(mode, config, workdir, chief=True):
             "kept: mend the cause and run the same command again"
         ) from error
     return "failed" not in figures
+
+
+def data_errors():
+    """What TensorFlow raises where files, images or labels are not as they should be."""
+    import tensorflow as tf
+
+    return (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.NotFoundError)
 
 
 def summary(mode, result, rows=True):

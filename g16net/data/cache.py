@@ -159,7 +159,10 @@ def _like(source, read, encoded, example_bytes, held_bytes):
 
 
 def _fingerprint(source, size):
-    ends = [text.decode("utf-8", "backslashreplace") for text in source.locate(np.array([0, source.num_examples - 1])).numpy()]
+    ends = [
+        text.decode("utf-8", "backslashreplace")
+        for text in source.locate(np.array([0, source.num_examples - 1])).numpy()
+    ]
     facts = [source.name, source.split, source.num_examples, source.example_bytes, source.class_names, ends, size]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 

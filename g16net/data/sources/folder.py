@@ -37,6 +37,11 @@ class Listing(NamedTuple):
     labels: np.ndarray
     sizes: np.ndarray
 
+    @property
+    def names(self):
+        """The paths below the class folders: what stays when the set is moved or a class renamed."""
+        return [path.partition(os.sep)[2] for path in self.paths]
+
 
 def open_folder(split, data_dir=None, holdout=HOLDOUT, train_split="", layout="auto", max_file_bytes=2**26):
     """Images in one folder a class; the classes are the folders' names, sorted. For the rest see `list_images`.
@@ -102,10 +107,13 @@ def list_images(split, data_dir=None, holdout=HOLDOUT, train_split="", layout="a
 
     paths, sizes, labels = _files(root, own, class_names, passed)
     walk.tell(root, passed)
+    if training:
+        for name in sorted(set(found.splits) - {chosen}) if np.unique(labels).size == 1 else ():  # it rather lacks some
+            _check_classes(found.splits[name], layouts.class_folders(found.splits[name]), class_names)
     if training or not found.splits:
         _check_training(root, own, class_names, labels, data_dir)
     if not found.splits:
-        held = held_out_by_name([os.path.join(*path.split(os.sep)[1:]) for path in paths], labels, holdout)
+        held = held_out_by_name([path.partition(os.sep)[2] for path in paths], labels, holdout)
         keep = held != training
         if not keep.any():
             raise UserError(

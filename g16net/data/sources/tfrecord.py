@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from g16net import compat
 from g16net.config import UserError
 from g16net.data.sources.base import TRAIN, check_labels, listed
 from g16net.data.sources.records import CYCLE, WINDOW, Shards, sharded
@@ -142,7 +143,7 @@ def _check_sample(shards, num_classes, offset, where, training, most=2048):
     except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:  # the latter: a message with a damaged key
         raise UserError(f"{where}: records without the key image/class/label; not the classic layout") from error
     except tf.errors.DataLossError as error:
-        raise UserError(f"{where}: a damaged file ({error.message}); fetch or write it again") from error
+        raise UserError(f"{where}: a damaged file ({compat.reason(error)}); fetch or write it again") from error
     remedy = f"Stored labels go from {stored.min()} to {stored.max()}, of which label_offset={offset} is subtracted. "
     for other in (0, 1):
         if other != offset and stored.min() >= other and stored.max() < num_classes + other:
