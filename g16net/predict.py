@@ -56,8 +56,9 @@ def predict(config, workdir, images=()):
 def find(images):
     """The paths of the image files that `images` names, in order, each once; UserError where one names none.
 
-    Each of `images` is a file, a folder (searched by the rule of `walk`), a glob, or several with commas between them. A
-    file named itself is taken whatever its name; what a folder or a glob holds besides images is counted in the log.
+    Each of `images` is a file, a folder (searched by the rule of `walk`), a glob, or several with
+    commas between them. A file named itself is taken whatever its name; what a folder or a glob holds besides images is
+    counted in the log.
     """
     if not images:
         raise UserError("--mode=predict needs images: --images=photo.jpg,folder,'holiday/*.jpg'")

@@ -70,11 +70,11 @@ class Look:
         return not self.direct and bool(self.inner)
 
 
-def understand(folder, named=(), layout="auto"):
+def understand(folder, split="", train_split="", layout="auto"):
     """The `Layout` of `folder`.
 
     Args:
-        named: names of splits that the user gave; folders of these names are splits.
+        split, train_split: names that the user gave; folders of these names are splits, the second the training's.
         layout: "classes": every folder is a class.
 
     Raises:
@@ -83,7 +83,8 @@ def understand(folder, named=(), layout="auto"):
     look = Look(folder)
     if layout == "classes":
         return Layout(folder, {}, ())
-    wanted = {name.lower() for name in named if name}
+    trained = {train_split.lower()} - {""}
+    wanted = {split.lower()} - {""} | trained
     look = around(look, wanted)
     if look.path != folder:
         walk.once(logging.INFO, f"{walk.shown(folder)}: the data lies in {walk.shown(look.path)}")
@@ -95,7 +96,7 @@ def understand(folder, named=(), layout="auto"):
 
     by_name = {one.name: one for one in look.folders if splits.role(one.name) or one.name.lower() in wanted}
     shaped = {name: one for name, one in by_name.items() if one.nested or (one.direct and len(one.inner) > 1)}
-    training = [name for name in shaped if splits.role(name) == TRAIN or name.lower() in wanted]
+    training = [name for name in shaped if splits.role(name) == TRAIN or name.lower() in trained]
     others = [one for one in inner if one.name not in by_name]
     if not training:
         _refuse_without_training(look, by_name, shaped, others)
@@ -153,8 +154,8 @@ def class_folders(folder, passed=None):
     broken = [name for name in beside.get(walk.NOWHERE, ()) if not walk.is_image(name)]
     if broken:
         raise UserError(
-            f"{walk.shown(folder)}: {_listed(broken)}: a link to nowhere ({walk.shown(_target(folder, broken[0]))} is not "
-            "there) where a class folder would be; mend or remove it"
+            f"{walk.shown(folder)}: {_listed(broken)}: a link to nowhere ({walk.shown(_target(folder, broken[0]))} is "
+            "not there) where a class folder would be; mend or remove it"
         )
     if files:
         beside[walk.STRAY] = [entry.name for entry in files]
@@ -196,8 +197,9 @@ def one_class(folder, name, count, above):
     """The UserError of a folder with a single class; `above`: the folder that the user named."""
     places = [os.path.join(folder, name), folder, above]
     return UserError(
-        f"{walk.shown(folder)}: one class only, {name!r} with {count} images; a classifier needs two. Images must lie as "
-        f"{walk.shown(folder)}/CLASS/IMAGE.jpg: name the folder above where {os.path.basename(os.path.abspath(folder))!r} "
+        f"{walk.shown(folder)}: one class only, {name!r} with {count} images; a classifier needs two. Images must lie "
+        f"as {walk.shown(folder)}/CLASS/IMAGE.jpg: name the folder above where "
+        f"{os.path.basename(os.path.abspath(folder))!r} "
         f"is a class, a folder below where {name!r} is none" + next(filter(None, (tables(Look(p)) for p in places)), "")
     )
 
@@ -209,15 +211,15 @@ def _refuse_without_training(look, by_name, shaped, others):
         around_it = {one.name for one in others}
         if not others:
             raise UserError(
-                f"{root}: {_listed(sorted(by_name))} but no train; name the training split's folder 'train', or give its "
-                "name: --config.data.train_split=NAME"
+                f"{root}: {_listed(sorted(by_name))} but no train; name the training split's folder 'train', or give "
+                "its name: --config.data.train_split=NAME"
             )
         for name, one in shaped.items():
             same = _names(one) & around_it
             if len(same) * 2 >= len(one.inner):
                 raise UserError(
-                    f"{root}: {name!r} looks like a split with the classes {_listed(sorted(same))}, which lie beside it "
-                    f"too; move the training images' class folders into {root}/train"
+                    f"{root}: {name!r} looks like a split with the classes {_listed(sorted(same))}, which lie beside "
+                    f"it too; move the training images' class folders into {root}/train"
                 )
             similar = [other.name for other in others if other.nested and _names(other) & _names(one)]
             if similar:
@@ -229,16 +231,16 @@ def _refuse_without_training(look, by_name, shaped, others):
     if flat and not others:
         hint = tables(look) or next(filter(None, (tables(by_name[name]) for name in flat)), "")
         raise UserError(
-            f"{root}: the images of {_listed(sorted(flat))} lie in no class folders, so that their classes are not known; "
-            f"they must lie as {root}/{flat[0]}/CLASS/IMAGE.jpg{hint}. If {_listed(sorted(flat))} are the classes: "
-            "--config.data.layout=classes"
+            f"{root}: the images of {_listed(sorted(flat))} lie in no class folders, so that their classes are not "
+            f"known; they must lie as {root}/{flat[0]}/CLASS/IMAGE.jpg{hint}. If {_listed(sorted(flat))} are the "
+            "classes: --config.data.layout=classes"
         )
     for name, one in by_name.items():
         if splits.is_plain(name) and splits.role(name) != TRAIN and one in look.inner:
             raise UserError(
-                f"{root}: {name!r} lies beside the class folders {_listed(sorted(other.name for other in others))}: a split "
-                "or a class? If it is a class: --config.data.layout=classes; if its images have no classes, move it out; if "
-                f"it is a split, the other class folders belong into {root}/train"
+                f"{root}: {name!r} lies beside the class folders {_listed(sorted(other.name for other in others))}: a "
+                "split or a class? If it is a class: --config.data.layout=classes; if its images have no classes, "
+                f"move it out; if it is a split, the other class folders belong into {root}/train"
             )
 
 
@@ -252,8 +254,8 @@ def _refuse_equal(look, inner):
         same = sets[one.name] & (beside - {one.name.lower()})
         if len(same) * 2 > len(one.inner):
             raise UserError(
-                f"{root}: the folder {one.name!r} holds folders of the names beside it ({_listed(sorted(same))}): a copy of "
-                f"the set, or another split? Move it out, or name one: --data={walk.shown(one.path)}"
+                f"{root}: the folder {one.name!r} holds folders of the names beside it ({_listed(sorted(same))}): a "
+                f"copy of the set, or another split? Move it out, or name one: --data={walk.shown(one.path)}"
             )
     counts = collections.Counter(name for names in sets.values() for name in names)
     equal, shared = [], set()
@@ -266,13 +268,14 @@ def _refuse_equal(look, inner):
         a, b = equal[:2]
         if all(splits.role(name) for name in shared):
             raise UserError(
-                f"{root}: the classes {_listed(equal)} hold the splits ({_listed(sorted(shared))}); a split holds the classes: "
-                f"they must lie as {root}/{min(shared)}/{a}/IMAGE.jpg"
+                f"{root}: the classes {_listed(equal)} hold the splits ({_listed(sorted(shared))}); a split holds the "
+                f"classes: they must lie as {root}/{min(shared)}/{a}/IMAGE.jpg"
             )
         raise UserError(
-            f"{root}: {_listed(equal)} hold folders of the same names ({_listed(sorted(shared))}), so that these look like "
-            f"the classes and the others like splits. If so: --config.data.train_split={a} --config.data.eval_split={b}, or "
-            f"--data={root}/{a} alone; if {_listed(equal)} are the classes: --config.data.layout=classes"
+            f"{root}: {_listed(equal)} hold folders of the same names ({_listed(sorted(shared))}), so that these look "
+            f"like the classes and the others like splits. If so: --config.data.train_split={a} "
+            f"--config.data.eval_split={b}, or --data={root}/{a} alone; if {_listed(equal)} are the classes: "
+            "--config.data.layout=classes"
         )
     if nested and len(nested) == len(inner) and any(sets.values()):
         example = os.path.join(nested[0].name, nested[0].inner[0].name)

@@ -1,4 +1,4 @@
-"""Which part of a data set a name stands for: `train`, `Training`, `seg_train`, `train_images`, `val2017`, `t10k`, ..."""
+"""Which part of a data set a name stands for: `train`, `Training`, `seg_train`, `train_images`, `val2017`, `t10k`."""
 
 import re
 
@@ -18,7 +18,8 @@ ROLES = {  # the words for each part; the first are taken first where there are 
 # A request for one of these takes what there is to measure on; other names are taken at their word.
 GENERAL = ("validation", "val", "valid", "test", "eval")
 _PLAIN = frozenset(  # say nothing, before or after the word that does: my_train_images
-    "set sets data dataset images image imgs img pics pictures photos split splits folder files samples crops resized jpg "
+    "set sets data dataset images image imgs img pics pictures photos split splits folder files samples crops resized "
+    "jpg "
     "jpeg png raw".split()
 )
 _WORDS = {word: role for role, words in ROLES.items() for word in words}

@@ -5,7 +5,7 @@ What counts is an image by its name that no program hid there: no hidden file or
 drew. Links to files and folders are followed, each folder is read once in a walk, and what is passed over is counted by
 its reason (`passed`: {reason: paths}) and told in one line (`tell`).
 
-Names that are no UTF-8 are Python's str with surrogates; `os.fsencode` gives back their bytes, `shown` a printable form.
+Names that are no UTF-8 are Python's str with surrogates; `os.fsencode` gives their bytes, `shown` a printable form.
 """
 
 import glob
@@ -18,7 +18,7 @@ from g16net.config import UserError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what TensorFlow decodes on every version
 FOREIGN = frozenset(
     (
-        "__macosx __pycache__ @eadir @recycle @recently-snapshot @tmp #recycle #snapshot lost+found $recycle.bin recycler "
+        "__macosx __pycache__ @eadir @recycle @recently-snapshot @tmp #recycle #snapshot lost+found $recycle.bin "
         "thumbs.db desktop.ini"
     ).split()
     + ["system volume information", "icon\r"]

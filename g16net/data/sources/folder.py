@@ -1,4 +1,4 @@
-"""Class folders: DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE, or DIR/CLASS/IMAGE with a part of each class held out."""
+"""Class folders: DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE, or DIR/CLASS/IMAGE with a part held out."""
 
 import hashlib
 import os
@@ -88,8 +88,13 @@ def list_images(split, data_dir=None, holdout=HOLDOUT, train_split="", layout="a
         raise UserError(
             f"folder needs a folder: data_dir={data_dir!r} is none (looked at {os.path.abspath(data_dir or '')})"
         )
-    found = layouts.understand(data_dir, (train_split, split), layout)
+    found = layouts.understand(data_dir, split, train_split, layout)
     passed = {}
+    if split.lower() in map(str.lower, found.unlabelled):
+        raise UserError(
+            f"{walk.shown(data_dir)}: the images of the split {split!r} lie in no class folders, so that they have no "
+            f"labels; they must lie as {split}/CLASS/IMAGE.jpg"
+        )
     if found.splits:
         chosen = choose(split, found.splits, walk.shown(data_dir), _remedy(found, data_dir))
         trained = choose(train_split or TRAIN, found.splits, walk.shown(data_dir))
@@ -193,9 +198,9 @@ def _check_classes(root, own, class_names):
         lower = {name.strip().lower(): name for name in missing}
         alike = [f"{name!r} for {lower[n]!r}" for name in unknown for n in [name.strip().lower()] if n in lower]
         raise UserError(
-            f"{walk.shown(root)}: {len(unknown)} class folders that the training split lacks: {listed(unknown)}{lacks}. "
-            f"Classes go by the folders' names: give them the same ones{' (' + listed(alike) + '?)' if alike else ''}, or "
-            "move what is not trained on out of the way"
+            f"{walk.shown(root)}: {len(unknown)} class folders that the training split lacks: "
+            f"{listed(unknown)}{lacks}. Classes go by the folders' names: give them the same "
+            f"ones{' (' + listed(alike) + '?)' if alike else ''}, or move what is not trained on out of the way"
         )
     if missing:
         walk.once(
@@ -208,7 +213,10 @@ def _remedy(found, data_dir):
     """What to do where a split is not there."""
     text = ""
     if found.unlabelled:
-        text = f"The images of {listed(map(repr, found.unlabelled))} lie in no class folders, so that they have no labels. "
+        text = (
+            f"The images of {listed(map(repr, found.unlabelled))} lie in no class folders, so that they have no "
+            "labels. "
+        )
     training = [path for name, path in found.splits.items() if role(name) == TRAIN]
     if len(found.splits) == 1 and training:
         text += f"--data={walk.shown(training[0])} holds out a part of each class of these instead"

@@ -74,7 +74,7 @@ def _record_files(folder):
     Files whose names say no split (`train/part-00000-of-00010`) belong to the one that their folder's name says.
     """
     found = {}
-    for parent, folders, files in tf.io.gfile.walk(folder):
+    for parent, _, files in tf.io.gfile.walk(folder):
         below = parent.rstrip("/")[len(folder.rstrip("/")) :]
         if below.count("/") > 1 or (below and junk(os.path.basename(parent.rstrip("/")))):
             continue
