@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from g16net.config import UserError
-from g16net.data import detect, walk
-from g16net.data.sources import folder, open_source
+from g16net.data import detect, splits, walk
+from g16net.data.sources import arrays, folder, open_source, tfrecord
 
 pytestmark = pytest.mark.once
 SPLITS = [("train", "val"), ("Training", "Testing"), ("TRAIN", "TEST"), ("Train", "Val"), ("seg_train", "seg_test")]
@@ -368,6 +368,52 @@ HELD_OF_FORTY = [5, 11, 15, 18, 23, 34, 36, 39]  # on every machine and version
 
 
 # Other sources
+
+
+@pytest.mark.parametrize(
+    "role, names",
+    [
+        (
+            "train",
+            "train TRAIN Training trainset seg_train train_images TrainSet my-train-set train2017 trainval train_val",
+        ),
+        ("validation", "val Valid validation dev DevSet eval evaluation val_images imagenet-val holdout val2017"),
+        ("test", "test TESTING t10k seg_test TestSet Final_Test test.imgs test_data"),
+        (
+            None,
+            "bus trains_test straining testament cat_test_dog images valley contest device interval extra train-test",
+        ),
+    ],
+)
+def test_names_of_splits(role, names):
+    assert {name: splits.role(name) for name in names.split()} == dict.fromkeys(names.split(), role)
+
+
+def test_a_split_is_chosen_among_what_there_is():
+    def chosen(asked, *there):
+        return splits.choose(asked, there, "set")
+
+    assert chosen("validation", "Train", "Test", "VAL") == "VAL" and chosen("validation", "Train", "Test") == "Test"
+    assert chosen("train", "seg_train", "extra") == "seg_train" and chosen("test", "train", "dev") == "dev"
+    assert chosen("validation", "train", "val", "validation", "test") == "validation"
+    assert chosen("Extra", "train", "extra") == "extra"
+    for asked, message in (("dev", "no split 'dev'; there is 'test', 'train'"), ("tran", "no split 'tran'")):
+        with pytest.raises(UserError, match=message):
+            chosen(asked, "train", "test")
+    with pytest.raises(UserError, match="'a_test' and 'b_test' may each be .*eval_split=a_test"):
+        chosen("validation", "train", "a_test", "b_test")
+
+
+def test_records_and_idx_files_of_unusual_names(tmp_path):
+    make(tmp_path, "records/Training/part-0000{0,1}-of-00002.tfrecord", "records/seg_val-00000-of-00001", "idx/.hidden")
+    found = tfrecord._record_files(str(tmp_path / "records"))
+    assert {split: len(paths) for split, paths in found.items()} == {"Training": 2, "seg_val": 1}
+    for name in ("emnist-letters-train", "emnist-letters-test", "emnist-digits-train"):
+        for part in ("images-idx3", "labels-idx1"):
+            make(tmp_path, f"idx/{name}-{part}-ubyte.gz")
+    assert sorted(arrays._idx_files(str(tmp_path / "idx"))) == [
+        "emnist-digits-train", "emnist-letters-test", "emnist-letters-train",
+    ]  # fmt: skip
 
 
 def test_detected_in_folders_around_them(tmp_path):

@@ -28,11 +28,13 @@ def detect(text):
             return kind, folder
     if walk.entries(text)[0]:
         return "folder", text
-    names = sorted(map(walk.shown, os.listdir(text)))
+    names, images = sorted(map(walk.shown, os.listdir(text))), walk.has_image(text)
+    above = walk.shown(os.path.dirname(os.path.abspath(text)))
     raise UserError(
         f"--data={text}: neither class folders (class/image.jpg, or train/class/image.jpg), nor TFRecords "
         "(train-00000-of-01024), nor IDX files (train-images-idx3-ubyte), nor prepared TFDS data (imagenet2012/) "
         f"in it; it holds {', '.join(names[:5]) or 'nothing'}{layout.tables(layout.Look(text))}"
+        + (f". If these are the images of one class, name the folder above: --data={above}" if images else "")
     )
 
 

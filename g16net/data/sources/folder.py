@@ -183,8 +183,9 @@ def _check_training(root, own, class_names, labels, data_dir):
     """UserError unless there are two classes or more, and each has an image."""
     counts = np.bincount(labels, minlength=len(class_names))
     full = [name for name, count in zip(class_names, counts) if count]
-    empty = [layouts.Look(os.path.join(root, own[name])) for name in class_names if name not in full]
-    if len(full) == 1 and all(map(layouts.something_else, empty)):
+    empty = len(full) < len(class_names)
+    # images/ beside labels/ is no class beside another one
+    if len(full) == 1 and (not empty or full[0].lower() in layouts.GENERIC):
         raise layouts.one_class(root, full[0], counts.max(), data_dir)
     check_labels(labels, len(class_names), walk.shown(root), class_names)
 
