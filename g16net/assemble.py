@@ -65,7 +65,7 @@ def open_source_of(config, part):
     elif data.name == "tfrecord":
         options = {"label_offset": data.label_offset}
     elif data.name == "folder":
-        options = {"holdout": data.holdout}
+        options = {"holdout": data.holdout, "train_split": data.train_split, "layout": data.layout}
     elif data.name == "synthetic":
         options = {"num_examples": data.num_examples, "num_classes": data.num_classes, "size": data.eval_size}
     split = {"train": data.train_split or "train", "eval": data.eval_split or "validation"}[part]

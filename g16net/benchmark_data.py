@@ -4,7 +4,6 @@ Every row is timed in `rounds` turns, all rows in each turn, so that a machine w
 a row's figure is the median of its turns.
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from g16net import assemble, extras, native
 from g16net.config import UserError
 from g16net.data import order as orders
 from g16net.data import transforms
+from g16net.data.sources.folder import list_images
 
 PEERS = ("timm", "tf")
 
@@ -157,8 +157,8 @@ def plain_tensorflow(config, source):
 
 def timm_rate(config):
     """A function that times timm's loader with two workers on the same class folders, see `timm_peer`."""
-    folder = os.path.join(config.data.dir, "train")
-    root = folder if os.path.isdir(folder) else config.data.dir
+    data = config.data
+    root = list_images(data.train_split or "train", data.dir, data.holdout, data.train_split, data.layout).root
     size, batch = str(config.data.train_size), str(config.run.global_batch)
 
     def rate(seconds, warmup):

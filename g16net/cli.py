@@ -79,11 +79,15 @@ flags.DEFINE_list(
     "machines", ["ipu_mk2", "a100_40gb", "cpu"], "costs: ipu_mk2, ipu_mk2_x16, a100_40gb, a100_80gb; cpu: this one."
 )
 flags.DEFINE_list("compare", [], "costs: readings (of the paper), measured (networks run here, minutes).")
-flags.DEFINE_list("images", [], "predict: image files, folders and globs.")
+flags.DEFINE_multi_string(
+    "images", [], "predict: image files, folders and globs, with commas between them or in a flag each."
+)
 flags.DEFINE_integer("jobs", 1, "sweep: runs at a time in this process' care; others may work in the same workdir.", 1)
 flags.DEFINE_bool("retry", False, "sweep: try again what failed.")
 flags.DEFINE_list("peers", [], "With whom benchmark (timm, keras) and benchmark_data (timm, tf) compare.")
-flags.DEFINE_list("runs", [], "report: folders of runs, of sweeps, of benchmarks and costs, and globs of them.")
+flags.DEFINE_multi_string(
+    "runs", [], "report: folders of runs, of sweeps, of benchmarks and costs, and globs of them; as --images."
+)
 flags.DEFINE_bool("quoted", True, "report: show what was read off the paper's figure beside.")
 flags.DEFINE_string("role", "", "data_service: dispatcher or worker.")
 flags.DEFINE_integer("port", 0, "data_service: port to listen on; 0 takes a free one.")
@@ -94,6 +98,9 @@ flags.DEFINE_string("host", "localhost", "data_service: name under which others 
 def main(argv=None):
     """Runs the command line `argv` (default: the process's own) and exits with its status."""
     argv = sys.argv if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # a file's name need not be UTF-8, nor the terminal
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
         print(help_text())
         sys.exit(0)
@@ -243,13 +250,14 @@ def run_sweep(assignments):
 
 def write_report():
     """Makes the page of the runs that `--runs` names. Returns the exit status."""
+    from g16net.data import walk
     from g16net.report import page
 
     if not FLAGS.runs:
         raise UserError(
             "name the runs to report: --runs=runs/b0,runs/norms,'runs/half-*' (a sweep's folder: all of it)"
         )
-    made = page.write(FLAGS.runs, FLAGS.workdir or os.path.join("runs", "report"), FLAGS.quoted)
+    made = page.write(walk.named(FLAGS.runs), FLAGS.workdir or os.path.join("runs", "report"), FLAGS.quoted)
     for line in made.pop("left_out"):
         print(f"left out: {line}", file=sys.stderr)
     print("report: " + ", ".join(f"{value} {key}" for key, value in made.items() if isinstance(value, int)))
@@ -312,6 +320,9 @@ def resolve(assignments, experiment, data=None, workdir=None):
 
         foreign_weights.settle(config, {key for key, _ in assignments})
     name = experiments.run_name(experiment, demo) if experiment else os.path.basename(workdir)
+    for key in ("dir", "cache_dir"):  # the run is resumed from any folder
+        if config.data[key] and "://" not in config.data[key]:
+            config.data[key] = os.path.abspath(os.path.expanduser(config.data[key]))
     return recipe.resolve(config), name, demo
 
 
@@ -408,7 +419,7 @@ def settle_workdir(config, workdir, keep_config):
 
 def run_mode(mode, config, workdir, chief=True):
     """Runs one mode; the chief writes its `<mode>.json` and prints the same. False where the figures say `failed`."""
-    from g16net import records
+    from g16net import compat, records
 
     started = time.monotonic()
     module = importlib.import_module(MODES[mode])
@@ -420,6 +431,8 @@ def run_mode(mode, config, workdir, chief=True):
             if text:
                 print(text, file=sys.__stdout__)
             print(summary(mode, result, rows=not text))
+    except data_errors() as error:
+        raise RunError(f"--mode={mode} ended: {compat.reason(error)}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
@@ -428,6 +441,13 @@ def run_mode(mode, config, workdir, chief=True):
             "kept: mend the cause and run the same command again"
         ) from error
     return "failed" not in figures
+
+
+def data_errors():
+    """What TensorFlow raises where files, images or labels are not as they should be."""
+    import tensorflow as tf
+
+    return (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.NotFoundError)
 
 
 def summary(mode, result, rows=True):

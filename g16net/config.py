@@ -114,9 +114,14 @@ FIELDS = {
     "data.cache_size": _at_least(None, 8, "pixels of the decoded cache; None: train_size x 8 / 7", optional=True),
     "data.cache_dir": Field("", str, "folder of the decoded cache"),
     "data.label_offset": Field(None, int, "subtracted from stored labels; None: the source's own rule", optional=True),
-    "data.holdout": _fraction(0.2, "share of a folder without train/val that is held out for evaluation", closed=False),
+    "data.layout": _one_of(
+        "auto", ("auto", "classes"), "of a folder; classes: its folders are classes, whatever their names"
+    ),
     "data.allow_changed": Field(
         False, bool, "go on with a run though its training split changed since it was begun (the same classes)"
+    ),
+    "data.holdout": _fraction(
+        0.2, "share of each class of a folder without train/val that is held out for evaluation", closed=False
     ),
     "data.max_corrupt": _fraction(0.01, "share of images that may be unreadable before the run stops"),
     "data.num_examples": _at_least(10000, 1, "images of the synthetic source"),
@@ -315,6 +320,8 @@ FIELDS = {
     "benchmark.input": Field(False, bool, "time training from the input pipeline too, and how long it waits for data"),
     "benchmark.threads": _at_least(None, 1, "of each contender; None: a thread a core", optional=True),
     "benchmark.compile": Field(False, bool, "let timm's networks try torch.compile; takes minutes"),
+    # inspect_data
+    "inspect.duplicates": _at_least(50000, 0, "most images of a split that are compared with the others; 0: none"),
     # predict
     "predict.top": _at_least(5, 1, "classes shown for an image"),
     "predict.output": _one_of("table", ("table", "jsonl"), "on stdout; jsonl: JSON lines and nothing else"),

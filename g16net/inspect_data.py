@@ -1,13 +1,15 @@
-"""A look at the data before training: counts, classes, sizes, speed, and a sheet of augmented images with labels."""
+"""A look at the data before training: counts, classes, sizes, duplicates, speed, and a sheet of augmented images."""
 
+import csv
 import os
 import time
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
-from g16net import assemble
-from g16net.data import transforms
+from g16net import assemble, compat
+from g16net.data import duplicates, transforms
 from g16net.data.order import Order
 from g16net.report import sheet
 
@@ -16,7 +18,10 @@ ROWS, COLUMNS = 6, 8  # of the sheet
 
 
 def inspect_data(config, workdir):
-    """Writes `WORKDIR/contact_sheet.png` and returns counts, classes, sizes in pixels and images a second."""
+    """Writes `WORKDIR/contact_sheet.png`, and `WORKDIR/duplicates.csv` where images are there twice.
+
+    Returns counts, classes, sizes in pixels, duplicates and images a second.
+    """
     train, test = assemble.open_sources(config)
     heights, widths = image_sizes(train).T
     images, labels = first_images(config, train, ROWS * COLUMNS)
@@ -36,6 +41,7 @@ def inspect_data(config, workdir):
         "height": spread(heights),
         "width": spread(widths),
         "train_size": config.data.train_size,
+        **twice(train, test, config.inspect.duplicates, workdir),
         "images_per_second": round(speed(config, train), 1),
         "contact_sheet": path,
     }
@@ -44,8 +50,56 @@ def inspect_data(config, workdir):
 def image_sizes(source, most=SAMPLE):
     """int [images, 2]: height and width of up to `most` images spread over the source."""
     order = Order(stop=min(most, source.num_examples), batch=1, seed=0, epochs=1)
-    records = source.stream(order).unbatch().map(source.read)
-    return np.array([transforms.image_extent(record["image"]).numpy() for record in records])
+    extents = source.stream(order).unbatch().map(lambda row: transforms.image_extent(source.read(row)["image"]))
+    return np.array(list(compat.ignore_errors(extents).as_numpy_iterator()) or [[0, 0]])
+
+
+def twice(train, test, most, workdir):
+    """Figures of the images that are there twice, of up to `most` of each split; their names go to a file.
+
+    `test_in_training`: test images whose bytes (`same_bytes`) or pictures (`alike`) are in the training split.
+    `in_two_classes`: training images that are in another class too. `repeated`: those whose bytes are there before.
+    """
+    if not most:
+        return {}
+    logging.info(
+        "Comparing %s training and %s test images (--config.inspect.duplicates=0 leaves that out)",
+        f"{min(most, train.num_examples):,}", f"{min(most, test.num_examples):,}",
+    )  # fmt: skip
+    seen, tested = duplicates.look(train, most), duplicates.look(test, most)
+    found = {
+        "test_in_training": (tested, seen, duplicates.between(tested, seen)),
+        "in_two_classes": (seen, seen, duplicates.across_classes(seen)),
+    }
+    figures = {"compared": f"{len(seen.ids):,} of {train.num_examples:,} training and {len(tested.ids):,} of "
+               f"{test.num_examples:,} test images"}  # fmt: skip
+    rows = []
+    for kind, (first, second, pairs) in found.items():
+        same = sum(pair.same for pair in pairs)
+        figures[kind] = {"same_bytes": same, "alike": len(pairs) - same}
+        names = [
+            (names_of(source, some.ids[[pair[side] for pair in pairs]]), some.labels)
+            for side, (source, some) in enumerate(((test if first is tested else train, first), (train, second)))
+        ]
+        for n, pair in enumerate(pairs):
+            (one, labels), (other, others) = names
+            rows.append(
+                [kind, "same bytes" if pair.same else "alike", one[n], train.class_names[labels[pair.first]], other[n],
+                 train.class_names[others[pair.second]]]
+            )  # fmt: skip
+    figures["repeated"] = duplicates.repeated(seen)
+    if rows:
+        figures["duplicates"] = os.path.join(workdir, "duplicates.csv")
+        with open(figures["duplicates"], "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            csv.writer(file).writerows([["kind", "how", "image", "class", "other", "its class"], *rows])
+        for kind, how, one, label, other, its in rows[:3]:
+            logging.warning("%s (%s): %s of %s, %s of %s", kind.replace("_", " "), how, one, label, other, its)
+    return figures
+
+
+def names_of(source, ids):
+    """Where a person finds these images."""
+    return [name.decode("utf-8", "backslashreplace") for name in source.locate(ids).numpy()] if len(ids) else []
 
 
 def first_images(config, source, count):

@@ -13,8 +13,7 @@ import tensorflow as tf
 
 from g16net import assemble, compat, export
 from g16net.config import UserError
-from g16net.data import transforms
-from g16net.data.sources.folder import EXTENSIONS
+from g16net.data import transforms, walk
 
 MAX_BYTES = 2**26
 GRID = 48  # most images of the picture
@@ -55,22 +54,31 @@ def predict(config, workdir, images=()):
 
 
 def find(images):
-    """The paths of the image files that `images` names, in order, each once; UserError where one names none."""
+    """The paths of the image files that `images` names, in order, each once; UserError where one names none.
+
+    Each of `images` is a file, a folder (searched by the rule of `walk`), a glob, or several with
+    commas between them. A file named itself is taken whatever its name; what a folder or a glob holds besides images is
+    counted in the log.
+    """
     if not images:
         raise UserError("--mode=predict needs images: --images=photo.jpg,folder,'holiday/*.jpg'")
     found = {}
-    for name in images:
+    for name in walk.named(images):
+        passed = {}
         if os.path.isdir(name):
-            paths = [os.path.join(parent, file) for parent, _, files in os.walk(name) for file in files]
-            paths = sorted(path for path in paths if path.lower().endswith(EXTENSIONS))
-            hint = f"no image in the folder ({' '.join(EXTENSIONS)} count)"
+            paths = [os.path.join(name, path) for path, _ in walk.images(name, passed)]
+            hint = f"no image in the folder ({' '.join(walk.EXTENSIONS)} count)"
         elif os.path.lexists(name):
             paths, hint = [name], ""
         else:
-            paths = sorted(path for path in glob.glob(name, recursive=True) if not os.path.isdir(path))
+            paths = walk.matches(name, passed)
             hint = "no such file or folder" if not glob.has_magic(name) else "no file matches"
+        walk.tell(name, passed)
         if not paths:
-            raise UserError(f"--images={name}: {hint} (looked at {os.path.abspath(name)})")
+            more = f"; {walk.summary(passed)}" if passed else ""
+            raise UserError(
+                f"--images={walk.shown(name)}: {hint} (looked at {walk.shown(os.path.abspath(name))}){more}"
+            )
         found.update(dict.fromkeys(paths))
     return list(found)
 
@@ -103,7 +111,7 @@ class Predictor:
         """`(records, images)`: a record a path, in order, and the uint8 image of each that could be read."""
         records, images, places = [], [], []
         for path in paths:
-            record = {"image": os.fsencode(path).decode("utf-8", "backslashreplace")}
+            record = {"image": walk.shown(path)}
             try:
                 images.append(self._read(read_bytes(path)).numpy())
                 places.append(record)
@@ -136,15 +144,7 @@ def read_bytes(path):
 
 def reason(error):
     """What was wrong with an image, in a line."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    lines = (error.message if isinstance(error, tf.errors.OpError) else str(error)).strip().splitlines()
-    text = lines[0] if lines else type(error).__name__
-    if text.startswith("Graph execution error"):  # what follows is a traceback; the reason stands at its end
-        text = next(
-            (line for line in reversed(lines) if "[[" not in line and "Node:" not in line and line.strip()), text
-        )
-    return text.replace("assertion failed: ", "").strip()[:300]
+    return compat.reason(error)[:300]
 
 
 def table(records):

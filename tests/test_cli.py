@@ -150,3 +150,38 @@ def test_the_whole_road_and_again(tmp_path):
         "assert not any(name.split('.')[0] == 'g16net' for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=str(tmp_path))
+
+
+def test_the_data_is_found_from_any_folder(tmp_path, monkeypatch):
+    from g16net import cli
+
+    for name in ("train/ant", "train/bee", "val/ant"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for data, assignments in (("photos", []), ("./photos/", []), (None, [("data.dir", "photos")])):
+        config, _, _ = cli.resolve(assignments + [("data.cache_dir", "kept")], "g16_ln_pn:small,variant=TINY", data)
+        assert config.data.dir == str(tmp_path / "photos") and config.data.cache_dir == str(tmp_path / "kept")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.resolve([], "g16_ln_pn:small", "~/photos")[0].data.dir == str(tmp_path / "photos")
+
+
+def test_a_flag_of_paths_may_come_again_and_keeps_commas():
+    from g16net import cli
+
+    cli.FLAGS(["g16net", "--images=a,b.jpg", "--images=c.jpg", "--runs=one,two"])
+    assert cli.FLAGS.images == ["a,b.jpg", "c.jpg"] and cli.FLAGS.runs == ["one,two"]
+
+
+def test_what_tensorflow_says_of_data_is_told_without_its_nodes(monkeypatch, tmp_path):
+    import tensorflow as tf
+
+    from g16net import cli, evaluate
+    from g16net.config import RunError
+
+    def broken(config, workdir):
+        tf.io.decode_png(b"no picture").numpy()
+
+    monkeypatch.setattr(evaluate, "evaluate", broken)
+    with pytest.raises(RunError, match="--mode=evaluate ended: ") as told:
+        cli.run_mode("evaluate", None, str(tmp_path))
+    assert not any(mark in str(told.value) for mark in ("{{", "}}", "[Op:"))

@@ -54,6 +54,34 @@ def test_inspect_data(photos, tmp_path):
     assert sheet.shape[0] > 300 and sheet.std() > 10
 
 
+def test_inspect_data_names_images_that_are_there_twice(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 6, 6, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    for i, picture in enumerate(pixels):
+        split, name = ("val" if i >= 40 else "train"), "ant" if i % 2 else "bee"
+        folder = tmp_path / "set" / split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i:02d}.png").write_bytes(tf.io.encode_png(picture).numpy())
+    place = tmp_path / "set"
+    (place / "val" / "bee" / "copy.png").write_bytes((place / "train" / "bee" / "02.png").read_bytes())
+    larger = tf.cast(tf.image.resize(pixels[5], [100, 100]), tf.uint8)
+    (place / "val" / "ant" / "again.jpg").write_bytes(tf.io.encode_jpeg(larger, quality=80).numpy())
+    (place / "train" / "ant" / "other.png").write_bytes((place / "train" / "bee" / "08.png").read_bytes())
+    (place / "train" / "ant" / "cut.png").write_bytes(b"no picture")  # is no reason to end
+    config = run_of(("folder", str(place)))
+    figures = inspect_data.twice(*assemble.open_sources(config), 1000, str(tmp_path))
+    assert figures["test_in_training"] == {"same_bytes": 1, "alike": 1} and figures["repeated"] == 1
+    assert figures["in_two_classes"] == {"same_bytes": 1, "alike": 0}
+    assert figures["compared"] == "41 of 42 training and 22 of 22 test images"
+    lines = open(figures["duplicates"], encoding="utf-8").read().splitlines()
+    assert [[os.path.basename(cell) for cell in line.split(",")] for line in lines[1:]] == [
+        ["test_in_training", "alike", "again.jpg", "ant", "05.png", "ant"],
+        ["test_in_training", "same bytes", "copy.png", "bee", "02.png", "bee"],
+        ["in_two_classes", "same bytes", "08.png", "bee", "other.png", "ant"],
+    ]
+    assert inspect_data.twice(*assemble.open_sources(config), 0, str(tmp_path)) == {}
+    assert "of 42 training" in inspect_data.twice(*assemble.open_sources(config), 10, str(tmp_path))["compared"]
+
+
 def test_labels_of_mixed_targets_are_the_larger_share():
     targets = np.array([[3, 5, 0.8, 0.2], [1, 2, 0.3, 0.7]])
     np.testing.assert_array_equal(inspect_data.main_labels(targets), [3, 2])

@@ -60,6 +60,19 @@ def place(tmp_path_factory):
     images("flat", 3)
     images("only_val/val/cat", 2)
     images("more/train/cat", 2), images("more/val/cat", 2), images("more/val/dog", 2)
+    images("tabled", 3)
+    (root / "tabled" / "labels.csv").write_text("image,label\n")
+    images("high/cats", 3)
+    for name in ("first/cat", "first/dog", "second/cat", "second/dog", "beside/cat", "beside/dog", "beside/test"):
+        images(name, 2)
+    images("splits/train", 2), images("splits/test", 2)
+    images("kaggle/train/cat", 2), images("kaggle/train/dog", 2), images("kaggle/test", 2)
+    for name in ("first", "second"):
+        (root / "unnamed").mkdir(exist_ok=True)
+        (root / name).rename(root / "unnamed" / name)
+    images("gone/cat", 2), images("gone/dog", 2)
+    (root / "gone" / "bee").symlink_to("/nowhere")
+    images("bytes/cat", 2), images("bytes/caf\udce9", 2)
     images("records", 0)
     (root / "records" / "train-00000-of-00002").write_bytes(b"")
     (root / "nothing").mkdir()
@@ -111,6 +124,14 @@ HOW = {  # what happened: the command's arguments; {} stands for the folder of `
     "`--data` is one file": [RUN, "--data={}/file.jpg"],
     "empty data folder": [RUN, "--data={}/nothing"],
     "images without class folders": [RUN, "--data={}/flat"],
+    "images without class folders, labels in a table": [RUN, "--data={}/tabled"],
+    "splits of images without class folders": [RUN, "--data={}/splits", "--workdir={}/w"],
+    "a folder one level too high or too low": [RUN, "--data={}/high", "--dry_run"],
+    "splits that are not called so": [RUN, "--data={}/unnamed", "--workdir={}/w"],
+    "a test folder among the class folders": [RUN, "--data={}/beside", "--workdir={}/w"],
+    "training images alone, or beside a test folder without classes": [RUN, "--data={}/kaggle", "--workdir={}/w"],
+    "class folder that is a link to nowhere": [RUN, "--data={}/gone", "--dry_run"],
+    "class folder whose name is no UTF-8": [RUN, "--data={}/bytes", "--workdir={}/w"],
     "class folder without an image": [RUN, "--data={}/hollow", "--workdir={}/w"],
     "classes of one image": [RUN, "--data={}/single", "--workdir={}/w"],
     "`val` without `train`": [RUN, "--data={}/only_val", "--workdir={}/w"],

@@ -44,6 +44,42 @@ def test_files_folders_and_globs_are_found_once(tmp_path):
     assert predict.find([str(tmp_path / "**" / "*.jp*g")]) == [everything[0], everything[2]]
 
 
+def test_names_with_commas_and_several_in_a_flag(tmp_path, monkeypatch):
+    write(tmp_path, ["a,b.jpg", "a", "b.jpg", "c,d/e.jpg", "x1,y.png"])
+    (tmp_path / "a").rename(tmp_path / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert predict.find(["a,b.jpg"]) == ["a,b.jpg"]
+    assert predict.find(["a.jpg,b.jpg"]) == predict.find(["a.jpg", "b.jpg"]) == predict.find(["a.jpg, b.jpg"])
+    assert predict.find(["b.jpg,c,d,a,b.jpg,x?,y.png"]) == ["b.jpg", "c,d/e.jpg", "a,b.jpg", "x1,y.png"]
+    with pytest.raises(UserError, match="--images=z.jpg: no such file"):
+        predict.find(["a.jpg,z.jpg"])
+
+
+def test_a_folder_and_a_glob_hold_images_by_the_one_rule(tmp_path, caplog):
+    junk = [".hidden.jpg", "._a.jpg", ".ipynb_checkpoints/a.jpg", "@eaDir/a.jpg", "predictions.png"]
+    write(tmp_path, ["a.jpg", "below/b.PNG", *junk])
+    for name in ("notes.txt", "predictions.jsonl"):
+        (tmp_path / name).write_text("")
+    os.symlink(tmp_path, tmp_path / "below" / "round")
+    os.symlink("nowhere", tmp_path / "gone.jpg")
+    expected = [str(tmp_path / name) for name in ("a.jpg", "below/b.PNG")]
+    assert predict.find([str(tmp_path)]) == expected
+    assert predict.find([str(tmp_path / "**" / "*.*")]) == expected[:1] + [expected[1], str(tmp_path / "gone.jpg")]
+    assert predict.find([str(tmp_path / "*")]) == [expected[0], str(tmp_path / "gone.jpg")]
+    told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(told) == 3 and "3 hidden" in told[0] and "1 of the system (@eaDir)" in told[0], told
+    assert predict.find([str(tmp_path / ".hidden.jpg")]) == [str(tmp_path / ".hidden.jpg")]  # named itself
+    with pytest.raises(UserError, match=r"no file matches .*2 no image by name"):
+        predict.find([str(tmp_path / "*s.*")])
+
+
+def test_names_that_are_no_utf8_are_predicted(predictor, tmp_path):
+    write(tmp_path, ["a.jpg"])
+    os.rename(tmp_path / "a.jpg", os.fsencode(tmp_path) + b"/caf\xe9.jpg")
+    (record,), _ = predictor(predict.find([str(tmp_path)]))
+    assert record["image"].endswith("caf\\xe9.jpg") and record["predictions"]
+
+
 @pytest.mark.parametrize(
     "name, message", [("none.jpg", "no such file"), ("*.gif", "no file matches"), ("", "no image in the folder")]
 )
@@ -71,6 +107,7 @@ def test_broken_images_are_reported_and_the_others_predicted(predictor, tmp_path
             assert [set(p) for p in record["predictions"]] == [{"class", "probability"}] * 3
             assert sum(p["probability"] for p in record["predictions"]) == pytest.approx(1, abs=1e-4)
         else:
+            assert not any(mark in record["error"] for mark in ("{{", "}}", "[Op:", "function_node")), record
             assert record["error"] and "\n" not in record["error"] and "Traceback" not in record["error"], record
     errors = {os.path.basename(r["image"]): r["error"] for r in records if "error" in r}
     assert "Not a JPEG, PNG, GIF or BMP image" in errors["text.png"]

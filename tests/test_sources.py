@@ -129,13 +129,13 @@ def test_folder_with_splits(tmp_path):
 def test_folder_with_a_stated_split(tmp_path):
     class_folders(tmp_path, {"cat": 10, "ant": 5})
     parts = [open_source("folder", split, str(tmp_path), holdout=0.2) for split in ("train", "validation")]
-    assert [part.num_examples for part in parts] == [12, 3]
+    assert all(np.bincount(part.labels, minlength=2).min() >= 1 for part in parts)
     names = [set(part.locate(tf.range(part.num_examples)).numpy()) for part in parts]
     assert not names[0] & names[1] and len(names[0] | names[1]) == 15
 
 
 def test_folder_refuses_to_read_large_files(tmp_path):
-    class_folders(tmp_path, {"ant": 2}, "train")
+    class_folders(tmp_path, {"ant": 2, "bee": 1}, "train")
     source = open_source("folder", "train", str(tmp_path), max_file_bytes=100)
     with pytest.raises(tf.errors.InvalidArgumentError, match="max_file_bytes"):
         tf.function(source.read)({"id": tf.constant(0, tf.int64)})

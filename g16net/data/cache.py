@@ -121,7 +121,7 @@ def _write(source, size, images, labels, max_corrupt):
         file.flush()
         corrupt = np.flatnonzero(known < 0)
         if len(corrupt):
-            names = [name.decode() for name in source.locate(corrupt).numpy()]
+            names = [name.decode("utf-8", "backslashreplace") for name in source.locate(corrupt).numpy()]
             logging.warning("%s: %d corrupt images: %s", source.name, len(corrupt), ", ".join(names))
             if len(corrupt) > max_corrupt * source.num_examples:
                 raise UserError(
@@ -159,7 +159,10 @@ def _like(source, read, encoded, example_bytes, held_bytes):
 
 
 def _fingerprint(source, size):
-    ends = [text.decode() for text in source.locate(np.array([0, source.num_examples - 1])).numpy()]
+    ends = [
+        text.decode("utf-8", "backslashreplace")
+        for text in source.locate(np.array([0, source.num_examples - 1])).numpy()
+    ]
     facts = [source.name, source.split, source.num_examples, source.example_bytes, source.class_names, ends, size]
     facts += [source.contents()["digest"]] if source.contents else []
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]

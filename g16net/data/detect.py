@@ -4,6 +4,7 @@ import os
 import re
 
 from g16net.config import UserError, suggest
+from g16net.data import layout, splits, walk
 
 NAMES = ("digits", "synthetic", "idx", "tfrecord", "folder")
 
@@ -13,6 +14,7 @@ def detect(text):
 
     UserError where the folder is not there or is of no known kind.
     """
+    text = text if os.path.exists(text) else os.path.expanduser(text)  # bash leaves the ~ in --data=~/photos
     if text in NAMES or text.startswith("tfds:"):
         return text, ""
     if not os.path.isdir(text):
@@ -20,14 +22,31 @@ def detect(text):
             raise UserError(f"--data={text} is a file; name the folder that holds train/CLASS/IMAGE or CLASS/IMAGE")
         hint = "" if os.sep in text else f" As the name of a source: {suggest(text, NAMES + ('tfds:NAME',))}"
         raise UserError(f"--data={text}: no such folder (looked at {os.path.abspath(text)}).{hint}")
-    kind = _kind(text)
-    if kind is None:
-        raise UserError(
-            f"--data={text}: neither class folders (class/image.jpg, or train/class/image.jpg), nor TFRecords "
-            "(train-00000-of-01024), nor IDX files (train-images-idx3-ubyte), nor prepared TFDS data (imagenet2012/) "
-            f"in it; it holds {', '.join(sorted(os.listdir(text))[:5]) or 'nothing'}"
-        )
-    return kind, text
+    for folder in _inward(text):
+        kind = _kind(folder)
+        if kind != "folder":
+            return kind, folder
+    if walk.entries(text)[0]:
+        return "folder", text
+    names, images = sorted(map(walk.shown, os.listdir(text))), walk.has_image(text)
+    above = walk.shown(os.path.dirname(os.path.abspath(text)))
+    raise UserError(
+        f"--data={text}: neither class folders (class/image.jpg, or train/class/image.jpg), nor TFRecords "
+        "(train-00000-of-01024), nor IDX files (train-images-idx3-ubyte), nor prepared TFDS data (imagenet2012/) "
+        f"in it; it holds {', '.join(names[:5]) or 'nothing'}{layout.tables(layout.Look(text))}"
+        + (f". If these are the images of one class, name the folder above: --data={above}" if images else "")
+    )
+
+
+def _inward(folder):
+    """`folder`, and while there is a single folder in it that, too."""
+    seen = set()
+    while os.path.realpath(folder) not in seen:
+        seen.add(os.path.realpath(folder))
+        yield folder
+        inside = walk.entries(folder)[0]
+        if len(inside) == 1:
+            folder = inside[0].path
 
 
 def prepared_imagenet(data_dir=""):
@@ -37,20 +56,21 @@ def prepared_imagenet(data_dir=""):
 
 
 def _kind(folder):
-    names = sorted(os.listdir(folder))
-    if any(re.match(r"train.*-images.*idx3-ubyte(\.gz)?$", name) for name in names):
+    """The kind of what lies in `folder`; "folder" where it is none of the others."""
+    names = sorted(name for name in os.listdir(folder) if not walk.junk(name))
+    if any(re.match(r".*-images[-.]idx3-ubyte(\.gz)?$", name, re.IGNORECASE) for name in names):
         return "idx"
-    if any(re.match(r".+-\d{5}-of-\d{5}", name) for name in names):
+    if any(map(splits.record_file, names)):
         return "tfrecord"
     folders = [name for name in names if os.path.isdir(os.path.join(folder, name))]
-    if "train" in folders and any(
-        re.match(r"train.*-\d{5}-of-\d{5}", n) for n in os.listdir(os.path.join(folder, "train"))
+    if any(
+        splits.role(name) and any(map(splits.record_file, os.listdir(os.path.join(folder, name)))) for name in folders
     ):
         return "tfrecord"
     prepared = [name for name in folders if _is_tfds(os.path.join(folder, name))]
     if prepared:
         return f"tfds:{'imagenet2012' if 'imagenet2012' in prepared else prepared[0]}"
-    return "folder" if folders else None
+    return "folder"
 
 
 def _is_tfds(folder):

@@ -20,6 +20,8 @@ import os
 
 import tensorflow as tf
 
+from g16net import compat
+
 HEIGHT, WIDTH, QUALITY = 375, 500, 90
 VALIDATION_EVERY = 5
 
@@ -143,7 +145,7 @@ def main(arguments=None):
             args.photos or sample_photos(), args.out, args.images, args.classes, args.seed, args.shards
         )
     except (ValueError, OSError, tf.errors.OpError) as error:
-        parser.error(str(error))
+        parser.error(compat.reason(error))
     print(f"{args.out}: {train} training and {validation} validation images of {args.classes} classes")
 
 

@@ -40,7 +40,13 @@ def open_source(name, split="train", data_dir=None, **options):
             what was found, where it looked and what to do.
     """
     if name.startswith("tfds:"):
-        return open_tfds(split, data_dir or None, name=name[len("tfds:") :], **options)
-    if name not in KINDS:
+        source = open_tfds(split, data_dir or None, name=name[len("tfds:") :], **options)
+    elif name in KINDS:
+        source = KINDS[name](split, data_dir or None, **options)
+    else:
         raise UserError(f"no data source {name!r}: {suggest(name, tuple(KINDS) + ('tfds:NAME',))}")
-    return KINDS[name](split, data_dir or None, **options)
+    if source.num_classes < 2:
+        raise UserError(
+            f"{name}, split {source.split}: one class only ({source.class_names[0]!r}); a classifier needs two or more"
+        )
+    return source

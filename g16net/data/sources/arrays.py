@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from g16net.config import UserError
 from g16net.data import identity
-from g16net.data.sources.base import TRAIN, VALIDATION, arrays, choose_split, held_out, indexed, listed
+from g16net.data.sources.base import TRAIN, VALIDATION, arrays, held_out, indexed, listed
+from g16net.data.splits import choose, role
 
 HELD_OUT = 0.2  # of each class of digits
 
@@ -24,7 +25,7 @@ def open_digits(split, data_dir=None):
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UserError(f"the digits come with scikit-learn: pip install scikit-learn ({error})") from error
-    split = choose_split(split, (TRAIN, VALIDATION), "digits")
+    split = choose(split, (TRAIN, VALIDATION), "digits")
     data = load_digits()
     chosen = held_out(data.target, HELD_OUT) == (split == VALIDATION)
     images = np.rint(data.images[chosen] * (255 / 16)).astype(np.uint8)[..., np.newaxis]
@@ -42,14 +43,16 @@ def open_idx(split, data_dir=None, class_names=None):
     if not data_dir:
         raise UserError("idx needs a folder: data_dir=FOLDER with train-images-idx3-ubyte and the like (.gz or not)")
     found = _idx_files(data_dir)
-    split = choose_split(split, found, data_dir)
+    split = choose(split, found, data_dir)
     images_file, labels_file = found[split]
     images = read_idx(images_file, 3)[..., np.newaxis]
     labels = read_idx(labels_file, 1)
     if len(images) != len(labels):
         raise UserError(f"{data_dir}: {len(images)} images in {images_file} but {len(labels)} labels in {labels_file}")
     if class_names is None:
-        known = read_idx(found[TRAIN][1], 1) if TRAIN in found else labels
+        training = [name for name in found if role(name) == TRAIN]  # of several sets in a folder that of this split
+        training = max(training, key=lambda name: len(os.path.commonprefix([name, split])), default=split)
+        known = read_idx(found[training][1], 1)
         class_names = [str(i) for i in range(int(known.max(initial=0)) + 1)]
     return arrays("idx", split, images, labels.astype(np.int32), class_names)
 
@@ -60,10 +63,10 @@ def _idx_files(folder):
         raise UserError(f"{folder}: no such folder (looked at {os.path.abspath(folder)})")
     parts = {}
     for name in sorted(os.listdir(folder)):
-        match = re.match(r"(.*?)-(images|labels)[-.]idx[13]-ubyte(\.gz)?$", name)
+        match = re.match(r"([^.].*?)-(images|labels)[-.]idx[13]-ubyte(\.gz)?$", name, re.IGNORECASE)
         if match:
-            split = "test" if match.group(1) == "t10k" else match.group(1)
-            parts.setdefault(split, {})[match.group(2)] = os.path.join(folder, name)
+            split = "test" if match.group(1).lower() == "t10k" else match.group(1)
+            parts.setdefault(split, {})[match.group(2).lower()] = os.path.join(folder, name)
     whole = {split: (p["images"], p["labels"]) for split, p in parts.items() if len(p) == 2}
     broken = [f"{split} has only {next(iter(p))}" for split, p in parts.items() if len(p) == 1]
     if broken:
@@ -109,7 +112,7 @@ def open_synthetic(split, data_dir=None, num_examples=10000, num_classes=1000, s
         size: pixels, or (height, width).
         encoded: JPEGs of quality 90 instead of uint8 [height, width, 3].
     """
-    split = choose_split(split, (TRAIN, VALIDATION), "synthetic")
+    split = choose(split, (TRAIN, VALIDATION), "synthetic")
     if num_examples < 1 or num_classes < 2:
         raise UserError(f"synthetic: num_examples={num_examples}, num_classes={num_classes}; at least 1 and 2")
     height, width = (size, size) if isinstance(size, int) else size

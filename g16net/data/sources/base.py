@@ -5,13 +5,14 @@ from typing import Any, Callable, NamedTuple, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from g16net.config import UserError
-from g16net.data import identity
+from g16net.data import identity, splits
 from g16net.data import order as orders
+from g16net.data.splits import TRAIN, VALIDATION
+from g16net.data.walk import listed
 
-TRAIN, VALIDATION = "train", "validation"
+__all__ = ["TRAIN", "VALIDATION", "Source", "arrays", "check_labels", "held_out", "indexed", "listed"]
 
 
 class Source(NamedTuple):
@@ -124,7 +125,9 @@ def relabelled(source, class_names):
 def arrays(name, split, images, labels, class_names):
     """A source of uint8 arrays [examples, height, width, channels] in memory, with int labels [examples]."""
     labels = np.asarray(labels, np.int32)
-    check_labels(labels, len(class_names), f"{name}, split {split}", class_names if split == TRAIN else None)
+    check_labels(
+        labels, len(class_names), f"{name}, split {split}", class_names if splits.role(split) == TRAIN else None
+    )
     images, all_labels = tf.constant(images), tf.constant(labels)
 
     def read(row):
@@ -138,21 +141,6 @@ def arrays(name, split, images, labels, class_names):
         name, split, len(labels), class_names, read, locate, False, size / len(labels), labels, held_bytes=size,
         contents=lambda: identity.of_arrays(class_names, images, labels),
     )  # fmt: skip
-
-
-def choose_split(split, available, where):
-    """The name in `available` that `split` means: itself, or another usual name of the same part.
-
-    UserError where there is none.
-    """
-    usual = [("train", "training"), ("validation", "val", "valid", "test", "eval")]
-    same = next((names for names in usual if split in names), ())
-    for name in (split,) + same:
-        if name in available:
-            if name not in (split, "val"):
-                logging.info("%s: split %r stands for %r", where, name, split)
-            return name
-    raise UserError(f"{where}: no split {split!r}; there is {', '.join(map(repr, sorted(available))) or 'none'}")
 
 
 def held_out(labels, fraction, seed=0):
@@ -184,9 +172,3 @@ def check_labels(labels, num_classes, where, class_names=None, remedy=""):
                 f"{where}: {len(empty)} of {num_classes} classes have no image: "
                 f"{listed(class_names[i] for i in empty)}. Add images or take the class out"
             )
-
-
-def listed(names, most=5):
-    """The first few of `names` in words."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from g16net.config import UserError, suggest
 from g16net.data import identity
-from g16net.data.sources.base import choose_split
 from g16net.data.sources.records import CYCLE, WINDOW, Shards, sharded
+from g16net.data.splits import choose
 
 
 def open_tfds(split, data_dir=None, name="imagenet2012", download=False, cycle=CYCLE, window=WINDOW):
@@ -47,7 +47,8 @@ def open_tfds(split, data_dir=None, name="imagenet2012", download=False, cycle=C
         )
 
     base = split.split("[")[0]
-    split = choose_split(base, info.splits, f"tfds:{name}") + split[len(base) :]
+    part = "A part of a split does: --config.data.train_split='train[:80%]' --config.data.eval_split='train[80%:]'"
+    split = choose(base, info.splits, f"tfds:{name}", part) + split[len(base) :]
     parts = info.splits[split].file_instructions
     if not parts:
         raise UserError(f"tfds:{name}, split {split}: no images")

@@ -11,10 +11,13 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from g16net import compat
 from g16net.config import UserError
 from g16net.data import identity
-from g16net.data.sources.base import TRAIN, check_labels, choose_split, listed
+from g16net.data.sources.base import TRAIN, check_labels, listed
 from g16net.data.sources.records import CYCLE, WINDOW, Shards, sharded
+from g16net.data.splits import choose, record_file, role
+from g16net.data.walk import junk
 
 _FIELDS = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
@@ -43,7 +46,7 @@ def open_tfrecord(
     if not tf.io.gfile.isdir(data_dir):
         raise UserError(f"{data_dir}: no such folder (looked at {os.path.abspath(data_dir)})")
     found = _record_files(data_dir)
-    split = choose_split(split, found, data_dir)
+    split = choose(split, found, data_dir)
     paths = found[split]
     _check_complete(paths)
     counts, sizes = count_records(paths)
@@ -52,7 +55,7 @@ def open_tfrecord(
     shards = Shards.of(paths, counts, sum(sizes))
     class_names = _class_names(data_dir, num_classes, class_names, len(paths))
     label_offset = 1 if label_offset is None else label_offset
-    _check_sample(shards, len(class_names), label_offset, f"{data_dir}, split {split}", split == TRAIN)
+    _check_sample(shards, len(class_names), label_offset, f"{data_dir}, split {split}", role(split) == TRAIN)
 
     def parse(record):
         boxes = {f"image/object/bbox/{side}": tf.io.VarLenFeature(tf.float32) for side in _SIDES}
@@ -70,16 +73,21 @@ def open_tfrecord(
 
 
 def _record_files(folder):
-    """{split: sorted paths} of the record files in `folder` and in the folders in it."""
+    """{split: sorted paths} of the record files in `folder` and in the folders in it.
+
+    Files whose names say no split (`train/part-00000-of-00010`) belong to the one that their folder's name says.
+    """
     found = {}
     for parent, _, files in tf.io.gfile.walk(folder):
-        if parent.rstrip("/")[len(folder.rstrip("/")) :].count("/") > 1:
+        below = parent.rstrip("/")[len(folder.rstrip("/")) :]
+        if below.count("/") > 1 or (below and junk(os.path.basename(parent.rstrip("/")))):
             continue
         for name in files:
-            match = re.match(r"(?:.*[-.])?([A-Za-z]+)(?:\.tfrecords?)?-\d{5}-of-\d{5}(\.tfrecords?)?$", name)
-            match = match or re.match(r"(?:.*[-.])?([A-Za-z]+)\.tfrecords?$", name)
+            match = None if junk(name) else record_file(name)
             if match:
-                found.setdefault(match.group(1), []).append(os.path.join(parent, name))
+                upper = os.path.basename(parent.rstrip("/")) if below else ""
+                split = upper if role(upper) and not role(match) else match
+                found.setdefault(split, []).append(os.path.join(parent, name))
     return {split: sorted(paths) for split, paths in found.items()}
 
 
@@ -139,7 +147,7 @@ def _check_sample(shards, num_classes, offset, where, training, most=2048):
     except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:  # the latter: a message with a damaged key
         raise UserError(f"{where}: records without the key image/class/label; not the classic layout") from error
     except tf.errors.DataLossError as error:
-        raise UserError(f"{where}: a damaged file ({error.message}); fetch or write it again") from error
+        raise UserError(f"{where}: a damaged file ({compat.reason(error)}); fetch or write it again") from error
     remedy = f"Stored labels go from {stored.min()} to {stored.max()}, of which label_offset={offset} is subtracted. "
     for other in (0, 1):
         if other != offset and stored.min() >= other and stored.max() < num_classes + other:
