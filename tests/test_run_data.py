@@ -8,16 +8,17 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_mistakes import launch
+from helpers import call as launch
+from helpers import changed
 
-from g16net import assemble, checkpoint, experiments, recipe, records, run_data, train, warm_start
+from g16net import assemble, checkpoint, experiments, records, run_data, train, warm_start
 from g16net import config as config_lib
 from g16net.config import UserError
 from g16net.data import cache, identity
 from g16net.data.sources import base, open_source
 from g16net.optim.weight_average import WeightAverage
 
-TINY = "g16_ln_pn:small,variant=TINY"
+TINY = "g16_ln_pn:small,variant=NANO"
 
 
 def picture(path, seed):
@@ -39,10 +40,7 @@ def settings(data, **changes):
     config.data.name, config.data.dir = "folder", str(data)
     config.data.train_size = config.data.eval_size = 32
     config.run.update(epochs=2, global_batch=4)
-    for key, value in changes.items():
-        section, field = key.split("__")
-        config[section][field] = value
-    return recipe.resolve(config)
+    return changed(config, **changes)
 
 
 def write_run(workdir, config, epoch, version=2):
@@ -64,7 +62,7 @@ def write_run(workdir, config, epoch, version=2):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, three_stages):
+def made(tmp_path_factory):
     """`photos`, and the runs `finished`, `broken` (at epoch 1 of 2) and `old` (broken, kept no facts) on them."""
     root = tmp_path_factory.mktemp("made")
     config = settings(photos(root / "photos"))
