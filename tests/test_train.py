@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import Died, die, tiny, train_until
+from helpers import Died, die, slow_with_keras3, tiny, train_until
 
 from g16net import assemble, checkpoint, compat, evaluate, export, records, train
 from g16net import config as config_lib
@@ -109,7 +109,7 @@ def test_export_equals_the_live_model_at_two_sizes(trained):
     assert [name.decode() for name in served.class_names.numpy()] == [f"class {i}" for i in range(5)]
 
 
-@pytest.mark.run
+@slow_with_keras3
 @pytest.mark.parametrize(
     "device",
     [
@@ -226,7 +226,7 @@ def test_mixing_on_the_device_equals_mixing_on_the_host():
     np.testing.assert_allclose(logits, network(mixed).numpy(), atol=1e-4)
 
 
-@pytest.mark.run
+@slow_with_keras3
 @pytest.mark.parametrize(
     "changes",
     [
@@ -238,7 +238,7 @@ def test_mixing_and_augmentation_train(changes, tmp_path):
     assert train.train(tiny(**changes), str(tmp_path))["images"] == 64
 
 
-@pytest.mark.run
+@slow_with_keras3
 @pytest.mark.parametrize(
     "changes",
     [
