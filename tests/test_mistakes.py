@@ -65,7 +65,7 @@ def place(tmp_path_factory):
         timm_weights.save(efficientnet.build("TINY", 1, 6, "bn", 2), str(root / "timm.safetensors"))
     (root / "mine.py").write_text("NOTHING = 1\n")
 
-    run = experiments.load("g16_ln_pn:small,variant=NANO")
+    run = experiments.load("g16_ln_pn:small,variant=TINY")
     config.override(run, [("data.name", "folder"), ("data.dir", str(root / "photos")), ("run.global_batch", "4")])
     run = recipe.resolve(run)
     work = root / "run"

@@ -125,7 +125,7 @@ def test_a_run_trains_at_one_size_and_is_evaluated_at_another(device, tmp_path):
     assert at_48["size"] == 48 and at_48["loss"] == pytest.approx(figures["loss"], rel=1e-5)
 
 
-@pytest.mark.run
+@slow_with_keras3
 def test_progressive_training_changes_the_size_at_its_epochs_and_resumes(tmp_path, monkeypatch):
     config = tiny(run__epochs=5, data__progressive=(16, 32), eval__every_epochs=5)
     assert assemble.progressive_parts(config) == [(16, 0, 2), (32, 2, 5)]
