@@ -117,7 +117,8 @@ def launch(*arguments, cwd=ROOT, **environment):
 
 
 def call(capsys, *arguments):
-    """`(status, what it printed)` of a command in this process."""
+    """`(status, what it printed)` of a command in this process; what modes print past `sys.stdout` takes `capfd` in the
+    place of `capsys`."""
     from g16net import cli
 
     cli.FLAGS.unparse_flags()

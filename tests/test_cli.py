@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, call, launch
+from helpers import ROOT, call, launch, slow_with_keras3
 
 # launch.py chooses the Keras generation itself
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
@@ -93,12 +93,12 @@ FILES = {
 NANO = ["--experiment=g16_ln_pn:demo,variant=NANO", "--config.run.global_batch=128", "--workdir=run"]
 
 
-@pytest.mark.run
+@slow_with_keras3
 def test_one_command_trains_evaluates_and_exports_and_the_workdir_is_enough_later(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     short = ["--config.run.epochs=1", "--config.schedule.warmup_epochs=0"]
     status, shown = call(capsys, *NANO, "--data=digits", *short)
-    assert status == 0 and shown.count("DEMO FORM") == 2, shown
+    assert status == 0 and "DEMO FORM" not in shown, shown
     assert set(os.listdir("run")) >= FILES
     figures = {mode: json.loads((tmp_path / "run" / f"{mode}.json").read_text()) for mode in ("train", "evaluate")}
     assert figures["evaluate"]["images"] == 359

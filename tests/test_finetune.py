@@ -65,7 +65,7 @@ def weights(config, workdir, which):
     "norm, layers, noise",
     [
         ("ln_pn", "top", "all"),
-        ("bn", LAST, "top"),
+        pytest.param("bn", LAST, "top", marks=helpers.slow_with_keras3),
         pytest.param("ln_pn", LAST, "top", marks=pytest.mark.slow),
         pytest.param("bn", "top", "all", marks=pytest.mark.slow),
     ],
@@ -149,7 +149,7 @@ def test_half_precision_keeps_the_features_as_they_are(workdir_of):
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=2e-3)
 
 
-@pytest.mark.run
+@helpers.slow_with_keras3
 def test_several_sizes_lie_side_by_side_and_later_modes_pick_one(workdir_of):
     workdir, short = workdir_of("ln_pn"), {"finetune__epochs": 1}
     config = tiny(finetune__sizes=(32, 48), **short)

@@ -23,7 +23,7 @@ from g16net import assemble, checkpoint, compat, config, experiments, extras, re
 from g16net.models import efficientnet, timm_weights
 from g16net.optim.weight_average import WeightAverage
 
-RUN = "--experiment=g16_ln_pn:small,variant=NANO"
+RUN = "--experiment=g16_ln_pn:small,variant=TINY"
 
 
 def table():
@@ -80,10 +80,10 @@ def place(tmp_path_factory):
     (root / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
     (root / "torch.pth").write_bytes(pickle.dumps({}))
     if importlib.util.find_spec("safetensors"):
-        timm_weights.save(efficientnet.build("NANO", 1, 6, "bn", 2), str(root / "timm.safetensors"))
+        timm_weights.save(efficientnet.build("TINY", 1, 6, "bn", 2), str(root / "timm.safetensors"))
     (root / "mine.py").write_text("NOTHING = 1\n")
 
-    run = experiments.load("g16_ln_pn:small,variant=NANO")
+    run = experiments.load("g16_ln_pn:small,variant=TINY")
     config.override(run, [("data.name", "folder"), ("data.dir", str(root / "photos")), ("run.global_batch", "4")])
     run = recipe.resolve(run)
     work = root / "run"

@@ -141,7 +141,7 @@ def test_predictions_are_those_of_the_model_on_prepared_images(predictor, tmp_pa
 
 
 @pytest.mark.run
-def test_command_and_its_exit_status(tmp_path, capsys, monkeypatch):
+def test_command_and_its_exit_status(tmp_path, capfd, monkeypatch):
     settings = tiny()
     workdir = untrained_run(tmp_path / "run", settings)
     monkeypatch.chdir(tmp_path)
@@ -150,7 +150,7 @@ def test_command_and_its_exit_status(tmp_path, capsys, monkeypatch):
     command = (f"--workdir={workdir}", "--mode=predict")
 
     status, shown = call(
-        capsys, *command, "--images=pictures", "--config.predict.output=jsonl", "--config.predict.grid=true"
+        capfd, *command, "--images=pictures", "--config.predict.output=jsonl", "--config.predict.grid=true"
     )
     assert status == 1, shown
     lines = [json.loads(line) for line in shown.splitlines() if line.startswith('{"image"')]
@@ -162,7 +162,7 @@ def test_command_and_its_exit_status(tmp_path, capsys, monkeypatch):
     figures = json.loads((tmp_path / "run" / "predict.json").read_text())
     assert (figures["images"], figures["broken"]) == (3, 1) and "1 of 3" in figures["failed"]
 
-    status, shown = call(capsys, *command, "--images=pictures/*.png")
+    status, shown = call(capfd, *command, "--images=pictures/*.png")
     assert status == 0 and "b.png" in shown
-    assert call(capsys, *command, "--images=none")[0] == 2
+    assert call(capfd, *command, "--images=none")[0] == 2
     assert export.preprocessing(settings)["size"] == 32

@@ -153,10 +153,10 @@ def test_published_has_every_point_once():
     assert all(0.7 < row["top1"] < 0.9 for row in rows)
 
 
-def test_mode_writes_and_shows(tmp_path, capsys):
+def test_mode_writes_and_shows(tmp_path, capfd):
     work = tmp_path / "costs"
     argv = ["--mode=costs", "--experiment=g16_gn:variant=TINY", f"--workdir={work}", "--machines=ipu_mk2,a100_80gb"]
-    status, shown = call(capsys, *argv, "--compare=readings")
+    status, shown = call(capfd, *argv, "--compare=readings")
     assert status == 0
     assert "DEMO" not in shown and "group_conv" in shown and "G16 over G1" in shown
     found = json.loads((work / "costs.json").read_text())

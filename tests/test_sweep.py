@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from helpers import ROOT, command, wait_for
+from helpers import ROOT, command, slow_with_keras3, wait_for
 
 from g16net import experiments, native, sweep
 from g16net.config import ConfigError, UserError
@@ -218,7 +218,7 @@ def test_runs_at_a_time_share_the_cores_that_the_scheduler_has(jobs, expected, m
 # Real runs
 
 
-@pytest.mark.run
+@slow_with_keras3
 def test_failures_are_isolated_named_and_tried_again_on_demand(tmp_path):
     path = write(
         tmp_path / "file.py",
