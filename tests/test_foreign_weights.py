@@ -11,8 +11,9 @@ import zipfile
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import pixels
 from tensorflow import keras
-from test_weights import pixels, published_variables, write_checkpoint
+from tf1_checkpoints import published_variables, write_checkpoint
 
 from g16net import assemble, cli, compat, foreign_weights, recipe, warm_start
 from g16net.config import UserError

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import changed
 from tensorflow import keras
 
 from g16net import assemble, compat, evaluate, experiments, export, recipe, records, train
@@ -26,10 +27,7 @@ def tiny(**changes):
     config.run.epochs, config.run.global_batch = 1, 128
     config.schedule.warmup_epochs = 0.0
     config.runtime.strategy = "ipu"
-    for key, value in changes.items():
-        section, field = key.split("__")
-        config[section][field] = value
-    return recipe.resolve(config)
+    return changed(config, **changes)
 
 
 @pytest.fixture(autouse=True)
