@@ -98,12 +98,12 @@ def test_timm_computes_what_our_weights_compute(norm, name, tmp_path):
 
 
 def small(norm="bn", **arguments):
-    return efficientnet.build("TINY", 1, 6, norm, 5, seed=2, **arguments)
+    return efficientnet.build("NANO", 1, 6, norm, 5, seed=2, **arguments)
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn", "ln"])
 def test_weights_come_back_from_timms_names(norm):
-    source, target = small(norm), efficientnet.build("TINY", 1, 6, norm, 5, seed=9)
+    source, target = small(norm), efficientnet.build("NANO", 1, 6, norm, 5, seed=9)
     timm_weights.copy(timm_weights.state_dict(source), target)
     for a, b in zip(source.get_weights(), target.get_weights()):
         np.testing.assert_array_equal(a, b)
@@ -111,7 +111,7 @@ def test_weights_come_back_from_timms_names(norm):
 
 def test_weights_that_do_not_fit_are_named_and_nothing_is_copied():
     state = timm_weights.state_dict(small())
-    target = efficientnet.build("TINY", 1, 6, "bn", 6, seed=9)
+    target = efficientnet.build("NANO", 1, 6, "bn", 6, seed=9)
     before = target.get_weights()
     with pytest.raises(ValueError, match=r"predictions has the shape .*classifier.weight.*classes"):
         timm_weights.copy(state, target)
@@ -206,6 +206,6 @@ def test_wrong_published_checkpoints_are_named(tmp_path):
     with pytest.raises(UserError, match="no variable block0/GroupNorm/gamma.*Is the norm that of its run"):
         tf1_weights.load(str(tmp_path / "ckpt"), "CIFAR", "gn")
     with pytest.raises(UserError, match=r"block0/conv/conv2d/kernel of the checkpoint has the shape \(3, 3, 3, 16\)"):
-        tf1_weights.load(str(tmp_path / "ckpt"), "B0", "ln_pn")
+        tf1_weights.load(str(tmp_path / "ckpt"), "NANO", "ln_pn")
     with pytest.raises(UserError, match="norm='bn'"):
         tf1_weights.load(str(tmp_path / "ckpt"), "CIFAR", "bn")

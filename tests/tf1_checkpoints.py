@@ -46,10 +46,13 @@ def published_variables(key, group_size, proxy, classes=10):
 
 def write_checkpoint(values, prefix):
     """A TensorFlow 1 checkpoint with the given variables, an optimiser's slot for each, and a step."""
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        for name, value in values.items():
-            tf.compat.v1.get_variable(name, initializer=value, use_resource=True)
-            tf.compat.v1.get_variable(f"{name}/RMSProp", initializer=np.ones_like(value), use_resource=True)
-        tf.compat.v1.get_variable("global_step", initializer=np.int64(450), use_resource=True)
-        session.run(tf.compat.v1.global_variables_initializer())
-        tf.compat.v1.train.Saver().save(session, prefix)
+    tensors = {**values, **{f"{name}/RMSProp": np.ones_like(value) for name, value in values.items()}}
+    tensors["global_step"] = np.int64(450)
+    names = sorted(tensors)
+    tf.raw_ops.SaveV2(
+        prefix=prefix,
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
+        tensors=[tf.constant(tensors[name]) for name in names],
+    )
+    tf.compat.v1.train.update_checkpoint_state(os.path.dirname(prefix), prefix)
