@@ -26,6 +26,16 @@ def pairs(*choices):
     return [(*(c[i] for c, i in zip(firsts, place)), last[sum(place) % len(last)]) for place in places]
 
 
+# Images
+
+
+def pixels(batch, size):
+    """float32 [batch, size, size, 3] of whole numbers up to 255."""
+    import numpy as np
+
+    return np.random.default_rng(0).integers(0, 256, (batch, size, size, 3)).astype("float32")
+
+
 # Runs
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from g16net.models import architecture
 
+pytestmark = pytest.mark.once
+
 TABLES = json.loads((pathlib.Path(__file__).parent / "golden" / "block_tables.json").read_text())
 NETWORKS = [name for name in TABLES if "-" in name]
 

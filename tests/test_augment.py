@@ -105,7 +105,12 @@ def outputs(function, seeds, image=IMAGES["photo"]):
 
 
 @pytest.mark.parametrize(
-    "function", [augment.auto_augment("v0"), augment.auto_augment("original"), augment.rand_augment(2, 9)]
+    "function",
+    [
+        augment.auto_augment("v0"),
+        pytest.param(augment.auto_augment("original"), marks=pytest.mark.slow),
+        augment.rand_augment(2, 9),
+    ],
 )
 def test_result_depends_on_seed_alone(function):
     seeds = np.stack([np.arange(24), np.full(24, 3)], 1).astype(np.int32)

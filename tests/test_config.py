@@ -7,6 +7,8 @@ from g16net import experiments, recipe
 from g16net.config import FIELDS, ConfigError
 from g16net.models import architecture
 
+pytestmark = pytest.mark.once
+
 
 def test_every_default_passes_its_own_check():
     config_lib.check_fields(config_lib.default())

@@ -1,10 +1,12 @@
 """IPU runs on a double of the SDK that refuses what the SDK refuses and trains really, on the CPU."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import changed
 from tensorflow import keras
 
 from g16net import assemble, checkpoint, compat, evaluate, experiments, export, recipe, records, train
@@ -29,10 +31,7 @@ def tiny(**changes):
     config.run.epochs, config.run.global_batch = 1, 128
     config.schedule.warmup_epochs = 0.0
     config.runtime.strategy = "ipu"
-    for key, value in changes.items():
-        section, field = key.split("__")
-        config[section][field] = value
-    return recipe.resolve(config)
+    return changed(config, **changes)
 
 
 @pytest.fixture(autouse=True)
@@ -372,7 +371,8 @@ def test_every_layer_of_b0_gets_a_stage(machine):
 # What the device's compiler gets
 
 
-@pytest.mark.parametrize("precision", ["mixed_float16", pytest.param("float32", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 def test_the_whole_update_compiles_with_xla(precision, monkeypatch):
     """The IPU compiles through XLA: every operation of the form that layers take there must have an XLA kernel."""
     config = tiny(model__variant="NANO", schedule__name="exponential", schedule__drops=4)
@@ -441,7 +441,12 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+SLOW_MODES = {"three stages", "replicas", "one", "popdist float16"}
+
+
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=pytest.mark.slow if mode in SLOW_MODES else ()) for mode in MODES]
+)
 def test_updates_equal_those_of_the_whole_batch(mode, machine):
     config = tiny(runtime__steps_per_execution=3, **MODES[mode])
     images, labels = small_data(6, config.run.global_batch)
@@ -549,7 +554,7 @@ def test_processes_share_data_and_sum_figures(machine):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """`(config, workdir, figures)` of a pipelined run of two epochs that was interrupted between them."""
+    """`(config, workdir, figures)` of a pipelined run of one epoch."""
     workdir = str(tmp_path_factory.mktemp("ipu"))
     with pytest.MonkeyPatch.context() as monkeypatch:
         Double().install(monkeypatch)
@@ -558,16 +563,11 @@ def trained(tmp_path_factory):
             ipu__splits="2a",
             ipu__replicas=2,
             runtime__precision="mixed_float16",
-            run__epochs=2,
             run__global_batch=64,
             data__name="synthetic",
             data__num_examples=200,
             data__num_classes=10,
         )
-        first = config.copy_and_resolve_references()
-        with first.unlocked():
-            first.run.epochs = 1
-        train.train(first, workdir)
         figures = train.train(config, workdir)
         compat.set_policy("float32")
     return config, workdir, figures
@@ -647,9 +647,15 @@ def test_errors_of_poplar_are_no_lost_workers(machine):
     assert "ended at step 1: [Poplar][Execute engine]" in str(told) and "lost" not in str(told)
 
 
-@pytest.mark.run
-def test_a_whole_run_resumes(trained):
-    _, workdir, figures = trained
+@pytest.mark.slow
+def test_a_whole_run_resumes(trained, machine, tmp_path):
+    config, workdir, _ = trained
+    workdir = shutil.copytree(workdir, str(tmp_path / "run"))
+    machine()
+    longer = config.copy_and_resolve_references()
+    with longer.unlocked():
+        longer.run.epochs = 2
+    figures = train.train(longer, workdir)
     history = records.by_epoch(records.read_lines(train.records_path(workdir)))
     assert figures["resumed_from_epoch"] == 1 and figures["steps"] == 6
     assert [record["step"] for record in history] == [3, 6]
@@ -692,7 +698,6 @@ def test_serving_export_gives_the_logits_of_the_model(trained, machine):
     np.testing.assert_allclose(exported["logits"], logits["mixed_float16"], atol=1e-5)
     assert np.abs(logits["float32"] - logits["mixed_float16"]).max() > 1e-3
     assert figures["ipus"] == 2
-    export.export(config, workdir)  # over the older one
     with config.unlocked():
         config.runtime.strategy = "default"
     with pytest.raises(ConfigError, match="compiled by the IPU SDK in one process; got runtime.strategy=default"):

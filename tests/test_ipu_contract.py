@@ -6,12 +6,14 @@ import os
 import re
 
 import pytest
+from helpers import ROOT
 
 from g16net import compat
 from g16net.config import UserError
 from g16net.ipu import session, settings
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+pytestmark = pytest.mark.once
+
 SOURCE = os.path.join(ROOT, "g16net", "ipu", "session.py")
 SDK = "tensorflow.python.ipu"
 

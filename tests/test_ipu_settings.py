@@ -4,11 +4,14 @@ import subprocess
 import sys
 
 import pytest
+from helpers import changed
 
 from g16net import batches, experiments, recipe
 from g16net.config import ConfigError
 from g16net.ipu import settings
 from g16net.models import architecture
+
+pytestmark = pytest.mark.once
 
 ROWS = [
     (variant, group_size, norm, resolution)
@@ -22,10 +25,7 @@ def resolved(variant="B0", group_size=16, norm="ln_pn", resolution="native", **c
     config = experiments.load(f"g16_ln_pn:variant={variant},resolution={resolution}")
     config.model.group_size, config.model.norm = group_size, norm
     config.runtime.strategy, config.runtime.precision = "ipu", "mixed_float16"
-    for key, value in changes.items():
-        section, field = key.split("__")
-        config[section][field] = value
-    return recipe.resolve(config)
+    return changed(config, **changes)
 
 
 def layer_names(variant):
@@ -195,6 +195,7 @@ def test_split_stages_refuses_what_it_cannot_cut(splits):
         settings.split_stages(layer_names("B0"), splits)
 
 
+@pytest.mark.run
 def test_no_tensorflow():
     code = "import sys, g16net.recipe, g16net.ipu.settings; assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

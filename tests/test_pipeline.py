@@ -61,7 +61,10 @@ def open_kind(kind, folder):
     return open_source("tfrecord", "train", folder, num_classes=3, cycle=3, window=8)
 
 
-@pytest.fixture(params=["digits", "idx", "synthetic", "encoded", "folder", "records"])
+@pytest.fixture(
+    params=["idx", "folder", "records"]
+    + [pytest.param(k, marks=pytest.mark.slow) for k in ("digits", "synthetic", "encoded")]
+)
 def any_source(request, tmp_path):
     return open_kind(request.param, tmp_path)
 
@@ -85,8 +88,8 @@ def test_batches_are_the_same_with_and_without_an_interruption(any_source):
 
 
 def test_workers_together_give_the_batches_of_one(source):
-    whole = batches(source, transform, 8, seed=1, start_step=1, epochs=2)
-    workers = [batches(source, transform, 8, seed=1, start_step=1, epochs=2, shard=(i, 2)) for i in range(2)]
+    whole = batches(source, transform, 8, seed=1, start_step=1, epochs=1)
+    workers = [batches(source, transform, 8, seed=1, start_step=1, epochs=1, shard=(i, 2)) for i in range(2)]
     together = [tuple(np.concatenate(columns) for columns in zip(*step)) for step in zip(*workers)]
     assert_same(together, whole)
 
@@ -97,7 +100,7 @@ def test_every_example_once_an_epoch(source):
     assert not np.maximum(np.bincount(seen) - np.bincount(np.arange(source.num_examples) % 256), 0).any()
 
 
-@pytest.mark.parametrize("batch, workers", [(8, 1), (8, 3), (64, 2)])
+@pytest.mark.parametrize("batch, workers", [pytest.param(8, 1, marks=pytest.mark.slow), (8, 3), (64, 2)])
 def test_evaluation_has_every_example_once(source, batch, workers):
     seen, lengths, weights = [], [], 0
     for index in range(workers):
@@ -126,10 +129,10 @@ def test_workers_with_files_of_their_own(tmp_path):
     seen = []
     for index in range(2):
         settings = dict(seed=1, epochs=2, shard=(index, 2), shard_by="file")
-        whole = batches(source, transform, 8, **settings)
+        whole = batches(source, mark, 8, **settings)
         assert len(whole) == 2 * steps
-        assert_same(batches(source, transform, 8, start_epoch=1, start_step=2, **settings), whole[steps + 2 :])
-        seen.append({i for image, _ in batches(source, mark, 8, **settings) for i in image[:, 0, 0, 0]})
+        assert_same(batches(source, mark, 8, start_epoch=1, start_step=2, **settings), whole[steps + 2 :])
+        seen.append({i for image, _ in whole for i in image[:, 0, 0, 0]})
     assert not seen[0] & seen[1]
     digits = open_source("digits")
     with pytest.raises(ValueError, match='has no record files.*shard_by="position"'):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import ROOT
 from tensorflow import keras
 
 from g16net import compat, native
@@ -17,7 +18,6 @@ from g16net.optim.rmsprop import RMSProp, own_name
 from g16net.optim.schedules import ExponentialStaircase
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 def variable(value, name):
@@ -365,7 +365,7 @@ replicas = pytest.mark.slow if compat.KERAS3 else pytest.mark.run  # runs on sev
 
 @replicas
 def test_two_mirrored_replicas_equal_one():
-    env = dict(os.environ, PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="-1")
+    env = dict(os.environ, PYTHONPATH=ROOT, CUDA_VISIBLE_DEVICES="-1")
     done = subprocess.run([sys.executable, "-c", MIRRORED], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "largest difference" in done.stdout

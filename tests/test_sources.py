@@ -183,7 +183,10 @@ def test_synthetic(encoded):
 # Order
 
 
-@pytest.fixture(params=["digits", "synthetic", "folder", "records"])
+# The other kinds are streams of positions as folders are.
+@pytest.fixture(
+    params=["folder", "records"] + [pytest.param(k, marks=pytest.mark.slow) for k in ("digits", "synthetic")]
+)
 def source(request, tmp_path):
     if request.param == "digits":
         return open_source("digits", "validation")
@@ -211,7 +214,7 @@ def test_a_stream_starts_anywhere(source):
     n = source.num_examples
     whole = rows(source, batch=5, stop=n // 5 * 5, seed=1, epochs=3)
     steps = n // 5
-    for start in sorted({0, 5, 10, steps // 2 * 5, steps * 5 - 10, steps * 5 - 5}):
+    for start in (0, steps // 2 * 5, steps * 5 - 5):
         part = rows(source, batch=5, stop=n // 5 * 5, seed=1, start_epoch=1, start=start, epochs=3)
         for name in whole:
             np.testing.assert_array_equal(part[name], whole[name][n // 5 * 5 + start :])

@@ -181,7 +181,9 @@ def test_known_jpegs_save_the_test_and_change_nothing():
     np.testing.assert_array_equal(train_graph(48, jpeg=True)(JPEG, SEED), train_graph(48)(JPEG, SEED))
 
 
-@pytest.mark.parametrize("size, resize", [(224, "bilinear"), (64, "bilinear"), (48, "tf1")])
+@pytest.mark.parametrize(
+    "size, resize", [pytest.param(224, "bilinear", marks=pytest.mark.slow), (64, "bilinear"), (48, "tf1")]
+)
 def test_native_operations_change_no_byte(size, resize):
     """Of training and test images, so a run may resume on a machine without a compiler."""
     if not native.available():

@@ -1,19 +1,18 @@
 """Weights of others in our networks and ours in theirs: timm's against timm, TensorFlow 1's by their names."""
 
-import json
-import pathlib
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import GOLDEN, pixels
+from tf1_checkpoints import published_variables, write_checkpoint
 
 from g16net.config import UserError
 from g16net.layers import ProxyNormActivation
 from g16net.models import efficientnet, tf1_weights, timm_weights
-
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 # timm
 
@@ -53,10 +52,6 @@ def run_timm(name, images, folder, *arguments):
     command = [sys.executable, "-c", PEER, name, str(images.shape[1]), str(folder), *arguments]
     subprocess.run(command, check=True)
     return np.load(folder / "logits.npy")
-
-
-def pixels(batch, size):
-    return np.random.default_rng(0).integers(0, 256, (batch, size, size, 3)).astype("float32")
 
 
 @pytest.mark.slow
@@ -103,12 +98,12 @@ def test_timm_computes_what_our_weights_compute(norm, name, tmp_path):
 
 
 def small(norm="bn", **arguments):
-    return efficientnet.build("TINY", 1, 6, norm, 5, seed=2, **arguments)
+    return efficientnet.build("NANO", 1, 6, norm, 5, seed=2, **arguments)
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn", "ln"])
 def test_weights_come_back_from_timms_names(norm):
-    source, target = small(norm), efficientnet.build("TINY", 1, 6, norm, 5, seed=9)
+    source, target = small(norm), efficientnet.build("NANO", 1, 6, norm, 5, seed=9)
     timm_weights.copy(timm_weights.state_dict(source), target)
     for a, b in zip(source.get_weights(), target.get_weights()):
         np.testing.assert_array_equal(a, b)
@@ -116,7 +111,7 @@ def test_weights_come_back_from_timms_names(norm):
 
 def test_weights_that_do_not_fit_are_named_and_nothing_is_copied():
     state = timm_weights.state_dict(small())
-    target = efficientnet.build("TINY", 1, 6, "bn", 6, seed=9)
+    target = efficientnet.build("NANO", 1, 6, "bn", 6, seed=9)
     before = target.get_weights()
     with pytest.raises(ValueError, match=r"predictions has the shape .*classifier.weight.*classes"):
         timm_weights.copy(state, target)
@@ -147,52 +142,6 @@ def test_proxy_norm_is_not_timms():
 
 
 # TensorFlow 1
-
-
-def published_variables(key, group_size, proxy, classes=10):
-    """Names and shapes of the published network's variables, from the facts alone: the golden block table."""
-    table = json.loads((GOLDEN / "block_tables.json").read_text())[key]
-    shapes = {}
-
-    def norm_act(scope, channels):
-        if proxy:
-            shapes[f"all/{scope}/proxy"] = (6, 1, 1, channels)
-        else:
-            shapes.update({f"all/{scope}/GroupNorm/{kind}": (channels,) for kind in ("beta", "gamma")})
-
-    shapes["all/block0/conv/conv2d/kernel"] = (3, 3, 3, table["stem"])
-    norm_act("block0", table["stem"])
-    out = None
-    for name, kernel, _, inputs, expanded, out, ratio, groups, reduced, *_ in table["blocks"]:
-        block = f"block{name}"
-        if ratio != 1:
-            shapes[f"all/{block}/a/conv/conv2d/kernel"] = (1, 1, inputs, expanded)
-            norm_act(f"{block}/a", expanded)
-        shapes[f"all/{block}/b/conv/conv2d/kernel"] = (kernel, kernel, expanded // groups, expanded)
-        norm_act(f"{block}/b", expanded)
-        for number, ends in ((1, (expanded, reduced)), (2, (reduced, expanded))):
-            scope = f"all/{block}/b/{block}/SE/{block}/b/{number}/conv2d"
-            shapes[f"{scope}/kernel"], shapes[f"{scope}/bias"] = (1, 1, *ends), ends[1:]
-        shapes[f"all/{block}/c/conv/conv2d/kernel"] = (1, 1, expanded, out)
-        shapes[f"all/{block}/c/GroupNorm/gamma"] = (out,)
-        if not proxy:
-            shapes[f"all/{block}/c/GroupNorm/beta"] = (out,)
-    shapes["all/Top/conv/conv2d/kernel"] = (1, 1, out, table["top"])
-    norm_act("Top", table["top"])
-    shapes["all/Top/logits/dense/kernel"] = (table["top"], classes)
-    shapes["all/Top/logits/dense/bias"] = (classes,)
-    return shapes
-
-
-def write_checkpoint(values, prefix):
-    """A TensorFlow 1 checkpoint with the given variables, an optimiser's slot for each, and a step."""
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        for name, value in values.items():
-            tf.compat.v1.get_variable(name, initializer=value, use_resource=True)
-            tf.compat.v1.get_variable(f"{name}/RMSProp", initializer=np.ones_like(value), use_resource=True)
-        tf.compat.v1.get_variable("global_step", initializer=np.int64(450), use_resource=True)
-        session.run(tf.compat.v1.global_variables_initializer())
-        tf.compat.v1.train.Saver().save(session, prefix)
 
 
 KINDS = {"G16 ln_pn": (16, "ln_pn"), "G16 gn": (16, "gn"), "G1 ln": (1, "ln")}
@@ -233,7 +182,7 @@ def test_published_checkpoints_load_by_name(kind, tmp_path):
 
 
 def test_rows_of_a_published_proxy_give_the_golden_output():
-    golden = np.load(GOLDEN / "proxy_norm_layer.npz")
+    golden = np.load(os.path.join(GOLDEN, "proxy_norm_layer.npz"))
     rows = {name: golden[f"b/{name}"] for name in ("gamma", "beta", "proxy_gamma", "proxy_beta")}
     proxy = np.zeros((6, 1, 1, 48), np.float32)
     for name, row in tf1_weights.PROXY_ROWS.items():
@@ -257,6 +206,6 @@ def test_wrong_published_checkpoints_are_named(tmp_path):
     with pytest.raises(UserError, match="no variable block0/GroupNorm/gamma.*Is the norm that of its run"):
         tf1_weights.load(str(tmp_path / "ckpt"), "CIFAR", "gn")
     with pytest.raises(UserError, match=r"block0/conv/conv2d/kernel of the checkpoint has the shape \(3, 3, 3, 16\)"):
-        tf1_weights.load(str(tmp_path / "ckpt"), "B0", "ln_pn")
+        tf1_weights.load(str(tmp_path / "ckpt"), "NANO", "ln_pn")
     with pytest.raises(UserError, match="norm='bn'"):
         tf1_weights.load(str(tmp_path / "ckpt"), "CIFAR", "bn")
