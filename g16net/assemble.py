@@ -280,21 +280,24 @@ def load_classes(workdir):
         return json.load(file)
 
 
-def trained(config, workdir, size=None, weights=None):
+def trained(config, workdir, size=None, weights=None, network=None):
     """`(model, class_names)`: the network with the newest weights of `workdir`.
 
     Args:
         size: pixels of its images; None: any.
         weights: "average", "raw" or "finetuned"; None: `eval.weights`.
+        network: one of the same config, to read the weights into; None, or one of other classes: a new one.
     """
     weights = weights or config.eval.weights
     class_names = load_classes(workdir)
+    if network is not None and network.output_shape[-1] != len(class_names):
+        network = None
     if weights == "finetuned":
-        network = model(config, len(class_names), size)
+        network = network or model(config, len(class_names), size)
         checkpoint.read(_newest(finetuned_folder(config, workdir), "finetune"), checkpoint.model_state(network))
         return network, class_names
     folder = _newest(workdir, "train")
-    network = model(config, len(class_names), size)
+    network = network or model(config, len(class_names), size)
     average = WeightAverage(network, config.regularise.average)
     if weights == "average":
         checkpoint.read(folder, checkpoint.state(average=average))

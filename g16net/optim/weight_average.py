@@ -71,7 +71,7 @@ class WeightAverage(tf.Module):
             return
         decay = self.decay if int(self.updates.numpy()) else 0.0
         for average, weight in self._pairs(model):
-            average.assign(decay * average.read_value() + (1 - decay) * weight.numpy().astype(np.float32))
+            average.assign(decay * average.numpy() + (1 - decay) * weight.numpy().astype(np.float32))
         self.updates.assign_add(1)
 
     def copy_to(self, model=None):
