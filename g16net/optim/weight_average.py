@@ -55,9 +55,10 @@ class WeightAverage(tf.Module):
         self.decay = float(decay)
         self._model = lambda: model  # as a function: a checkpoint of the average shall not hold the model again
         self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
+        # One name for all: for each new one TensorFlow makes another kernel, which takes four times as long.
         self.averages = [
-            tf.Variable(tf.zeros(weight.shape), trainable=False, name=f"average_{index}")
-            for index, weight in enumerate(_averaged(model) if decay else [])
+            tf.Variable(tf.zeros(weight.shape), trainable=False, name="average")
+            for weight in (_averaged(model) if decay else [])
         ]
 
     def named(self):
