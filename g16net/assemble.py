@@ -283,25 +283,24 @@ def save_classes(workdir, source):
     records.write_json(os.path.join(workdir, "classes.json"), list(source.class_names))
 
 
-def trained(config, workdir, size=None, weights=None):
+def trained(config, workdir, size=None, weights=None, network=None):
     """`(model, class_names)`: the network with the newest weights of `workdir`, and the classes that these were trained
     on.
-
     Args:
         size: pixels of its images; None: any.
         weights: "average", "raw" or "finetuned"; None: `eval.weights`.
+        network: one of the same config, to read the weights into; None, or one of other classes: a new one.
     """
     weights = weights or config.eval.weights
     class_names = run_data.class_names(workdir)
-    if weights == "finetuned":
-        folder, manifest = _newest(finetuned_folder(config, workdir), "finetune")
-        class_names = _classes_of(manifest, class_names)
+    fine = weights == "finetuned"
+    folder, manifest = _newest(*(finetuned_folder(config, workdir), "finetune") if fine else (workdir, "train"))
+    class_names = _classes_of(manifest, class_names)
+    if network is None or network.output_shape[-1] != len(class_names):
         network = model(config, len(class_names), size)
+    if fine:
         checkpoint.read(folder, checkpoint.model_state(network))
         return network, class_names
-    folder, manifest = _newest(workdir, "train")
-    class_names = _classes_of(manifest, class_names)
-    network = model(config, len(class_names), size)
     average = WeightAverage(network, config.regularise.average)
     if weights == "average":
         checkpoint.read(folder, checkpoint.state(average=average))

@@ -4,6 +4,7 @@ g16net runs on Keras 2.6 (the IPU SDK), on tf-keras and on Keras 3 with TensorFl
 API common to all three and take the few things that differ from here.
 """
 
+import inspect
 import random
 import re
 
@@ -21,8 +22,22 @@ KERAS3 = int(KERAS_VERSION.split(".")[0]) >= 3
 TF_VERSION = tuple(int(part) for part in tf.__version__.split(".")[:2])
 
 
+def as_written(function):
+    """Decorator: AutoGraph leaves `function`, and all that it calls, as it is.
+
+    Keras' layers and tf.data's `map` convert what they are given, which takes longer than to trace it; nothing here
+    branches on the value of a tensor but by `tf.cond` and `tf.while_loop`.
+    """
+    wrapper = tf.autograph.experimental.do_not_convert(function)
+    wrapper.__signature__ = inspect.signature(function)  # Keras asks it which arguments there are
+    return wrapper
+
+
 def register(cls):
-    """Class decorator: makes `cls` loadable from a saved model under the name `g16net>Class`."""
+    """Class decorator: makes `cls` loadable from a saved model under the name `g16net>Class`, and leaves the `call`
+    that it defines `as_written`."""
+    if "call" in vars(cls):
+        cls.call = as_written(cls.call)
     return keras.utils.register_keras_serializable(package="g16net")(cls)
 
 

@@ -1,6 +1,7 @@
 """Accuracy and loss over a whole split: every image once, batches padded and masked, sums in float64."""
 
 import csv
+import json
 import os
 import time
 
@@ -12,9 +13,15 @@ from g16net.config import ConfigError
 from g16net.models import costs
 from g16net.optim.losses import SmoothedCrossEntropy, in_top
 
+# Prepared test images of so many bytes are kept for the next evaluation; their decoding takes longer than the network
+# on small images, and training evaluates twice an epoch.
+KEPT_BYTES = 256 * 2**20
+
 
 class Evaluator:
     """Evaluates a model's present weights on one source; traced once for each test size.
+
+    The images of the last size stay prepared between calls where they take at most `KEPT_BYTES`.
 
     Args:
       config: the resolved run.
@@ -28,7 +35,8 @@ class Evaluator:
         self.config, self.model, self.source, self.devices = config, model, source, devices
         self._batches = batches or self._images
         self._cross_entropy = SmoothedCrossEntropy(source.num_classes, label_smoothing=0.0, reduction="none")
-        self._step = tf.function(self._sums)
+        self._step = tf.function(self._sums, autograph=False)
+        self._size = self._data = None  # what is prepared
 
     def __call__(self, size, confusion=None):
         """Figures at `size` pixels: `top1`, `top5`, `loss` (cross-entropy without smoothing), `images`, `corrupt`
@@ -39,7 +47,10 @@ class Evaluator:
         """
         started, first = time.time(), 0.0
         sums = np.zeros(4, np.float64)
-        for batch in self.devices.distributed(self._batches(size)):
+        if size != self._size:
+            self._data = self.devices.distributed(self._batches(size))
+            self._size = size
+        for batch in self._data:
             batch_sums, *counts = self._step(batch, confusion is not None)
             sums += batch_sums.numpy()
             if counts:
@@ -62,6 +73,8 @@ class Evaluator:
         local = self.devices.local_replicas
         batch = -(-self.config.eval.batch // self.devices.replicas)
         data = assemble.eval_batches(self.config, self.source, size, batch=batch * local, shard=self.devices.shard)
+        if self.source.num_examples * size**2 * 3 <= KEPT_BYTES:
+            data = data.cache()
         return data if local == 1 else runtime.cut(data, batch)
 
     def _sums(self, batch, count):
@@ -82,6 +95,28 @@ class Evaluator:
         return sums, tf.math.confusion_matrix(labels, predicted, classes, weights=sound, dtype=tf.int64)
 
 
+_kept = {}  # at most one: the text of a config -> its Evaluator
+
+
+def keep(config, evaluator):
+    """Leaves the network of `evaluator`, its program and its images to the modes that follow in this process."""
+    _kept.clear()
+    if config.runtime.strategy == "default":
+        _kept[_text(config)] = evaluator
+
+
+def kept(config, sizes):
+    """The `Evaluator` that a mode before has kept for the same `config`, if its network takes images of all `sizes`; or
+    None. Its weights are those of the mode before: read the wanted ones into it (`assemble.trained`)."""
+    evaluator = _kept.get(_text(config))
+    takes = evaluator and evaluator.model.input_shape[1]
+    return evaluator if evaluator and (takes is None or all(size == takes for size in sizes)) else None
+
+
+def _text(config):
+    return json.dumps(config.to_dict(), sort_keys=True)
+
+
 def evaluate(config, workdir):
     """Evaluates the weights of `workdir` that `eval.weights` names at every size of `eval.sizes`. Returns the figures.
 
@@ -91,15 +126,18 @@ def evaluate(config, workdir):
     """
     check(config)
     devices = runtime.setup(config)
-    with devices.evaluation_scope():
-        model, class_names = assemble.trained(config, workdir)
-    source = assemble.open_eval_source(config, workdir, class_names, "evaluate it")
-    evaluator = devices.evaluator(model, source)
     which, usual = {"weights": config.eval.weights}, config.data.eval_size
     if config.eval.weights == "finetuned":
         usual = int(os.path.basename(assemble.finetuned_folder(config, workdir)))
         which.update(finetune_size=usual, finetune_folder=config.finetune.folder)
     sizes = list(config.eval.sizes) or [usual]
+    evaluator = kept(config, sizes)
+    with devices.evaluation_scope():
+        model, class_names = assemble.trained(config, workdir, network=evaluator and evaluator.model)
+    source = assemble.open_eval_source(config, workdir, class_names, "evaluate it")
+    if evaluator is None or evaluator.model is not model or evaluator.source is not source:
+        evaluator = devices.evaluator(model, source)
+        keep(config, evaluator)
     rows = []
     for size in sizes:
         confusion = np.zeros([source.num_classes] * 2, np.int64) if config.eval.per_class else None

@@ -159,6 +159,7 @@ def fit_size(config, workdir, size, start):
     lines = _path(folder, "records.jsonl")
     if not epoch:
         records.append_line(lines, {"kind": "epoch", "epoch": 0, **_named(evaluator(size))})
+    ending = EpochEnd(size, lines, saved, evaluator, position)
     if epoch < config.finetune.epochs:
         model.fit(
             batches(epoch),
@@ -171,7 +172,7 @@ def fit_size(config, workdir, size, start):
                 train.StopOnNotFinite(
                     inner, head.trainable_variables, position, config.runtime.max_skipped, "finetune.learning_rate"
                 ),
-                EpochEnd(size, lines, saved, evaluator, position),
+                ending,
             ],
             verbose=0,
         )
@@ -179,7 +180,7 @@ def fit_size(config, workdir, size, start):
     history = records.by_epoch(records.read_lines(lines))
     figures = {
         "size": size,
-        **{key: value for key, value in evaluator(size).items() if key != "images_per_second"},
+        **{key: value for key, value in (ending.figures or evaluator(size)).items() if key != "images_per_second"},
         "multiply_adds": evaluate.multiply_adds(config, size, train_source.num_classes),
         "top1_before": history[0]["eval_top1"],
         "loss_before": history[0]["eval_loss"],
@@ -276,6 +277,7 @@ class EpochEnd(keras.callbacks.Callback):
     def __init__(self, size, lines, saved, evaluator, position):
         super().__init__()
         self.size, self.lines, self.saved, self.evaluator, self.position = size, lines, saved, evaluator, position
+        self.figures = None  # of the last epoch
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.time()
@@ -283,6 +285,8 @@ class EpochEnd(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self.position.finish_epoch()
         done, step = self.position.epoch, self.position.step
+        seconds = time.time() - self.started
+        self.figures = self.evaluator(self.size)
         record = {
             "kind": "epoch",
             "epoch": done,
@@ -290,8 +294,8 @@ class EpochEnd(keras.callbacks.Callback):
             "loss": float(logs["loss"]),
             "top1": float(logs["top1"]),
             "learning_rate": train.learning_rate(self.model.optimizer, step - 1),
-            "seconds": round(time.time() - self.started, 3),
-            **_named(self.evaluator(self.size)),
+            "seconds": round(seconds, 3),
+            **_named(self.figures),
         }
         records.append_line(self.lines, record)
         logging.info("Epoch %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in record.items() if isinstance(v, float)))

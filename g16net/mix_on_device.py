@@ -7,12 +7,14 @@ host. For one device a process: replicas that share a process's batch would each
 import tensorflow as tf
 from tensorflow import keras
 
+from g16net import compat
 from g16net.data import mixing
 
 
 class MixImages(keras.layers.Layer):
     """Images [batch, height, width, 3], m float32 [batch] and box int32 [batch, 4] (rows equal) to mixed images."""
 
+    @compat.as_written
     def call(self, inputs):
         images, m, box = inputs
         labels = tf.zeros([tf.shape(images)[0]], tf.int32)  # targets are mixed on the host

@@ -77,12 +77,15 @@ def train(config, workdir):
     watched = config.runtime.strategy == "default" and waiting_lib.possible()  # the others read ahead on their own
     waiting = waiting_lib.Waiting() if watched else None
     with Signals() as signals:
+        bookkeeping = Bookkeeping(
+            config, workdir, position, saved, average, evaluator, optimizer, devices, signals, waiting
+        )
         callbacks = devices.callbacks(
             [
                 position,
                 Progress(position, config.run.epochs, config.run.global_batch, waiting=waiting),
                 StopOnNotFinite(inner, model.trainable_variables, position, config.runtime.max_skipped),
-                Bookkeeping(config, workdir, position, saved, average, evaluator, optimizer, devices, signals, waiting),
+                bookkeeping,
             ]
         )
         try:
@@ -103,7 +106,10 @@ def train(config, workdir):
         except (tf.errors.OpError, OSError) as error:
             raise run_error(error, devices, workdir, position) from error
     history = records.by_epoch(records.read_lines(records_path(workdir)))
-    figures = final_figures(config, evaluator, average, history)
+    # The last epoch ends with an evaluation, after which nothing changes; a run that was finished before has none.
+    evaluated = bookkeeping.evaluated or evaluate_both(config, evaluator, average)
+    evaluate.keep(config, evaluator)
+    figures = final_figures(config, evaluated, history)
     figures["multiply_adds"] = evaluate.multiply_adds(config, config.data.eval_size, train_source.num_classes)
     figures.update(
         train_size=config.data.train_size,
@@ -233,21 +239,34 @@ def describe(config, model, train_source, eval_source, position, devices):
     )
 
 
-def final_figures(config, evaluator, average, history):
-    """Figures of the trained weights: those of the choice in `eval.weights` under plain names, the raw ones beside."""
+def evaluate_both(config, evaluator, average):
+    """`{"raw": figures, "average": figures}` of the present weights at `data.eval_size`; raw alone without an average.
+
+    No weights are evaluated twice: the average of one epoch is that epoch's weights.
+    """
     size = config.data.eval_size
-    raw = evaluator(size)
-    figures = dict(raw, weights="raw")
-    if config.eval.weights != "raw" and average.decay:
+    evaluated = {"raw": evaluator(size)}
+    if average.decay and int(average.updates.numpy()) == 1:
+        evaluated["average"] = evaluated["raw"]
+    elif average.decay:
         with average.applied():
-            figures = dict(evaluator(size), weights="average")
+            evaluated["average"] = evaluator(size)
+    return evaluated
+
+
+def final_figures(config, evaluated, history):
+    """Figures of the trained weights: those of the choice in `eval.weights` under plain names, the raw ones beside."""
+    raw, weights = evaluated["raw"], "raw"
+    if config.eval.weights != "raw" and "average" in evaluated:
+        weights = "average"
+    figures = dict(evaluated[weights], weights=weights)
     speeds = sorted(record["images_per_second"] for record in history)
     figures.update(
         eval_images_per_second=figures.pop("images_per_second"),
         top1_raw=raw["top1"],
         images_per_second=speeds[len(speeds) // 2] if speeds else None,
         train_seconds=round(sum(record["seconds"] for record in history), 3),
-        eval_size=size,
+        eval_size=config.data.eval_size,
     )
     return figures
 
@@ -415,6 +434,7 @@ class Bookkeeping(keras.callbacks.Callback):
         self.average, self.evaluator, self.optimizer = average, evaluator, optimizer
         self.devices, self.signals = devices, signals
         self.summary = None
+        self.evaluated = None  # `evaluate_both` of the last epoch
         if devices.chief:
             self.summary = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
 
@@ -502,14 +522,13 @@ class Bookkeeping(keras.callbacks.Callback):
         logging.info("Epoch %d: %s", record["epoch"], figures)
 
     def _evaluate(self):
-        size = self.config.data.eval_size
-        figures = self.evaluator(size)
-        record = {"eval_top1": figures["top1"], "eval_loss": figures["loss"]}
-        if self.average.decay:
-            with self.average.applied():
-                figures = self.evaluator(size)
-            record.update(eval_top1_average=figures["top1"], eval_loss_average=figures["loss"])
-        return record
+        self.evaluated = evaluate_both(self.config, self.evaluator, self.average)
+        endings = {"raw": "", "average": "_average"}
+        return {
+            f"eval_{name}{endings[weights]}": figures[name]
+            for weights, figures in self.evaluated.items()
+            for name in ("top1", "loss")
+        }
 
 
 def learning_rate(optimizer, step):

@@ -37,6 +37,7 @@ def steps_per_epoch(source, global_batch, count=1, shard_by="position"):
     return min(_part(source, i, count).num_examples for i in range(count)) // (global_batch // count)
 
 
+@compat.as_written
 def train_batches(
     source,
     transform,
@@ -145,6 +146,7 @@ def train_batches(
     return data.prefetch(prefetch).with_options(_options(deterministic, threads))
 
 
+@compat.as_written
 def eval_batches(
     source,
     transform,

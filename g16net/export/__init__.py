@@ -10,7 +10,7 @@ import shutil
 
 from absl import logging
 
-from g16net import assemble, compat, extras
+from g16net import assemble, compat, evaluate, extras
 from g16net.config import ConfigError, RunError, UserError
 from g16net.export import folding, onnx_graph, runners, saved_model, tflite, verify
 
@@ -28,7 +28,10 @@ def export(config, workdir):
 
         return session.export(config, workdir)
     compat.set_policy("float32")
-    model, class_names = assemble.trained(config, workdir)
+    # What is folded, or compared with, may be made for one size of images; a Keras file may not.
+    same = kind != "keras" and config.runtime.precision == "float32"
+    before = evaluate.kept(config, [config.data.eval_size]) if same else None
+    model, class_names = assemble.trained(config, workdir, network=before and before.model)
     source = assemble.open_eval_source(config, workdir, class_names, "compare the export") if kind == "tflite" else None
     path = path_of(config, workdir)
     root, ending = os.path.splitext(path)

@@ -4,7 +4,11 @@ import tensorflow as tf
 
 from g16net.export import folding
 from g16net.layers import group_conv
-from g16net.layers.norm_activation import ACTIVATIONS, pixel_sums
+from g16net.layers.norm_activation import pixel_sums
+
+# Swish is written out: the gradient of TensorFlow's own is a function, one for each layer, which would be traced and
+# saved too.
+ACTIVATIONS = {"swish": lambda x: x * tf.sigmoid(x), "relu": tf.nn.relu}
 
 
 class Network:

@@ -60,9 +60,12 @@ def precision_of(path):
 
 
 def on_noise(model, runner, size, batch=2):
-    """`(largest difference, largest logit)` of `model` and `runner` on random images of `size` pixels."""
+    """`(largest difference, largest logit)` of `model` and `runner` on random images of `size` pixels.
+
+    `model` may be made for another size: it is asked by `call`, without the check of the input that comes before.
+    """
     images = np.random.RandomState(size).randint(0, 256, (batch, size, size, 3)).astype(np.uint8)
-    expected = np.asarray(model(tf.cast(images, tf.float32), training=False), np.float32)
+    expected = np.asarray(model.call(tf.cast(images, tf.float32), training=False), np.float32)
     return float(np.abs(runner(images) - expected).max()), float(np.abs(expected).max())
 
 

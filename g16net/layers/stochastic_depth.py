@@ -18,6 +18,7 @@ class _Keep(keras.layers.Layer):
     def mask_shape(self, x):
         raise NotImplementedError
 
+    @compat.as_written
     def call(self, inputs, training=None):
         if self.keep == 1:
             return inputs

@@ -31,6 +31,7 @@ class Recomputed(keras.layers.Layer):
         self._ends = id(network.input), id(network.output)
         self._parts = parts(steps)  # pairs (whether to compute again, steps): Keras looks into neither
 
+    @compat.as_written
     def call(self, inputs, training=None):
         values = {self._ends[0]: inputs}
         for again, steps in self._parts:

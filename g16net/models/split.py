@@ -5,6 +5,8 @@ Both use the layers of the network itself, so that what trains the head trains t
 
 from tensorflow import keras
 
+from g16net import compat
+
 
 def first_layer(model, prefixes):
     """The name of the model's first layer that bears one of `prefixes`, such as ("top", "block7")."""
@@ -49,6 +51,7 @@ class Inference(keras.layers.Layer):
         super().__init__(trainable=False, **kwargs)
         self.model = model
 
+    @compat.as_written
     def call(self, inputs):
         return self.model(inputs, training=False)
 

@@ -120,6 +120,7 @@ class TopK(keras.metrics.Mean):
 
     k = None
 
+    @compat.as_written
     def update_state(self, y_true, y_pred, sample_weight=None):
         return super().update_state(in_top(y_true, y_pred, self.k), sample_weight=sample_weight)
 

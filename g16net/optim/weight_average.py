@@ -55,9 +55,10 @@ class WeightAverage(tf.Module):
         self.decay = float(decay)
         self._model = lambda: model  # as a function: a checkpoint of the average shall not hold the model again
         self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
+        # One name for all: for each new one TensorFlow makes another kernel, which takes four times as long.
         self.averages = [
-            tf.Variable(tf.zeros(weight.shape), trainable=False, name=f"average_{index}")
-            for index, weight in enumerate(_averaged(model) if decay else [])
+            tf.Variable(tf.zeros(weight.shape), trainable=False, name="average")
+            for weight in (_averaged(model) if decay else [])
         ]
 
     def named(self):
@@ -71,7 +72,7 @@ class WeightAverage(tf.Module):
             return
         decay = self.decay if int(self.updates.numpy()) else 0.0
         for average, weight in self._pairs(model):
-            average.assign(decay * average.read_value() + (1 - decay) * weight.numpy().astype(np.float32))
+            average.assign(decay * average.numpy() + (1 - decay) * weight.numpy().astype(np.float32))
         self.updates.assign_add(1)
 
     def copy_to(self, model=None):
