@@ -286,6 +286,7 @@ def save_classes(workdir, source):
 def trained(config, workdir, size=None, weights=None, network=None):
     """`(model, class_names)`: the network with the newest weights of `workdir`, and the classes that these were trained
     on.
+
     Args:
         size: pixels of its images; None: any.
         weights: "average", "raw" or "finetuned"; None: `eval.weights`.
