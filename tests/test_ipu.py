@@ -695,8 +695,8 @@ def test_serving_export_gives_the_logits_of_the_model(trained, machine):
     exported = loaded.signatures["serving_default"](images=tf.constant(images))
     compat.set_policy(config.runtime.precision)
     model, _ = assemble.trained(config, workdir)
-    logits = tf.function(lambda x: model(tf.cast(x, tf.float32), training=False))(tf.constant(images))
-    np.testing.assert_allclose(exported["logits"], logits, atol=1e-6)
+    logits = model(images.astype("float32"), training=False)
+    np.testing.assert_allclose(exported["logits"], logits, atol=1e-2)  # float16, in another order of operations
     assert tf.float16.as_datatype_enum in types_of(loaded.signatures["serving_default"], "Conv2D")
     assert figures["ipus"] == 2
     export.export(config, workdir)  # over the older one
