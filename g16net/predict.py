@@ -1,7 +1,7 @@
 """Predicts classes of image files: `--mode=predict --images=photo.jpg,folder,'*.png'`.
 
 Images are read one by one as in testing; one that cannot be read is reported and the others are predicted all the same.
-Limits hold before memory is asked for: `MAX_BYTES` of a file, `transforms.MAX_PIXELS` of an image.
+Limits hold before memory is asked for: `MAX_BYTES` of a file, `data.max_pixels` of an image.
 """
 
 import glob
@@ -16,7 +16,7 @@ from g16net.config import UserError
 from g16net.data import transforms
 from g16net.data.sources.folder import EXTENSIONS
 
-MAX_BYTES = 2**26
+MAX_BYTES = 2**30
 GRID = 48  # most images of the picture
 
 
@@ -89,6 +89,8 @@ class Predictor:
         self.class_names, self.top = class_names, min(top, len(class_names))
         signature = [tf.TensorSpec([], tf.string)]
         self._read = tf.function(lambda data: transforms.eval_image(data, **preprocessing), signature)
+        max_pixels = preprocessing.get("max_pixels", transforms.MAX_PIXELS)
+        self._why = tf.function(lambda data: transforms.reason(data, max_pixels)[0], signature)
         signature = [tf.TensorSpec([None, preprocessing["size"], preprocessing["size"], 3], tf.uint8)]
         self._probabilities = tf.function(
             lambda images: tf.nn.softmax(model(tf.cast(images, tf.float32), training=False)), signature
@@ -100,9 +102,12 @@ class Predictor:
         for path in paths:
             record = {"image": os.fsencode(path).decode("utf-8", "backslashreplace")}
             try:
-                images.append(self._read(read_bytes(path)).numpy())
+                data = read_bytes(path)
+                images.append(self._read(data).numpy())
                 places.append(record)
-            except (OSError, ValueError, tf.errors.OpError) as error:
+            except tf.errors.OpError:
+                record["error"] = self._why(data).numpy().decode("utf-8", "backslashreplace")
+            except (OSError, ValueError) as error:
                 record["error"] = reason(error)
             records.append(record)
         if images:
@@ -130,16 +135,9 @@ def read_bytes(path):
 
 
 def reason(error):
-    """What was wrong with an image, in a line."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    lines = (error.message if isinstance(error, tf.errors.OpError) else str(error)).strip().splitlines()
-    text = lines[0] if lines else type(error).__name__
-    if text.startswith("Graph execution error"):  # what follows is a traceback; the reason stands at its end
-        text = next(
-            (line for line in reversed(lines) if "[[" not in line and "Node:" not in line and line.strip()), text
-        )
-    return text.replace("assertion failed: ", "").strip()[:300]
+    """Why a file could not be read, in a line."""
+    text = error.strerror if isinstance(error, OSError) else None
+    return (text or str(error) or type(error).__name__).strip()[:300]
 
 
 def table(records):

@@ -11,6 +11,7 @@ here, and of a GIF the first frame is cut out before it is decoded. A grey PNG o
 
 import tensorflow as tf
 
+_once = tf.function(autograph=False, input_signature=[tf.TensorSpec([], tf.string)])  # traced once for all graphs
 NOT_READ = "Not a JPEG, PNG, GIF or BMP image"
 DAMAGED = "damaged or cut off"
 # First bytes of what people keep beside those formats; "." stands for any byte.
@@ -44,6 +45,7 @@ def extent(image):
     )
 
 
+@_once
 def other_extent(image):
     """int64 [2]: height and width of a PNG, GIF or BMP by its first bytes, zeros for anything else."""
     head = _head(image, 26)
@@ -56,6 +58,7 @@ def other_extent(image):
     return tf.where(_starts(head, b"\x89PNG\r\n\x1a\n"), png, rest)
 
 
+@_once
 def fault(image):
     """What the first bytes say against decoding an image that is no JPEG: a scalar string, empty where nothing does."""
     head = _head(image, 26)
@@ -76,7 +79,7 @@ def pixels(image, max_pixels):
         lambda: _bmp(image),
         lambda: tf.cond(
             _starts(head, b"GIF8"),
-            lambda: _gif(image, max_pixels),
+            lambda: _gif(image, tf.constant(max_pixels, tf.float64)),
             lambda: tf.io.decode_png(image, channels=3),
         ),
     )
@@ -86,8 +89,9 @@ def pixels(image, max_pixels):
 def check_pixels(extent, max_pixels):
     """An operation that raises for more than `max_pixels`."""
     few = tf.logical_not(above(extent, max_pixels))
-    message = f"Image of more than {max_pixels} pixels (data.max_pixels); height, width:"
-    return tf.raw_ops.Assert(condition=few, data=[message, extent])  # without the branch that tf.debugging puts around
+    limit = tf.strings.as_string(tf.cast(max_pixels, tf.int64)) if tf.is_tensor(max_pixels) else str(max_pixels)
+    data = ["Image of more pixels than data.max_pixels =", limit, "; height, width:", extent]
+    return tf.raw_ops.Assert(condition=few, data=data)  # without the branch that tf.debugging puts around
 
 
 def above(extent, max_pixels):
@@ -107,6 +111,7 @@ def as_adobe(image, components):
 # --- which way up
 
 
+@_once
 def orientation(image):
     """int32, 1 to 8: the EXIF orientation of a JPEG or PNG; 1 (as it is stored) where there is none."""
     head = _head(image, 8)
@@ -150,45 +155,43 @@ def _turns(orientation):
 
 
 def _jpeg_exif(image):
-    """The TIFF structure in a JPEG's first EXIF segment, or nothing."""
+    """The TIFF structure in the EXIF segment among a JPEG's first ones (APPn and comments), or nothing."""
 
-    def step(place, begin, size):
-        head = tf.cast(_head(_substr(image, place, 10), 10), tf.int32)
-        marker, length = head[1], head[2] * 256 + head[3]
-        exif = (marker == 0xE1) & tf.reduce_all(head[4:] == list(b"Exif\0\0"))
-        begin, size = tf.where(exif, place + 10, begin), tf.where(exif, length - 8, size)
-        end = exif | (head[0] != 0xFF) | _among(marker, (0xDA, 0xD9, 0x00))
-        onward = tf.where(marker == 0xFF, 1, 2 + tf.maximum(length, 2))  # 0xFF fills up
-        return tf.where(end, -1, place + onward), begin, size
+    def exif(head):
+        return tf.equal(head[1], 0xE1) & tf.reduce_all(tf.equal(head[4:], list(b"Exif\0\0")))
 
-    return _walk(image, 2, step, 256)
+    def another(place):
+        head = _words(image, place, 10)
+        return tf.equal(head[0], 0xFF) & (head[1] >= 0xE0) & (head[1] < 0xFF) & ~exif(head)
+
+    def onward(place):
+        return place + 2 + tf.tensordot(_words(image, place + 2, 2), [256, 1], 1)
+
+    place = _walk(another, onward, 2, 256)
+    head = _words(image, place, 10)
+    return tf.where(exif(head), _substr(image, place + 10, head[2] * 256 + head[3] - 8), "")
 
 
 def _png_exif(image):
     """The TIFF structure in a PNG's chunk eXIf, or nothing."""
+    length = tf.strings.length(image)
 
-    def step(place, begin, size):
-        head = tf.cast(_head(_substr(image, place, 8), 8), tf.int32)
-        length = tf.reduce_sum(head[:4] * [2**24, 2**16, 2**8, 1])
-        exif = tf.reduce_all(head[4:] == list(b"eXIf"))
-        begin, size = tf.where(exif, place + 8, begin), tf.where(exif, length, size)
-        end = exif | tf.reduce_all(head[4:] == list(b"IEND")) | (length < 0) | (length > 2**30)
-        return tf.where(end, -1, place + 12 + tf.where(end, 0, length)), begin, size
+    def another(place):
+        return (place < length) & tf.not_equal(_substr(image, place + 4, 4), "eXIf")
 
-    return _walk(image, 8, step, 2**14)
+    def size(place):
+        return tf.tensordot(tf.minimum(_words(image, place, 4), [63, 255, 255, 255]), [2**24, 2**16, 2**8, 1], 1)
+
+    place = _walk(another, lambda place: place + 12 + size(place), 8, 2**14)
+    return _substr(image, place + 8, size(place))
 
 
-def _walk(image, place, step, most):
-    """The part of the bytes at which `step(place, begin, size)`, from `place` on, puts its `begin` and `size`."""
-    last = tf.strings.length(image) - 4
-    _, begin, size = tf.while_loop(
-        lambda place, begin, size: (place >= 0) & (place <= last),
-        step,
-        (tf.constant(place), tf.constant(0), tf.constant(0)),
-        maximum_iterations=most,
-        parallel_iterations=1,
+def _walk(go_on, step, place, most):
+    """The first place, from `place` on in steps, at which `go_on` no longer holds."""
+    (place,) = tf.while_loop(
+        go_on, lambda place: (step(place),), (tf.constant(place),), maximum_iterations=most, parallel_iterations=1
     )
-    return _substr(image, begin, size)
+    return place
 
 
 def _tiff_orientation(tiff):
@@ -211,6 +214,7 @@ def _tiff_orientation(tiff):
 # --- GIF
 
 
+@tf.function(autograph=False, input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.float64)])
 def _gif(image, max_pixels):
     """The first frame on its canvas, uint8 [height, width, 3].
 
@@ -300,18 +304,19 @@ class _Bmp:
             return _number(head, at, size)
 
         self.header = word(14)
+        zero = tf.constant(0, tf.int64)
         core = tf.equal(self.header, 12)  # OS/2's first form
         tall = word(22)
         self.top_down = ~core & (tall >= 2**31)
         self.height = tf.where(core, word(20, 2), tf.where(self.top_down, 2**32 - tall, tall))
         self.width = tf.where(core, word(18, 2), word(18))
         self.bits = tf.where(core, word(24, 2), word(28, 2))
-        compression = tf.where(core, 0, word(30))
+        compression = tf.where(core, zero, word(30))
         few = self.bits <= 8
         all_colours = tf.bitwise.left_shift(tf.constant(1, tf.int64), tf.clip_by_value(self.bits, 0, 8))
-        given = tf.where(core, 0, word(46))
+        given = tf.where(core, zero, word(46))
         self.colours = tf.minimum(tf.where(given > 0, given, all_colours), all_colours)
-        self.entry = tf.where(core, 3, tf.constant(4, tf.int64))
+        self.entry = tf.where(core, zero + 3, 4)
         self.stride = (self.width * self.bits + 31) // 32 * 4
         self.begin = word(10)
         unset = few & tf.equal(self.begin, 14 + self.header)  # some programs forget the palette there
@@ -319,7 +324,7 @@ class _Bmp:
 
         masked = _among(compression, (3, 6)) & _among(self.bits, (16, 32))
         masks = tf.stack([word(54), word(58), word(62)])
-        usual = tf.where(tf.equal(self.bits, 16), [0x7C00, 0x3E0, 0x1F], tf.constant([0xFF0000, 0xFF00, 0xFF]))
+        usual = tf.where(tf.equal(self.bits, 16), tf.constant([0x7C00, 0x3E0, 0x1F]), [0xFF0000, 0xFF00, 0xFF])
         masked &= tf.reduce_any(masks > 0)
         self.masks = tf.where(masked, masks, tf.cast(usual, tf.int64))  # of red, green, blue
         self.ones = tf.bitwise.bitwise_and(self.masks, -self.masks)  # the lowest bit of each
@@ -343,6 +348,7 @@ class _Bmp:
         return tf.reduce_all(tf.reduce_any(self.ones[:, tf.newaxis] == [1, 2**8, 2**16, 2**24], axis=1))
 
 
+@_once
 def _bmp(image):
     """A BMP of 1 to 8 bits with a palette, of 16, 24 or 32 bits, as uint8 [height, width, 3]."""
     bmp = _Bmp(image)
@@ -387,6 +393,11 @@ def _bmp(image):
 def _head(image, size):
     """The first `size` bytes, uint8; zeros where there are fewer."""
     return tf.io.decode_raw(image, tf.uint8, fixed_length=size)
+
+
+def _words(image, place, size):
+    """int32 [size]: bytes at a place; zeros where there are none."""
+    return tf.cast(_head(_substr(image, place, size), size), tf.int32)
 
 
 def _number(head, at, size, big=False):

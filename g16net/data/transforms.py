@@ -7,10 +7,10 @@ seed, made of graph operations, so that a `tf.data` pipeline can be serialised, 
 TensorFlow's own, but for the resize where `g16net.native` can be had, which gives the same bytes; a graph for a program
 without it is made within `native.disabled()`.
 
-An image is a scalar string (JPEG of any colour space, PNG, GIF's first frame or BMP, whatever its file name says) or
-a uint8 array [height, width, channels] with 1 or 3 channels. A seed is int32 [2]. Bytes that are no such image, or one
-of more than `max_pixels` pixels, raise InvalidArgumentError when the graph runs, before memory for the pixels is
-asked for; `attempt` turns that into a flag.
+An image is a scalar string (JPEG, PNG, GIF or BMP, whatever its file name says, see `formats`) or a uint8 array
+[height, width, channels] with 1 or 3 channels. A seed is int32 [2]. Bytes that are no such image, or one of more than
+`max_pixels` pixels, raise InvalidArgumentError when the graph runs, before memory for the pixels is asked for;
+`attempt` turns that into a flag, and `reason` says why.
 """
 
 import tensorflow as tf
@@ -205,18 +205,17 @@ def image_extent(image):
 
 
 def reason(image, max_pixels=MAX_PIXELS, jpeg=False):
-    """`(why, policy)` for encoded bytes that could not be decoded: a string, and whether it is `max_pixels` alone that
-    speaks against them rather than damage."""
-    extent, whole = attempt(formats.extent, image, default=tf.zeros([2], tf.int64))
-    large = formats.above(extent, max_pixels)
-    size = tf.strings.as_string(extent)
+    """`(why, large)` for encoded bytes that could not be decoded: a string, and whether they are left out for being
+    larger than `max_pixels` alone, with nothing known to be wrong with them."""
+    extent, _ = attempt(formats.extent, image, default=tf.zeros([2], tf.int64))
     why = formats.fault(image)
     if jpeg:
-        why = tf.where(tf.io.is_jpeg(image), why, "Not a JPEG image, which data.jpeg says that every one is")
-    policy = large & tf.equal(why, "")
-    text = tf.strings.join([size[1], " x ", size[0], f" pixels, more than data.max_pixels={max_pixels}"])
-    why = tf.where(policy, text, tf.where(tf.equal(why, ""), formats.DAMAGED, why))
-    return why, policy
+        why = tf.where(tf.io.is_jpeg(image), why, "not a JPEG, and data.jpeg says that every image is one")
+    large = formats.above(extent, max_pixels) & tf.equal(why, "")
+    size = tf.strings.as_string(extent)
+    size = tf.strings.join([size[1], " x ", size[0], f" pixels, more than data.max_pixels={max_pixels}"])
+    why = tf.where(tf.equal(why, ""), formats.DAMAGED, why)
+    return tf.where(large, size, why), large
 
 
 def _decode(image, draw=None, target=None, jpeg=False, max_pixels=MAX_PIXELS, exif=False):

@@ -28,6 +28,8 @@ class Source(NamedTuple):
         labels: int32 [num_examples] in the order of ids, where they are known without reading the images.
         part: for sources of several files: `(index, count)` -> the Source of the files index::count, else None.
         held_bytes: memory that a stream holds besides the batches.
+        fault: `(row, judge) -> (why, large)` for a row that `read` raises on, as `pipeline.fault`, where the encoded
+            bytes are no longer at hand.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Source(NamedTuple):
     labels: Optional[np.ndarray] = None
     part: Optional[Callable[[int, int], "Source"]] = None
     held_bytes: float = 0.0
+    fault: Optional[Callable] = None
 
 
 def indexed(name, split, num_examples, class_names, read, locate, encoded, example_bytes, labels=None, held_bytes=0.0):

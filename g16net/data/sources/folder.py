@@ -13,7 +13,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what TensorFlow decode
 SPLIT_FOLDERS = ("train", "training", "val", "validation", "valid", "test")
 
 
-def open_folder(split, data_dir=None, holdout=0.2, max_file_bytes=2**26):
+def open_folder(split, data_dir=None, holdout=0.2, max_file_bytes=2**30):
     """Images in one folder a class; the classes are the folders' names, sorted.
 
     With a folder `train` in `data_dir` the splits are its folders (`train`; `val`, `validation`, `valid` or `test`).
