@@ -105,8 +105,10 @@ class Predictor:
                 data = read_bytes(path)
                 images.append(self._read(data).numpy())
                 places.append(record)
-            except tf.errors.OpError:
+            except tf.errors.InvalidArgumentError:
                 record["error"] = self._why(data).numpy().decode("utf-8", "backslashreplace")
+            except tf.errors.OpError as error:  # such as no memory
+                record["error"] = compat.reason(error)
             except (OSError, ValueError) as error:
                 record["error"] = reason(error)
             records.append(record)
