@@ -8,6 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from g16net import assemble, compat
+from g16net.config import UserError
 from g16net.data import formats, transforms
 from g16net.data.order import Order
 from g16net.report import sheet
@@ -24,8 +25,8 @@ def inspect_data(config, workdir):
     turned, looked_at = turned_images(train)
     if turned and not config.data.exif:
         logging.warning(
-            "%d of %d images looked at are stored turned or mirrored, as their EXIF orientation says; they are taken as "
-            "they are stored: --config.data.exif=true puts them upright",
+            "%d of %d images looked at are stored turned or mirrored, as their EXIF orientation says, and are taken as "
+            "they are stored; --config.data.exif=true puts them upright",
             turned, looked_at,
         )  # fmt: skip
     images, labels = first_images(config, train, ROWS * COLUMNS)
@@ -53,7 +54,13 @@ def inspect_data(config, workdir):
 
 def image_sizes(source, most=SAMPLE):
     """int [images, 2]: height and width of up to `most` images spread over the source."""
-    return np.array(_looked_at(source, most, transforms.image_extent))
+    sizes = _looked_at(source, most, transforms.image_extent)
+    if not sizes:
+        raise UserError(
+            f"{source.name}, split {source.split}: not one of {min(most, source.num_examples)} images looked at can be "
+            "read; are they JPEG, PNG, GIF or BMP?"
+        )
+    return np.array(sizes)
 
 
 def turned_images(source, most=TURNED_SAMPLE):

@@ -23,19 +23,20 @@ def possible():
 
 
 def cpu_per_batch(data):
-    """Seconds of CPU time that a batch of `data` takes; None where that ends or raises meanwhile."""
-    batches, begin = iter(data), time.monotonic()
+    """Seconds of CPU time that a batch of `data` takes; None where it ends or raises before that is known."""
+    batches, begin, count = iter(data), time.monotonic(), 0
     try:
         for _ in range(3):  # from then on as much is in work at any time
             next(batches)
-        before, started, count = time.process_time(), time.monotonic(), 0
+        before, started = time.process_time(), time.monotonic()
         while count < 2 or time.monotonic() - started < LEAST:
             next(batches)
             count += 1
             if time.monotonic() - begin > MOST:
                 break
     except (StopIteration, tf.errors.OpError):
-        return None
+        if count < 2:
+            return None
     return (time.process_time() - before) / count
 
 
