@@ -15,7 +15,7 @@ An image is a scalar string (JPEG, PNG, GIF or BMP, whatever its file name says,
 
 import tensorflow as tf
 
-from g16net import native
+from g16net import compat, native
 from g16net.data import formats
 
 MAX_PIXELS = 2**28  # 16384 x 16384, 768 MiB once decoded whole, which large JPEGs seldom are
@@ -308,6 +308,5 @@ def attempt(function, *inputs, default):
     training, whose pipeline tries a whole step at once.
     """
     row = tf.data.Dataset.from_tensors(inputs).map(lambda *row: (function(*row), True))
-    row = row.apply(tf.data.experimental.ignore_errors())
-    row = row.concatenate(tf.data.Dataset.from_tensors((default, False)))
-    return tf.data.experimental.get_single_element(row.take(1))
+    row = compat.ignore_errors(row, log=False).concatenate(tf.data.Dataset.from_tensors((default, False)))
+    return compat.single_element(row.take(1))
