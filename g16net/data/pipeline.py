@@ -340,10 +340,9 @@ def _first(lines):
 def _name(lines, before, path):
     """Prints the lines of images left out, where `before` have been named in this epoch."""
     stream = f"file://{path}" if path else sys.stderr
-    room = tf.maximum(MOST_NAMED - before, 0)
-    few, more = lines[:room], tf.size(lines, tf.int64) > room
+    few = lines[: tf.maximum(MOST_NAMED - before, 0)]
     few = tf.cond(
-        more & (room > 0),
+        (before <= MOST_NAMED) & (before + tf.size(lines, tf.int64) > MOST_NAMED),
         lambda: tf.concat([few, [f"and others, not named in this epoch beyond {MOST_NAMED}"]], 0),
         lambda: few,
     )
