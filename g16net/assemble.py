@@ -95,6 +95,7 @@ def train_batches(config, source, start_epoch=0, start_step=0, shard=(0, 1), siz
         max_corrupt=config.data.max_corrupt,
         num_parallel_calls=config.data.parallel,
         service=config.data.service or None,
+        judge=judge(config, config.data.jpeg and config.data.crop == "box"),
     )
 
 
@@ -109,17 +110,26 @@ def eval_batches(config, source, size, batch=None, shard=(0, 1)):
         batch or config.eval.batch,
         shard=shard,
         max_corrupt=config.data.max_corrupt,
+        judge=judge(config),
     )
+
+
+def judge(config, jpeg=False):
+    """`encoded bytes -> (why, large)` for images that could not be decoded, see `transforms.reason`."""
+    return functools.partial(transforms.reason, max_pixels=config.data.max_pixels, jpeg=jpeg)
+
+
+def eval_preprocessing(config, size):
+    """How an image becomes the test image of `size` pixels, as arguments of `transforms.eval_image`."""
+    data = config.data
+    fit = "resize" if data.crop == "pad" else "crop"
+    return {"size": size, "fit": fit, "resize": data.resize, "max_pixels": data.max_pixels, "exif": data.exif}
 
 
 def eval_transform(config, size):
     """`(record, seed) -> record` with the test image of `size` pixels; draws nothing."""
-    fit = "resize" if config.data.crop == "pad" else "crop"
-
-    def transform(record, seed):
-        return dict(record, image=transforms.eval_image(record["image"], size, fit=fit, resize=config.data.resize))
-
-    return transform
+    preprocessing = eval_preprocessing(config, size)
+    return lambda record, seed: dict(record, image=transforms.eval_image(record["image"], **preprocessing))
 
 
 def kept(config, source):
@@ -128,7 +138,7 @@ def kept(config, source):
     if data.cache == "encoded":
         return cache.in_memory(source)
     if data.cache == "decoded":
-        return cache.on_disk(source, data.cache_size, data.cache_dir, data.max_corrupt)
+        return cache.on_disk(source, data.cache_size, data.cache_dir, data.max_corrupt, data.max_pixels, data.exif)
     return source
 
 
@@ -176,6 +186,8 @@ def train_transform(config, size=None):
             augment=policy,
             resize=data.resize,
             jpeg=data.jpeg,
+            max_pixels=data.max_pixels,
+            exif=data.exif,
         )
 
     def pad(record, seed):
@@ -186,6 +198,8 @@ def train_transform(config, size=None):
             pad=size // 8,
             flip=data.flip,
             resize=data.resize,
+            max_pixels=data.max_pixels,
+            exif=data.exif,
         )
         return image if policy is None else policy(image, transforms.derive(seed, 3))
 

@@ -419,11 +419,18 @@ def _group(operations):
     return tf.group(*tf.nest.flatten([operations]))
 
 
-def ignore_errors(dataset):
-    """`dataset` without the elements that raise; each error is logged."""
+def ignore_errors(dataset, log=True):
+    """`dataset` without the elements that raise; each error is logged, unless `log` is false."""
     if hasattr(dataset, "ignore_errors"):
-        return dataset.ignore_errors(log_warning=True)
-    return dataset.apply(tf.data.experimental.ignore_errors(log_warning=True))
+        return dataset.ignore_errors(log_warning=log)
+    return dataset.apply(tf.data.experimental.ignore_errors(log_warning=log))
+
+
+def single_element(dataset):
+    """The one element of `dataset`."""
+    if hasattr(dataset, "get_single_element"):
+        return dataset.get_single_element()
+    return tf.data.experimental.get_single_element(dataset)
 
 
 def set_deterministic(options, value):

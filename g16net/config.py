@@ -124,6 +124,10 @@ FIELDS = {
         0.2, "share of each class of a folder without train/val that is held out for evaluation", closed=False
     ),
     "data.max_corrupt": _fraction(0.01, "share of images that may be unreadable before the run stops"),
+    "data.max_pixels": _at_least(
+        2**28, 1, "height x width above which a sound image is left out as well, without counting as corrupt"
+    ),
+    "data.exif": Field(False, bool, "turn and mirror images as their EXIF orientation says"),
     "data.num_examples": _at_least(10000, 1, "images of the synthetic source"),
     "data.num_classes": _at_least(1000, 2, "classes of the synthetic source; the others know theirs"),
     "data.parallel": _at_least(None, 1, "images prepared side by side; None: TensorFlow tunes it", optional=True),

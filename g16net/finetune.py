@@ -213,7 +213,7 @@ def inputs(config, size, train_source, eval_source, trunk, head, devices):
 
     batches: `epoch -> endless batches` from there on; model: what to compile and fit on them.
     """
-    fine, transform = config.finetune, assemble.eval_transform(config, size)
+    fine, transform, judge = config.finetune, assemble.eval_transform(config, size), assemble.judge(config)
     seed, first = config.run.seed, config.run.epochs  # goes on in the order of the training's epochs
 
     def stream(source, prepare, mix=None):
@@ -226,6 +226,7 @@ def inputs(config, size, train_source, eval_source, trunk, head, devices):
             mix=mix,
             max_corrupt=config.data.max_corrupt,
             num_parallel_calls=config.data.parallel,
+            judge=judge,
         )
 
     if fine.noise == "top" and fits(config, trunk, train_source, eval_source):
@@ -242,7 +243,9 @@ def inputs(config, size, train_source, eval_source, trunk, head, devices):
             return record
 
         def eval_batches(size):
-            return pipeline.eval_batches(sources[1], as_it_is, config.eval.batch, max_corrupt=config.data.max_corrupt)
+            return pipeline.eval_batches(
+                sources[1], as_it_is, config.eval.batch, max_corrupt=config.data.max_corrupt, judge=judge
+            )
 
         evaluator = evaluate.Evaluator(config, head, eval_source, devices, eval_batches)
         return stream(sources[0], as_it_is), evaluator, head, True

@@ -9,11 +9,13 @@ import tensorflow as tf
 from absl import logging
 
 from g16net import assemble, compat
-from g16net.data import duplicates, transforms
+from g16net.config import UserError
+from g16net.data import duplicates, formats, transforms
 from g16net.data.order import Order
 from g16net.report import sheet
 
 SAMPLE = 256  # images whose size is looked at
+TURNED_SAMPLE = 4096  # images whose orientation is looked at
 ROWS, COLUMNS = 6, 8  # of the sheet
 
 
@@ -24,6 +26,13 @@ def inspect_data(config, workdir):
     """
     train, test = assemble.open_sources(config)
     heights, widths = image_sizes(train).T
+    turned, looked_at = turned_images(train)
+    if turned and not config.data.exif:
+        logging.warning(
+            "%d of %d images looked at are stored turned or mirrored, as their EXIF orientation says, and are taken as "
+            "they are stored; --config.data.exif=true puts them upright",
+            turned, looked_at,
+        )  # fmt: skip
     images, labels = first_images(config, train, ROWS * COLUMNS)
     path = sheet.draw(
         images,
@@ -40,6 +49,7 @@ def inspect_data(config, workdir):
         "images_per_class": class_counts(train),
         "height": spread(heights),
         "width": spread(widths),
+        "turned_by_exif": f"{turned} of {looked_at}",
         "train_size": config.data.train_size,
         **twice(train, test, config.inspect.duplicates, workdir),
         "images_per_second": round(speed(config, train), 1),
@@ -49,9 +59,29 @@ def inspect_data(config, workdir):
 
 def image_sizes(source, most=SAMPLE):
     """int [images, 2]: height and width of up to `most` images spread over the source."""
+    sizes = _looked_at(source, most, transforms.image_extent)
+    if not sizes:
+        raise UserError(
+            f"{source.name}, split {source.split}: not one of {min(most, source.num_examples)} images looked at can be "
+            "read; are they JPEG, PNG, GIF or BMP?"
+        )
+    return np.array(sizes)
+
+
+def turned_images(source, most=TURNED_SAMPLE):
+    """Of up to `most` images spread over the source, how many an EXIF orientation turns or mirrors, and of how many."""
+    if not source.encoded:
+        return 0, min(most, source.num_examples)
+    found = _looked_at(source, most, formats.orientation)
+    return sum(int(orientation) != 1 for orientation in found), len(found)
+
+
+def _looked_at(source, most, function):
+    """`function(image)` of images spread over the source, without those that cannot be read."""
     order = Order(stop=min(most, source.num_examples), batch=1, seed=0, epochs=1)
-    extents = source.stream(order).unbatch().map(lambda row: transforms.image_extent(source.read(row)["image"]))
-    return np.array(list(compat.ignore_errors(extents).as_numpy_iterator()) or [[0, 0]])
+    rows = source.stream(order).unbatch()
+    found = rows.map(lambda row: function(source.read(row)["image"]), num_parallel_calls=tf.data.AUTOTUNE)
+    return list(compat.ignore_errors(found).as_numpy_iterator())
 
 
 def twice(train, test, most, workdir):

@@ -1,7 +1,7 @@
 """Predicts classes of image files: `--mode=predict --images=photo.jpg,folder,'*.png'`.
 
 Images are read one by one as in testing; one that cannot be read is reported and the others are predicted all the same.
-Limits hold before memory is asked for: `MAX_BYTES` of a file, `transforms.MAX_PIXELS` of an image.
+Limits hold before memory is asked for: `MAX_BYTES` of a file, `data.max_pixels` of an image.
 """
 
 import glob
@@ -15,7 +15,7 @@ from g16net import assemble, compat, export
 from g16net.config import UserError
 from g16net.data import transforms, walk
 
-MAX_BYTES = 2**26
+MAX_BYTES = 2**30
 GRID = 48  # most images of the picture
 
 
@@ -102,6 +102,8 @@ class Predictor:
         self.class_names, self.top = class_names, min(top, len(class_names))
         signature = [tf.TensorSpec([], tf.string)]
         self._read = tf.function(lambda data: transforms.eval_image(data, **preprocessing), signature)
+        max_pixels = preprocessing.get("max_pixels", transforms.MAX_PIXELS)
+        self._why = tf.function(lambda data: transforms.reason(data, max_pixels)[0], signature)
         signature = [tf.TensorSpec([None, preprocessing["size"], preprocessing["size"], 3], tf.uint8)]
         self._probabilities = tf.function(
             lambda images: tf.nn.softmax(model(tf.cast(images, tf.float32), training=False)), signature
@@ -113,9 +115,14 @@ class Predictor:
         for path in paths:
             record = {"image": walk.shown(path)}
             try:
-                images.append(self._read(read_bytes(path)).numpy())
+                data = read_bytes(path)
+                images.append(self._read(data).numpy())
                 places.append(record)
-            except (OSError, ValueError, tf.errors.OpError) as error:
+            except tf.errors.InvalidArgumentError:
+                record["error"] = self._why(data).numpy().decode("utf-8", "backslashreplace")
+            except tf.errors.OpError as error:  # such as no memory
+                record["error"] = compat.reason(error)
+            except (OSError, ValueError) as error:
                 record["error"] = reason(error)
             records.append(record)
         if images:
@@ -143,7 +150,7 @@ def read_bytes(path):
 
 
 def reason(error):
-    """What was wrong with an image, in a line."""
+    """Why a file could not be read, in a line."""
     return compat.reason(error)[:300]
 
 

@@ -23,6 +23,8 @@ from g16net.optim.weight_average import WeightAverage
 from g16net.report import curves
 from g16net.signals import Signals, Stopped
 
+TIMED_IMAGES = 2000  # an epoch of fewer is over before the share of the CPU time in it matters
+
 
 def train(config, workdir):
     """Trains `config` (resolved) in `workdir` to its last epoch, resuming what is there. Returns the figures.
@@ -75,7 +77,8 @@ def train(config, workdir):
 
     evaluator = devices.evaluator(model, eval_source)
     watched = config.runtime.strategy == "default" and waiting_lib.possible()  # the others read ahead on their own
-    waiting = waiting_lib.Waiting() if watched else None
+    shared = compat.on_cpu() and not config.data.service and steps * config.run.global_batch >= TIMED_IMAGES
+    waiting = waiting_lib.Waiting(cpu=shared) if watched else None
     with Signals() as signals:
         bookkeeping = Bookkeeping(
             config, workdir, position, saved, average, evaluator, optimizer, devices, signals, waiting
@@ -363,8 +366,8 @@ class NotFinite(RunError, FloatingPointError):
 
 
 class Progress(keras.callbacks.Callback):
-    """Images a second, the share of the time that went into waiting for them, and time left: a bar on a terminal,
-    otherwise `lines` log lines an epoch.
+    """Images a second, the share of the time that went into waiting for them and that of the CPU time that went into
+    preparing them, and time left: a bar on a terminal, otherwise `lines` log lines an epoch.
 
     `waiting`: the `Waiting` that watches the batches, or None where nobody knows.
     """
@@ -383,7 +386,7 @@ class Progress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         now, done, steps = time.monotonic(), self.position.in_epoch, self.position.steps
         if self.first is None:  # the first step compiles: speed counts from its end
-            self.first = (now, done, waited(self.waiting))
+            self.first, self.costs = (now, done), input_costs(self.waiting)
             return
         every = max(steps // self.lines, 1)
         due = now - self.shown > 0.2 if self.terminal else done // every > (done - 1) // every
@@ -397,8 +400,11 @@ class Progress(keras.callbacks.Callback):
             f"epoch {self.epoch + 1}/{self.epochs} step {done}/{steps} loss {float(logs['loss']):.4f} "
             f"{speed * self.global_batch:.0f} images/s, "
         )
-        if self.waiting:
-            text += f"{(waited(self.waiting) - self.first[2]) / passed:.0%} of it waiting for data, "
+        shares = input_shares(self.costs, input_costs(self.waiting), passed)
+        if "input_wait" in shares:
+            text += f"{shares['input_wait']:.0%} of it waiting for data, "
+        if "input_cpu" in shares:
+            text += f"{shares['input_cpu']:.0%} of the CPU time preparing it, "
         text += f"{duration(left)} left"
         if not self.terminal:
             logging.info(text)
@@ -409,9 +415,21 @@ class Progress(keras.callbacks.Callback):
         self.stream.flush()
 
 
-def waited(waiting):
-    """Seconds that training has waited for data so far; 0 where nobody counts them."""
-    return waiting.read()["waited"] if waiting else 0.0
+def input_costs(waiting):
+    """What the input has cost so far, to be given to `input_shares`: of waiting, of CPU time, and all CPU time."""
+    counts = waiting.read() if waiting else {"waited": None, "cpu": None}
+    return counts["waited"], counts["cpu"], time.process_time()
+
+
+def input_shares(before, now, seconds):
+    """`input_wait`, the share of the `seconds` between two `input_costs` that went into waiting for batches, and
+    `input_cpu`, the share of this process's CPU time that went into preparing them; each where it is known."""
+    shares = {}
+    if now[0] is not None:
+        shares["input_wait"] = (now[0] - before[0]) / seconds
+    if now[1] is not None and before[1] is not None and now[2] > before[2]:
+        shares["input_cpu"] = min((now[1] - before[1]) / (now[2] - before[2]), 1.0)
+    return shares
 
 
 def duration(seconds):
@@ -447,7 +465,7 @@ class Bookkeeping(keras.callbacks.Callback):
         done = self.position.in_epoch
         if self.first_step_done is None:
             self.first_step_done, self.timed_from = time.monotonic(), done
-            self.waited = waited(self.waiting)
+            self.costs = input_costs(self.waiting)
         if done == self.position.steps:
             return  # the epoch's end saves, with its figures
         every = self.config.checkpoint.every_steps
@@ -480,7 +498,7 @@ class Bookkeeping(keras.callbacks.Callback):
         }
 
     def on_epoch_end(self, epoch, logs=None):
-        trained = time.monotonic()
+        trained, costs = time.monotonic(), input_costs(self.waiting)
         means = self._means(logs)
         self.average.update()
         self.position.finish_epoch()
@@ -496,8 +514,9 @@ class Bookkeeping(keras.callbacks.Callback):
             "images_per_second": round(images * self.config.run.global_batch / (trained - since), 2),
             "seconds": round(self.before + trained - self.started, 3),
         }
-        if self.waiting and timed:
-            record["input_wait"] = round((waited(self.waiting) - self.waited) / (trained - since), 4)
+        if timed:
+            shares = input_shares(self.costs, costs, trained - since)
+            record.update({name: round(share, 4) for name, share in shares.items()})
         last = done == self.config.run.epochs
         if done % self.config.eval.every_epochs == 0 or last:
             record.update(self._evaluate())

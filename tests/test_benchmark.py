@@ -183,6 +183,25 @@ def test_no_clock_where_operations_are_deterministic():
     assert not waiting.possible()
 
 
+def test_the_share_of_the_cpu_time_that_the_input_takes():
+    """Work in the input counts, sleep does not, and neither does what the process does besides."""
+
+    def work(i):
+        return tf.reduce_sum(tf.linalg.matmul(tf.random.stateless_uniform([300, 300], [0, i]), tf.ones([300, 300])))
+
+    heavy = tf.data.Dataset.range(10**6).map(lambda i: sum(work(tf.cast(i, tf.int32) + k) for k in range(8)))
+    light = tf.data.Dataset.range(10**6).map(lambda i: tf.py_function(lambda: time.sleep(0.01) or 0.0, [], tf.float32))
+    costs = [waiting.cpu_per_batch(data) for data in (heavy, light)]
+    assert costs[0] > 3 * costs[1] > 0
+    assert waiting.cpu_per_batch(tf.data.Dataset.range(2)) is None
+    counter = Waiting(cpu=True)
+    for data in (heavy, light):
+        list(counter.watch(data.take(10)).as_numpy_iterator())
+    assert counter.read()["batches"] == 20
+    assert 0 < counter.read()["cpu"] < 40 * costs[0]
+    assert Waiting().read()["cpu"] is None
+
+
 def test_waiting_keeps_structure_and_shapes():
     data = tf.data.Dataset.from_tensors(((tf.zeros([2, 8, 8, 3], tf.uint8), tf.ones([2])), tf.zeros([2, 4]))).repeat()
     assert Waiting().watch(data).element_spec == data.element_spec

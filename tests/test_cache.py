@@ -3,11 +3,12 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from g16net.data import cache
 from g16net.data.sources import open_source
 from tests.test_pipeline import assert_same, batches, mark, open_kind, transform
-from tests.test_sources import class_folders
+from tests.test_sources import class_folders, jpeg
 
 pytestmark = pytest.mark.once
 
@@ -58,7 +59,7 @@ def test_disk_holds_decoded_squares(tmp_path):
     for i, (image, label) in got.items():
         assert image.shape == (5, 5, 3) and label == (i >= 4)
         assert abs(image.astype(int) - (i if i < 4 else i - 4)).max() <= 1  # JPEGs of one grey
-    images, labels = sorted(os.listdir(str(tmp_path / "decoded")), key=len)
+    images, labels, _ = sorted(os.listdir(str(tmp_path / "decoded")), key=len)
     np.testing.assert_array_equal(np.load(str(tmp_path / "decoded" / images))[3], got[3][0])
     assert np.load(str(tmp_path / "decoded" / labels)).tolist() == [0] * 4 + [1] * 5
 
@@ -81,8 +82,64 @@ def test_corrupt_images_stay_corrupt_on_disk(tmp_path):
     cached = cache.on_disk(source, 4, str(tmp_path / "decoded"), max_corrupt=0.1)
     seen = np.concatenate([x[:, 0, 0, 0] for x, _ in batches(cached, mark, 10, seed=0, epochs=1, max_corrupt=0.1)])
     assert set(seen) == set(range(10)) - {6}
-    with pytest.raises(tf.errors.InvalidArgumentError, match="corrupt when it was cached"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="left out when it was cached"):
         tf.function(cached.read)({"id": tf.constant(6, tf.int64)})
+
+
+def test_disk_is_read_at_the_image_and_not_from_its_start(tmp_path, monkeypatch):
+    class_folders(tmp_path / "data", {"ant": 30}, "train")
+    class_folders(tmp_path / "data", {"bee": 30}, "train")
+    source = open_source("folder", "train", str(tmp_path / "data"))
+    cached = cache.on_disk(source, 4, str(tmp_path / "decoded"))
+    asked, pread = [], os.pread
+    monkeypatch.setattr(cache.os, "pread", lambda *place: asked.append(place[1:]) or pread(*place))
+    for number in (59, 0, 31):
+        record = cached.read({"id": tf.constant(number, tf.int64)})
+        assert int(record["label"]) == number // 30 and abs(int(record["image"][0, 0, 0]) - number % 30) <= 1
+    header = asked[1][1]
+    assert asked == [(48, header + 48 * 59), (48, header), (48, header + 48 * 31)]
+
+
+def test_a_file_cut_off_is_no_image(tmp_path):
+    class_folders(tmp_path / "data", {"ant": 3, "bee": 3}, "train")
+    source = open_source("folder", "train", str(tmp_path / "data"))
+    cached = cache.on_disk(source, 4, str(tmp_path / "decoded"))
+    (images,) = (
+        path for path in (tmp_path / "decoded").iterdir() if ".labels" not in path.name and path.suffix == ".npy"
+    )
+    os.truncate(str(images), images.stat().st_size - 10)
+    with pytest.raises((ValueError, tf.errors.OpError), match="cut off at record 5"):
+        cached.read({"id": tf.constant(5, tf.int64)})
+
+
+def test_disk_remembers_why_an_image_is_left_out(tmp_path, capfd):
+    class_folders(tmp_path / "data", {"ant": 8, "bee": 8}, "train")
+    (tmp_path / "data" / "train" / "ant" / "002.jpg").write_bytes(jpeg(height=30, width=40))
+    (tmp_path / "data" / "train" / "bee" / "003.jpg").write_bytes(b"RIFF    WEBP")
+    source = open_source("folder", "train", str(tmp_path / "data"))
+    for _ in range(2):  # as made, and as found
+        cached = cache.on_disk(source, 4, str(tmp_path / "decoded"), max_corrupt=0.1, max_pixels=1000)
+        options = {"max_corrupt": 1 / 16, "corrupt_log": str(tmp_path / "log")}
+        assert len(batches(cached, mark, 8, seed=0, epochs=1, **options)) == 2
+    named = (tmp_path / "log").read_text()
+    assert named.count("002.jpg: 40 x 30 pixels, more than data.max_pixels=1000") == 2
+    assert named.count("003.jpg: Not a JPEG, PNG, GIF or BMP image but WebP") == 2
+
+
+def test_disk_holds_upright_images_where_asked_for(tmp_path):
+    folder = tmp_path / "data" / "train" / "ant"
+    folder.mkdir(parents=True)
+    pixels = np.zeros([8, 8, 3], np.uint8)
+    pixels[:4] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(pixels).save(str(folder / "a.png"), exif=exif)
+    class_folders(tmp_path / "data", {"bee": 1}, "train")
+    source = open_source("folder", "train", str(tmp_path / "data"))
+    tops = [
+        int(by_id(cache.on_disk(source, 8, str(tmp_path / "decoded"), exif=exif))[0][0][0, 0, 0]) for exif in (0, 1)
+    ]
+    assert tops == [200, 0]
 
 
 def test_disk_without_room(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from helpers import tiny, untrained_run
 
-from g16net import compat, config, export, extras
+from g16net import compat, config, export, extras, native
 from g16net.config import UserError
 from g16net.data import transforms
 from g16net.export import folding, onnx_graph, runners, saved_model, tf_graph, tflite, verify
@@ -159,8 +159,42 @@ def test_encoded_images_get_the_preprocessing_of_testing(plain, exported):
     result = serve.signatures["image_bytes"](image_bytes=tf.constant([jpeg, png]))
     prepared = np.stack([transforms.eval_image(tf.constant(data), **PREPARE) for data in (jpeg, png)])
     np.testing.assert_allclose(result["logits"], logits_of(plain, prepared), atol=1e-5)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="Not a JPEG, PNG, GIF or BMP image"):
-        serve.signatures["image_bytes"](image_bytes=tf.constant([b"no image"]))
+    for data, why in ((b"no image", "Not a JPEG, PNG, GIF or BMP image"), (b"RIFF    WEBP", "but WebP")):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=why):
+            serve.signatures["image_bytes"](image_bytes=tf.constant([data]))
+
+
+@pytest.mark.parametrize("exif", [False, True])
+def test_encoded_images_of_every_kind_are_decoded_as_in_training(exif, monkeypatch):
+    """Palettes, transparency, orientation: by the operations of the exported graph, here without its network."""
+    from PIL import Image, ImageOps
+
+    from tests.test_formats import FORMS, oriented
+
+    monkeypatch.setattr(saved_model.tf_graph, "Network", Flat)
+    prepare = dict(PREPARE, fit="resize", exif=exif, max_pixels=10**6)
+    served = saved_model.served(None, NAMES[:3], prepare)
+    forms = ["bmp palette 4", "bmp 16", "gif transparent", "png palette 2 transparent", "jpeg cmyk without adobe"]
+    encoded = [FORMS[form] for form in forms] + [oriented("PNG", 6), oriented("JPEG", 8)]
+    with native.disabled():
+        found = served.image_bytes(tf.constant(encoded))["logits"]
+    for row, data in zip(found, encoded):
+        image = Image.open(io.BytesIO(data))
+        image = np.array((ImageOps.exif_transpose(image) if exif else image).convert("RGB"))
+        expected = transforms.eval_image(tf.constant(image), **prepare)
+        np.testing.assert_allclose(row, expected[:8, :, 0].numpy().mean(1)[:3], atol=1.5)
+
+
+class Flat:
+    """A network whose logits are means of the first rows."""
+
+    variables = ()
+
+    def __init__(self, steps):
+        pass
+
+    def __call__(self, images):
+        return tf.reduce_mean(images[:, :3, :, 0], 2)
 
 
 @pytest.mark.run

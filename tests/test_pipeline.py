@@ -1,3 +1,4 @@
+import functools
 import os
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from g16net import native
-from g16net.data import pipeline
+from g16net.data import pipeline, transforms
 from g16net.data.sources import open_source
 from tests.test_sources import class_folders, idx_folder, jpeg, record_files
 
@@ -193,11 +194,12 @@ def test_corrupt_training_images_give_their_place_to_the_next(broken, tmp_path, 
             turned = np.roll(ids, -place)
             assert got[place] == next(i for i in turned if i not in (7, 8, 39))
     named = open(log).read()
-    for name, times in (("ant/007.jpg", 2), ("ant/008.jpg", 2), ("bee/019.jpg", 2)):
-        assert named.count(name) == times
+    damaged, empty = "damaged or cut off", "Not a JPEG, PNG, GIF or BMP image but an empty file"
+    for name, why in (("ant/007.jpg", damaged), ("ant/008.jpg", empty), ("bee/019.jpg", damaged)):
+        assert named.count(f"{name}: {why}\n") == 2
     part = batches(broken, mark, 8, seed=0, start_epoch=1, start_step=1, epochs=2, max_corrupt=0.1)
     assert_same(part, whole[6:])
-    assert "Corrupt image, skipped:" in capfd.readouterr().err
+    assert f"ant{os.sep}008.jpg: {empty}" in capfd.readouterr().err
 
 
 def test_corrupt_evaluation_images_weigh_nothing(broken):
@@ -213,6 +215,45 @@ def test_too_many_corrupt_images_end_the_run(broken):
     with pytest.raises(tf.errors.InvalidArgumentError, match="(?s)too many corrupt images.*max_corrupt"):
         list(pipeline.eval_batches(broken, mark, 8, max_corrupt=0.05))
     assert len(batches(broken, mark, 8, seed=0, epochs=3, max_corrupt=0.08)) == 15  # counts anew each epoch
+
+
+def test_images_above_the_limit_are_left_out_and_named_without_counting_as_corrupt(tmp_path):
+    class_folders(tmp_path, {"ant": 20, "bee": 20}, "train")
+    break_file(tmp_path, "train/ant/003.jpg", jpeg(height=30, width=40))
+    break_file(tmp_path, "train/bee/004.jpg", jpeg(height=30, width=40))
+    os.remove(str(tmp_path / "train" / "ant" / "005.jpg"))
+    (tmp_path / "train" / "ant" / "005.jpg").mkdir()
+    source = open_source("folder", "train", str(tmp_path))
+    count, log = source.num_examples, str(tmp_path / "left_out.txt")
+
+    def small(record, seed):
+        image = transforms.eval_image(record["image"], 2, max_pixels=1000)
+        return {"image": image, "label": record["label"]}
+
+    judge = functools.partial(transforms.reason, max_pixels=1000)
+    options = {"max_corrupt": 0, "corrupt_log": log, "judge": judge}
+    assert len(batches(source, small, 8, seed=0, epochs=1, **options)) == count // 8
+    weights = sum(w.sum() for _, _, w in pipeline.eval_batches(source, small, 8, **options).as_numpy_iterator())
+    assert weights == count - 2
+    named = open(log).read()
+    assert named.count("ant/003.jpg: 40 x 30 pixels, more than data.max_pixels=1000") == 2
+    os.remove(str(tmp_path / "train" / "bee" / "000.jpg"))
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="(?s)too many corrupt images.*bee/000.jpg: cannot be read"
+    ):
+        list(pipeline.eval_batches(source, small, 8, **options))
+
+
+def test_no_more_images_are_named_in_an_epoch_than_a_log_can_take(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "MOST_NAMED", 3)
+    class_folders(tmp_path, {"ant": 20, "bee": 20}, "train")
+    for i in range(10):
+        break_file(tmp_path, f"train/ant/{i:03d}.jpg")
+    source, log = open_source("folder", "train", str(tmp_path)), str(tmp_path / "left_out.txt")
+    batches(source, mark, 8, seed=0, epochs=2, max_corrupt=0.5, corrupt_log=log)
+    lines = open(log).read().splitlines()
+    assert sum("damaged" in line for line in lines) == 2 * 3
+    assert sum("and others, not named in this epoch" in line for line in lines) == 2
 
 
 def test_a_batch_without_any_image_ends_the_run(tmp_path):

@@ -340,7 +340,7 @@ def test_images_above_the_limit_are_refused_by_their_header(image):
         lambda: transforms.decode(tf.constant(image), max_pixels=375 * 500 - 1),
         lambda: transforms.train_image(tf.constant(image), 16, SEED, max_pixels=375 * 500 - 1),
     ):
-        with pytest.raises(tf.errors.InvalidArgumentError, match="more than 187499 pixels"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="more pixels than data.max_pixels.*187499"):
             function()
 
 
@@ -348,7 +348,7 @@ def test_a_header_of_a_giant_is_refused_before_memory_is_asked_for():
     png = JPEG  # 65500 x 65500: more than 2^32 pixels
     start = png.index(b"\xff\xc0")
     giant = png[: start + 5] + (65500).to_bytes(2, "big") * 2 + png[start + 9 :]
-    with pytest.raises(tf.errors.InvalidArgumentError, match="more than 67108864 pixels"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="more pixels than data.max_pixels"):
         transforms.train_image(tf.constant(giant), 16, SEED)
 
 

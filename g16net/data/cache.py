@@ -5,6 +5,7 @@ examples. They read the whole source once, before the first batch, and say befor
 """
 
 import hashlib
+import json
 import os
 import shutil
 
@@ -15,10 +16,11 @@ from absl import logging
 from g16net import compat
 from g16net.config import UserError
 from g16net.data import order as orders
-from g16net.data import transforms
+from g16net.data import pipeline, transforms
 from g16net.data.sources.base import indexed, listed
 
 CHUNK = 256  # images read at a time
+DECODING = 2  # grows when the same bytes give other pixels
 
 
 def in_memory(source):
@@ -60,44 +62,77 @@ def in_memory(source):
     return _like(source, read, encoded=True, example_bytes=source.example_bytes, held_bytes=needed)
 
 
-def on_disk(source, size, folder, max_corrupt=0.01):
+def on_disk(source, size, folder, max_corrupt=0.01, max_pixels=transforms.MAX_PIXELS, exif=False):
     """`source` with its images decoded to uint8 [size, size, 3] in a file in `folder`, made at the first use.
 
     An image is the centre square of the original, scaled with smoothing. What is cropped later is cropped from that.
 
     Args:
         size: pixels.
-        folder: for the files: one of num_examples * size * size * 3 bytes, which NumPy reads too (.npy), and one of
-            labels (-1 where an image is corrupt).
+        folder: for the files: one of num_examples * size * size * 3 bytes, which NumPy reads too (.npy), one of labels
+            (-1 where an image is left out), and a JSON file with the ids of those and the reasons.
         max_corrupt: share of the images that may be corrupt.
+        max_pixels, exif: of the originals, as in `transforms`.
 
     Raises:
         UserError: no room on the disk, or too many corrupt images.
     """
-    name = f"{source.name}-{source.split}-{size}px-{_fingerprint(source, size)}".replace("/", "-").replace(":", "-")
-    images, labels = (os.path.join(folder, name + end) for end in (".npy", ".labels.npy"))
+    key = _fingerprint(source, size, max_pixels, exif)
+    name = f"{source.name}-{source.split}-{size}px-{key}".replace("/", "-").replace(":", "-")
+    images, labels, reasons = (os.path.join(folder, name + end) for end in (".npy", ".labels.npy", ".left_out.json"))
     if not os.path.exists(labels):
-        _write(source, size, images, labels, max_corrupt)
+        _write(source, size, images, labels, reasons, max_corrupt, max_pixels, exif)
     known = np.load(labels, allow_pickle=False)
     one = size * size * 3
     header = os.path.getsize(images) - len(known) * one
     if len(known) != source.num_examples or not 0 < header < one + 4096:
         raise UserError(f"{images}: not the file that was written; remove it and {labels}")
     all_labels = tf.constant(known)
+    pixels = _Records(images, header, one)
 
     def read(row):
         label = all_labels[row["id"]]
-        sound = tf.debugging.Assert(label >= 0, ["the image was corrupt when it was cached"])
+        sound = tf.debugging.Assert(label >= 0, ["the image was left out when it was cached"])
         with tf.control_dependencies([sound]):
-            begin = header + row["id"] * one
-        data = tf.data.FixedLengthRecordDataset(images, one, header_bytes=begin, buffer_size=one).take(1)
-        data = tf.io.decode_raw(tf.data.experimental.get_single_element(data), tf.uint8)
+            data = tf.numpy_function(pixels.read, [row["id"]], tf.uint8)
         return {"image": tf.reshape(data, [size, size, 3]), "label": label, "id": row["id"]}
 
-    return _like(source, read, encoded=False, example_bytes=one, held_bytes=0.0)
+    return _like(source, read, encoded=False, example_bytes=one, held_bytes=0.0)._replace(fault=_remembered(reasons))
 
 
-def _write(source, size, images, labels, max_corrupt):
+class _Records:
+    """Equal records of a file, each of which one system call reads, whichever comes next.
+
+    TensorFlow has no operation that reads from the middle of a file; its data set of records of one length reads all
+    that comes before.
+    """
+
+    def __init__(self, path, header, size):
+        self.path, self.header, self.size = path, header, size
+        self.file = open(path, "rb", buffering=0)  # kept for as long as a graph holds `read`
+
+    def read(self, index):
+        data = os.pread(self.file.fileno(), self.size, self.header + int(index) * self.size)  # others run meanwhile
+        if len(data) != self.size:
+            raise ValueError(f"{self.path}: cut off at record {index}")
+        return np.frombuffer(data, np.uint8)
+
+
+def _remembered(path):
+    """`Source.fault` of a cache: what `path` says of the images that it lacks."""
+    with open(path, encoding="utf-8") as file:
+        rows = json.load(file) or [[-1, "", False]]
+    ids, why, large = (tf.constant(column, kind) for column, kind in zip(zip(*rows), (tf.int64, tf.string, tf.bool)))
+
+    def fault(row, judge):
+        place = tf.equal(ids, row["id"])
+        here, first = tf.reduce_any(place), tf.argmax(place)
+        return tf.where(here, why[first], "cannot be read from the cache"), here & large[first]
+
+    return fault
+
+
+def _write(source, size, images, labels, reasons, max_corrupt, max_pixels, exif):
     folder = os.path.dirname(images)
     os.makedirs(folder, exist_ok=True)
     needed, free = source.num_examples * size * size * 3, shutil.disk_usage(folder).free
@@ -109,36 +144,59 @@ def _write(source, size, images, labels, max_corrupt):
 
     def example(row):
         record = source.read(row)
-        return row["id"], record["label"], _centre(record["image"], size)
+        return row["id"], record["label"], _centre(record["image"], size, max_pixels, exif)
 
     done = compat.ignore_errors(_rows(source).map(example, num_parallel_calls=tf.data.AUTOTUNE)).batch(CHUNK)
     known = np.full(source.num_examples, -1, np.int32)
-    temporary = f"{images}.{os.getpid()}"
+    temporary = [f"{path}.{os.getpid()}" for path in (images, reasons, labels)]
     try:
-        file = np.lib.format.open_memmap(temporary, "w+", np.uint8, (source.num_examples, size, size, 3))
+        file = np.lib.format.open_memmap(temporary[0], "w+", np.uint8, (source.num_examples, size, size, 3))
         for ids, some_labels, pixels in done.prefetch(1).as_numpy_iterator():
             file[ids], known[ids] = pixels, some_labels
         file.flush()
-        corrupt = np.flatnonzero(known < 0)
-        if len(corrupt):
-            names = [name.decode("utf-8", "backslashreplace") for name in source.locate(corrupt).numpy()]
-            logging.warning("%s: %d corrupt images: %s", source.name, len(corrupt), ", ".join(names))
-            if len(corrupt) > max_corrupt * source.num_examples:
-                raise UserError(
-                    f"{source.name}, split {source.split}: too many corrupt images, {len(corrupt)} of "
-                    f"{source.num_examples}: {listed(names)}. Mend or remove them, or raise max_corrupt"
-                )
-        with open(f"{labels}.{os.getpid()}", "wb") as labels_file:
+        left_out = _left_out(source, known, max_pixels)
+        corrupt = [name for name, _, _, large in left_out if not large]
+        if len(corrupt) > max_corrupt * source.num_examples:
+            raise UserError(
+                f"{source.name}, split {source.split}: too many corrupt images, {len(corrupt)} of "
+                f"{source.num_examples}: {listed(corrupt)}. The log has the reasons. Mend or remove them, or raise "
+                "max_corrupt"
+            )
+        with open(temporary[1], "w", encoding="utf-8") as reasons_file:
+            json.dump([row[1:] for row in left_out], reasons_file)
+        with open(temporary[2], "wb") as labels_file:
             np.save(labels_file, known)
-        os.replace(temporary, images)
-        os.replace(labels_file.name, labels)  # last: where the labels are, all is
+        for path, final in zip(temporary, (images, reasons, labels)):  # labels last: where they are, all is
+            os.replace(path, final)
     finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+        for path in filter(os.path.exists, temporary):
+            os.remove(path)
 
 
-def _centre(image, size):
-    image = transforms.decode(image)
+def _left_out(source, known, max_pixels):
+    """`[name, id, why, large]` of each image whose label is not known; the first of them go to the log."""
+    missing = tf.constant(known < 0)
+    if not np.any(known < 0):
+        return []
+
+    def why(row):
+        return (row["id"], *pipeline.fault(source, row, lambda data: transforms.reason(data, max_pixels)))
+
+    rows = _rows(source).filter(lambda row: missing[row["id"]]).map(why, num_parallel_calls=tf.data.AUTOTUNE)
+    found = [
+        (int(i), text.decode("utf-8", "backslashreplace"), bool(large)) for i, text, large in rows.as_numpy_iterator()
+    ]
+    places = source.locate(np.array([row[0] for row in found], np.int64)).numpy()
+    found = [[name.decode("utf-8", "backslashreplace"), *row] for name, row in zip(places, found)]
+    for name, _, text, _ in found[: pipeline.MOST_NAMED]:
+        logging.warning("Image left out: %s: %s", name, text)
+    if len(found) > pipeline.MOST_NAMED:
+        logging.warning("and %d others that are left out", len(found) - pipeline.MOST_NAMED)
+    return found
+
+
+def _centre(image, size, max_pixels, exif):
+    image = transforms.decode(image, max_pixels, exif)
     height, width = tf.unstack(tf.shape(image)[:2])
     side = tf.minimum(height, width)
     image = tf.slice(image, [(height - side) // 2, (width - side) // 2, 0], [side, side, 3])
@@ -158,13 +216,14 @@ def _like(source, read, encoded, example_bytes, held_bytes):
     )  # fmt: skip
 
 
-def _fingerprint(source, size):
+def _fingerprint(source, size, max_pixels, exif):
     ends = [
         text.decode("utf-8", "backslashreplace")
         for text in source.locate(np.array([0, source.num_examples - 1])).numpy()
     ]
     facts = [source.name, source.split, source.num_examples, source.example_bytes, source.class_names, ends, size]
     facts += [source.contents()["digest"]] if source.contents else []
+    facts += [max_pixels, exif, DECODING]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 

@@ -12,6 +12,7 @@ from absl import logging
 
 from g16net import compat
 from g16net.data import order as orders
+from g16net.data import pipeline
 
 
 def needed_bytes(source, shape, dtype):
@@ -57,4 +58,7 @@ def kept(source, transform, compute, shape, dtype, batch):
         with tf.control_dependencies([sound]):
             return {"image": features[row["id"]], "label": label, "id": row["id"]}
 
-    return source._replace(read=read, encoded=False, held_bytes=source.held_bytes + needed)
+    def fault(row, judge):
+        return pipeline.fault(source, row, judge)
+
+    return source._replace(read=read, encoded=False, held_bytes=source.held_bytes + needed, fault=fault)

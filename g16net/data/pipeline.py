@@ -3,15 +3,16 @@
     source.stream(order)    which examples come next, one step's at a time: cheap, in order
       -> one step           its examples are read and transformed side by side, batched, repaired, mixed; a few steps
                             are in work at once, over the borders of epochs
-      -> count              of corrupt images, in order
+      -> count              of images left out, in order
       -> prefetch
 
 What is drawn for an example depends on (seed, epoch, position) alone. Everything is graph operations without Python
 behind them, so that tf.data's service can run it elsewhere; there without the native operations, which a worker lacks.
 
-A corrupt image (one that raises in the source's `read` or in the transform) leaves its place in a training batch to the
-next sound one of the same batch, the last ones to the first; in evaluation it weighs 0. Each is named on stderr, and
-more than a share of them in an epoch ends the run. Nothing else shifts: a resumed run meets the same batches.
+An image that raises in the source's `read` or in the transform leaves its place in a training batch to the next sound
+one of the same batch, the last ones to the first; in evaluation it weighs 0. Each is named on stderr with the reason,
+up to `MOST_NAMED` an epoch. Corrupt ones, more than a share of which in an epoch ends the run, are told from those
+that are sound but larger than the run wants. Nothing else shifts: a resumed run meets the same batches.
 """
 
 import contextlib
@@ -23,8 +24,10 @@ from absl import logging
 from g16net import compat, native
 from g16net.config import UserError
 from g16net.data import order as orders
+from g16net.data import transforms
 
 MAX_CORRUPT = 0.01
+MOST_NAMED = 100  # images left out that are named in an epoch
 
 
 def steps_per_epoch(source, global_batch, count=1, shard_by="position"):
@@ -56,6 +59,7 @@ def train_batches(
     threads=None,
     prefetch=2,
     service=None,
+    judge=transforms.reason,
 ):
     """Shuffled training batches, without a pause between epochs.
 
@@ -73,7 +77,7 @@ def train_batches(
             "file": each worker reads its own files (index::count) and shuffles among them.
         mix: `(images, labels, seed) -> (images, targets)` on this worker's batch; seed is int32 [2].
         max_corrupt: share of an epoch's images that may be corrupt before the run ends.
-        corrupt_log: file to which the names of corrupt images are appended; None: stderr.
+        corrupt_log: file to which the names of images left out are appended, each with the reason; None: stderr.
         num_parallel_calls: images of a step that are in work at once; None: two a core.
         deterministic: False lets the images of a step, and the steps in work, come in any order.
         threads: size of a thread pool of this data set's own; None: TensorFlow's.
@@ -82,6 +86,8 @@ def train_batches(
             steps, or groups of record files, in no fixed order. Each comes at most once: the few that a dying worker
             had in hand are lost. All trainers take from one stream; `shard` only says how large a batch is. Leave
             `epochs` None with it: the end of a finite stream waits until a dead worker is back.
+        judge: encoded bytes that the transform raised on -> (why: string, large: bool, whether that is the size alone),
+            as `transforms.reason`.
 
     Returns:
         A tf.data.Dataset of (images: uint8 [batch, size, size, 3], targets: int32 [batch], or what `mix` gives).
@@ -136,7 +142,7 @@ def train_batches(
     with native.disabled() if service else contextlib.nullcontext():  # its workers know TensorFlow's operations alone
         data = _batches(
             source, transform, rows.map(with_seeds), batch, finish, max_corrupt * order.stop / order.count, corrupt_log,
-            num_parallel_calls, deterministic, repair=True,
+            num_parallel_calls, deterministic, repair=True, judge=judge,
         )  # fmt: skip
     if service:
         share = tf.data.experimental.service.distribute(
@@ -157,6 +163,7 @@ def eval_batches(
     num_parallel_calls=None,
     threads=None,
     prefetch=2,
+    judge=transforms.reason,
 ):
     """Every example of the source exactly once over all workers, each worker with the same number of batches.
 
@@ -195,13 +202,13 @@ def eval_batches(
 
     data = _batches(
         source, transform, rows.map(with_seeds), batch, finish, max_corrupt * (end - begin), corrupt_log,
-        num_parallel_calls, deterministic=True, repair=False,
+        num_parallel_calls, deterministic=True, repair=False, judge=judge,
     )  # fmt: skip
     return data.prefetch(prefetch).with_options(_options(True, threads))
 
 
 def _batches(
-    source, transform, rows, batch, finish, most_corrupt, corrupt_log, num_parallel_calls, deterministic, repair
+    source, transform, rows, batch, finish, most_corrupt, corrupt_log, num_parallel_calls, deterministic, repair, judge
 ):
     """From rows (vectors of at most `batch` examples' places) to what `finish` makes of each batch.
 
@@ -230,10 +237,12 @@ def _batches(
         slots = done["slot"][:-1]
         found = tf.size(slots)
         sound = tf.scatter_nd(slots[:, tf.newaxis], tf.ones_like(slots), [batch]) > 0
-        corrupt = count - found
-        named = tf.cond(corrupt > 0, lambda: _name(source, rows["id"], sound[:count], corrupt_log), tf.no_op)
-        with tf.control_dependencies([named]):
-            place = _next_sound(slots, sound, batch) if repair else _own(slots, sound, batch)
+        lines, large = tf.cond(
+            found < count,
+            lambda: _left_out(source, rows, tf.logical_not(sound[:count]), judge),
+            lambda: (tf.zeros([0], tf.string), tf.zeros([0], tf.bool)),
+        )
+        place = _next_sound(slots, sound, batch, lines) if repair else _own(slots, sound, batch)
 
         def filled(column):
             column = tf.cond(tf.equal(found, batch), lambda: column[:-1], lambda: tf.gather(column, place))
@@ -254,35 +263,43 @@ def _batches(
         with tf.control_dependencies([in_range]):
             done["label"] = tf.identity(done["label"])
         epoch = tf.reduce_max(tf.concat([rows["epoch"], [0]], 0))
-        return finish(done, rows), epoch, tf.cast(corrupt, tf.int64)
+        return finish(done, rows), epoch, lines, large
 
     def counted(state, item):
-        """Adds up the corrupt images of an epoch."""
-        batch_of, epoch, corrupt = item
-        total = corrupt + tf.where(tf.equal(epoch, state[0]), state[1], 0)
+        """Names the images left out and adds up those of an epoch: (epoch, corrupt ones, all)."""
+        batch_of, epoch, lines, large = item
+        same = tf.equal(epoch, state[0])
+        total = tf.math.count_nonzero(~large) + tf.where(same, state[1], 0)
+        before = tf.where(same, state[2], 0)
+        named = tf.cond(tf.size(lines) > 0, lambda: _name(lines, before, corrupt_log), tf.no_op)
         few = tf.debugging.Assert(
             tf.cast(total, tf.float64) <= most_corrupt,
             [
                 f"{source.name}, split {source.split}: too many corrupt images:",
                 total,
-                f"in this epoch, more than the {most_corrupt:.1f} that max_corrupt allows. They are named in the log: "
-                "mend or remove them, or raise max_corrupt",
+                f"in this epoch, more than the {most_corrupt:.1f} that max_corrupt allows. They are named in the log "
+                "with the reasons: mend or remove them, or raise max_corrupt; the last is",
+                _first(lines),
             ],
         )
-        with tf.control_dependencies([few]):
-            return (epoch, tf.identity(total)), batch_of
+        with tf.control_dependencies([few] if named is None else [few, named]):
+            return (epoch, tf.identity(total), before + tf.size(lines, tf.int64)), batch_of
 
     data = rows.interleave(
         step, cycle_length=steps, block_length=1, num_parallel_calls=steps, deterministic=deterministic
     )
     zero = tf.constant(0, tf.int64)
-    return data.scan((zero, zero), counted)
+    return data.scan((zero, zero, zero), counted)
 
 
-def _next_sound(slots, sound, batch):
+def _next_sound(slots, sound, batch, lines):
     """For each place of a batch the row, among those found, that goes there: its own, or the next sound place's."""
     some = tf.debugging.Assert(
-        tf.size(slots) > 0, ["too many corrupt images: not one image of a whole batch could be read"]
+        tf.size(slots) > 0,
+        [
+            "too many corrupt images: not one image of a whole batch could be read, such as",
+            tf.concat([lines, [""]], 0)[0],
+        ],
     )
     with tf.control_dependencies([some]):
         after = tf.searchsorted(tf.sort(slots), tf.range(batch)) % tf.maximum(tf.size(slots), 1)
@@ -295,11 +312,44 @@ def _own(slots, sound, batch):
     return tf.where(sound, rows, tf.size(slots))
 
 
-def _name(source, ids, sound, path):
-    """Prints where the corrupt images of a batch lie."""
-    names = source.locate(tf.boolean_mask(ids, tf.logical_not(sound)))
+def fault(source, row, judge):
+    """`(why, large)` for a row that the source's `read` or the transform raised on: scalars, string and bool.
+
+    Args:
+        judge: as in `train_batches`.
+    """
+    if source.fault is not None:
+        return source.fault(row, judge)
+    if not source.encoded:
+        return tf.constant("cannot be prepared"), tf.constant(False)
+    data, there = transforms.attempt(lambda row: source.read(row)["image"], row, default=tf.constant(""))
+    why, large = judge(data)
+    return tf.where(there, why, "cannot be read: gone, larger than is read, or not allowed"), there & large
+
+
+def _left_out(source, rows, bad, judge):
+    """(`PATH: why` of each bad row, whether that is its size alone): string and bool [bad rows]."""
+    rows = {name: tf.boolean_mask(column, bad) for name, column in rows.items()}
+    signature = tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.bool)
+    why, large = tf.map_fn(lambda row: fault(source, row, judge), rows, fn_output_signature=signature)
+    return tf.strings.join([source.locate(rows["id"]), ": ", why]), large
+
+
+def _first(lines):
+    return tf.concat([lines, [""]], 0)[0]
+
+
+def _name(lines, before, path):
+    """Prints the lines of images left out, where `before` have been named in this epoch."""
     stream = f"file://{path}" if path else sys.stderr
-    return tf.print("Corrupt image, skipped:", names, output_stream=stream, summarize=-1)
+    few = lines[: tf.maximum(MOST_NAMED - before, 0)]
+    few = tf.cond(
+        (before <= MOST_NAMED) & (before + tf.size(lines, tf.int64) > MOST_NAMED),
+        lambda: tf.concat([few, [f"and others, not named in this epoch beyond {MOST_NAMED}"]], 0),
+        lambda: few,
+    )
+    text = tf.strings.reduce_join(tf.strings.join(["Image left out: ", few]), separator="\n")
+    return tf.cond(tf.size(few) > 0, lambda: tf.print(text, output_stream=stream), tf.no_op)
 
 
 def _part(source, index, count):

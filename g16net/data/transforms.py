@@ -7,17 +7,18 @@ seed, made of graph operations, so that a `tf.data` pipeline can be serialised, 
 TensorFlow's own, but for the resize where `g16net.native` can be had, which gives the same bytes; a graph for a program
 without it is made within `native.disabled()`.
 
-An image is a scalar string (JPEG of any colour space, PNG, GIF's first frame or BMP, whatever its file name says) or
-a uint8 array [height, width, channels] with 1 or 3 channels. A seed is int32 [2]. Bytes that are no such image, or one
-of more than `max_pixels` pixels, raise InvalidArgumentError when the graph runs, before memory for the pixels is
-asked for; `attempt` turns that into a flag.
+An image is a scalar string (JPEG, PNG, GIF or BMP, whatever its file name says, see `formats`) or a uint8 array
+[height, width, channels] with 1 or 3 channels. A seed is int32 [2]. Bytes that are no such image, or one of more than
+`max_pixels` pixels, raise InvalidArgumentError when the graph runs, before memory for the pixels is asked for;
+`attempt` turns that into a flag, and `reason` says why.
 """
 
 import tensorflow as tf
 
-from g16net import native
+from g16net import compat, native
+from g16net.data import formats
 
-MAX_PIXELS = 2**26  # 8192 x 8192, 192 MiB once decoded
+MAX_PIXELS = 2**28  # 16384 x 16384, 768 MiB once decoded whole, which large JPEGs seldom are
 AREA = (0.05, 1.0)
 ASPECT = (0.75, 1.33)
 RATIOS = (2, 4, 8)  # by which the JPEG decoder can divide the size
@@ -41,6 +42,7 @@ def train_image(
     resize="bilinear",
     jpeg=False,
     max_pixels=MAX_PIXELS,
+    exif=False,
 ):
     """Training preprocessing: random box, resize, random flip.
 
@@ -56,6 +58,7 @@ def train_image(
         resize: "bilinear" or "tf1", see `scale`.
         jpeg: every image is known to be a JPEG, which saves the test; another format then raises like a broken one.
         max_pixels: most pixels of the whole image.
+        exif: turn and mirror the image as its EXIF orientation says, before anything else.
 
     Returns:
         uint8 [size, size, 3].
@@ -64,14 +67,14 @@ def train_image(
     def draw(shape):
         return random_box(shape, seed, area, aspect, boxes, min_object_covered)
 
-    image = _decode(image, draw, target=size, jpeg=jpeg, max_pixels=max_pixels)
+    image = _decode(image, draw, target=size, jpeg=jpeg, max_pixels=max_pixels, exif=exif)
     image = scale(image, [size, size], resize, flip=_coin(derive(seed, 1)) if flip else None)
     if augment is not None:
         image = augment(image, derive(seed, 2))
     return tf.ensure_shape(image, [size, size, 3])
 
 
-def eval_image(image, size, fit="crop", resize="bilinear", max_pixels=MAX_PIXELS):
+def eval_image(image, size, fit="crop", resize="bilinear", max_pixels=MAX_PIXELS, exif=False):
     """Test preprocessing: uint8 [size, size, 3].
 
     Args:
@@ -81,6 +84,7 @@ def eval_image(image, size, fit="crop", resize="bilinear", max_pixels=MAX_PIXELS
             to `size`, for sources of a few pixels.
         resize: "bilinear" or "tf1", see `scale`.
         max_pixels: most pixels of the image.
+        exif: turn and mirror the image as its EXIF orientation says, before anything else.
 
     Raises:
         ValueError: for an unknown fit or resize.
@@ -88,7 +92,7 @@ def eval_image(image, size, fit="crop", resize="bilinear", max_pixels=MAX_PIXELS
     if fit not in ("crop", "resize"):
         raise ValueError(f'fit is {fit!r}; use "crop" or "resize"')
     short = int(size * 256 / 224) if fit == "crop" else size
-    image = _decode(image, target=short, max_pixels=max_pixels)
+    image = _decode(image, target=short, max_pixels=max_pixels, exif=exif)
     if fit == "crop":
         extent = tf.shape(image)[:2]
         scaled = tf.math.rint(tf.cast(extent * short, tf.float32) / tf.cast(tf.reduce_min(extent), tf.float32))
@@ -101,7 +105,7 @@ def eval_image(image, size, fit="crop", resize="bilinear", max_pixels=MAX_PIXELS
     return tf.ensure_shape(image, [size, size, 3])
 
 
-def small_image(image, size, seed, pad=0, flip=False, resize="bilinear", max_pixels=MAX_PIXELS):
+def small_image(image, size, seed, pad=0, flip=False, resize="bilinear", max_pixels=MAX_PIXELS, exif=False):
     """Training preprocessing for sources of a few pixels (digits, CIFAR), which a random box would ruin.
 
     Args:
@@ -112,11 +116,12 @@ def small_image(image, size, seed, pad=0, flip=False, resize="bilinear", max_pix
         flip: mirror left to right with probability one half; never for digits.
         resize: "bilinear" or "tf1", see `scale`.
         max_pixels: most pixels of the image.
+        exif: turn and mirror the image as its EXIF orientation says, before anything else.
 
     Returns:
         uint8 [size, size, 3].
     """
-    image = eval_image(image, size, "resize", resize, max_pixels)
+    image = eval_image(image, size, "resize", resize, max_pixels, exif)
     if pad:
         begin = tf.random.stateless_uniform([2], seed, maxval=2 * pad + 1, dtype=tf.int32)
         image = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
@@ -126,9 +131,9 @@ def small_image(image, size, seed, pad=0, flip=False, resize="bilinear", max_pix
     return tf.ensure_shape(image, [size, size, 3])
 
 
-def decode(image, max_pixels=MAX_PIXELS):
-    """The whole image as uint8 [height, width, 3]."""
-    return _decode(image, max_pixels=max_pixels)
+def decode(image, max_pixels=MAX_PIXELS, exif=False):
+    """The whole image as uint8 [height, width, 3]; the right way up by its EXIF orientation with `exif`."""
+    return _decode(image, max_pixels=max_pixels, exif=exif)
 
 
 def random_box(shape, seed, area=AREA, aspect=ASPECT, boxes=None, min_object_covered=0.1, max_attempts=100):
@@ -196,44 +201,41 @@ def image_extent(image):
     """
     if image.dtype != tf.string:
         return tf.shape(image, tf.int64)[:2]
-    return tf.cond(
-        tf.io.is_jpeg(image),
-        lambda: tf.cast(tf.io.extract_jpeg_shape(image)[:2], tf.int64),
-        lambda: _header_extent(image),
-    )
+    return formats.extent(image)
 
 
-def _header_extent(image):
-    """int64 [2]: height and width of a PNG, GIF or BMP by its first bytes, zeros for anything else."""
-    head = tf.io.decode_raw(image, tf.uint8, fixed_length=26)
-    number = tf.cast(head, tf.int64)
-
-    def bytes_at(offsets):
-        return tf.reduce_sum(tf.gather(number, offsets) * [1, 2**8, 2**16, 2**24][: len(offsets[0])], axis=1)
-
-    def starts(magic):
-        return tf.reduce_all(head[: len(magic)] == tf.constant(list(magic), tf.uint8))
-
-    png = bytes_at([[23, 22, 21, 20], [19, 18, 17, 16]])
-    gif = bytes_at([[8, 9], [6, 7]])
-    bmp = bytes_at([[22, 23, 24, 25], [18, 19, 20, 21]])
-    bmp = tf.minimum(bmp, 2**32 - bmp)  # a negative height means rows from top to bottom
-    nothing = tf.zeros([2], tf.int64)
-    rest = tf.where(starts(b"BM"), bmp, nothing)
-    rest = tf.where(starts(b"GIF8"), gif, rest)
-    return tf.where(starts(b"\x89PNG\r\n\x1a\n"), png, rest)
+def reason(image, max_pixels=MAX_PIXELS, jpeg=False):
+    """`(why, large)` for encoded bytes that could not be decoded: a string, and whether they are left out for being
+    larger than `max_pixels` alone, with nothing known to be wrong with them."""
+    extent, _ = attempt(formats.extent, image, default=tf.zeros([2], tf.int64))
+    why = formats.fault(image)
+    if jpeg:
+        why = tf.where(tf.io.is_jpeg(image), why, "not a JPEG, and data.jpeg says that every image is one")
+    large = formats.above(extent, max_pixels) & tf.equal(why, "")
+    size = tf.strings.as_string(extent)
+    size = tf.strings.join([size[1], " x ", size[0], f" pixels, more than data.max_pixels={max_pixels}"])
+    why = tf.where(tf.equal(why, ""), formats.DAMAGED, why)
+    return tf.where(large, size, why), large
 
 
-def _decode(image, draw=None, target=None, jpeg=False, max_pixels=MAX_PIXELS):
+def _decode(image, draw=None, target=None, jpeg=False, max_pixels=MAX_PIXELS, exif=False):
     """Decodes the box that `draw(shape)` gives (None: the whole image), as uint8 [height, width, 3].
 
     With a `target` size the result is divided by the largest of `RATIOS` that leaves both sides at least `target`;
-    the box is then cut to multiples of the ratio, so that reduced and full decoding show the same part.
+    the box is then cut to multiples of the ratio, so that reduced and full decoding show the same part. With `exif` the
+    box is drawn in the image as it is to be seen.
     """
 
     def from_jpeg():
         shape = tf.io.extract_jpeg_shape(image)
-        with tf.control_dependencies([_check_pixels(shape[:2], max_pixels)]):
+        with tf.control_dependencies([formats.check_pixels(shape[:2], max_pixels)]):
+            data = formats.as_adobe(image, shape[2])
+        if exif:
+            orientation = formats.orientation(image)
+            seen = formats.turned_extent(shape, orientation)
+            box = _whole(seen) if draw is None else draw(seen)
+            box = formats.stored_box(box, seen, orientation)
+        else:
             box = _whole(shape) if draw is None else draw(shape)
 
         def reduced(by):
@@ -241,17 +243,19 @@ def _decode(image, draw=None, target=None, jpeg=False, max_pixels=MAX_PIXELS):
             # default): without, a crop is 5 % faster but TensorFlow 2.6's libjpeg writes beyond its buffers.
             options = {"channels": 3, "ratio": by, "dct_method": "INTEGER_ACCURATE"}
             if draw is None:
-                return tf.io.decode_jpeg(image, **options)
-            return tf.io.decode_and_crop_jpeg(image, box // by if by > 1 else box, **options)
+                return tf.io.decode_jpeg(data, **options)
+            return tf.io.decode_and_crop_jpeg(data, box // by if by > 1 else box, **options)
 
-        return _by_ratio(box, target, reduced)
+        pixels = _by_ratio(box, target, reduced)
+        return formats.turn(pixels, orientation) if exif else pixels
 
     def from_other():
-        extent = _header_extent(image)
-        known = tf.debugging.Assert(tf.reduce_min(extent) > 0, ["Not a JPEG, PNG, GIF or BMP image"])
-        with tf.control_dependencies([known, _check_pixels(extent, max_pixels)]):
-            pixels = tf.io.decode_image(image, channels=3, expand_animations=False)
-        return from_array(tf.ensure_shape(pixels, [None, None, 3]))
+        extent, fault = formats.other_extent(image), formats.fault(image)
+        fault = tf.where(tf.equal(fault, "") & (tf.reduce_min(extent) <= 0), formats.DAMAGED, fault)
+        sound = tf.debugging.Assert(tf.equal(fault, ""), [fault])
+        with tf.control_dependencies([formats.check_pixels(extent, max_pixels), sound]):
+            pixels = formats.pixels(tf.identity(image), max_pixels)
+        return from_array(formats.turn(pixels, formats.orientation(image)) if exif else pixels)
 
     def from_array(pixels):
         box = _whole(tf.shape(pixels)) if draw is None else draw(tf.shape(pixels))
@@ -273,13 +277,6 @@ def _decode(image, draw=None, target=None, jpeg=False, max_pixels=MAX_PIXELS):
 
 def _whole(shape):
     return tf.stack([0, 0, shape[0], shape[1]])
-
-
-def _check_pixels(extent, max_pixels):
-    """An operation that raises for more than `max_pixels`."""
-    few = tf.reduce_prod(tf.cast(extent, tf.float64)) <= max_pixels
-    message = f"Image of more than {max_pixels} pixels (max_pixels); height, width:"
-    return tf.raw_ops.Assert(condition=few, data=[message, extent])  # without the branch that tf.debugging puts around
 
 
 def _by_ratio(box, target, reduced):
@@ -311,6 +308,5 @@ def attempt(function, *inputs, default):
     training, whose pipeline tries a whole step at once.
     """
     row = tf.data.Dataset.from_tensors(inputs).map(lambda *row: (function(*row), True))
-    row = row.apply(tf.data.experimental.ignore_errors())
-    row = row.concatenate(tf.data.Dataset.from_tensors((default, False)))
-    return tf.data.experimental.get_single_element(row.take(1))
+    row = compat.ignore_errors(row, log=False).concatenate(tf.data.Dataset.from_tensors((default, False)))
+    return compat.single_element(row.take(1))

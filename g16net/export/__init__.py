@@ -91,8 +91,7 @@ def check(config):
 
 def preprocessing(config):
     """How an image becomes the input, as arguments of `transforms.eval_image`."""
-    fit = "resize" if config.data.crop == "pad" else "crop"
-    return {"size": config.data.eval_size, "fit": fit, "resize": config.data.resize}
+    return assemble.eval_preprocessing(config, config.data.eval_size)
 
 
 def write(kind, path, config, model, class_names):

@@ -32,6 +32,8 @@ class Source(NamedTuple):
         part: for sources of several files: `(index, count)` -> the Source of the files index::count, else None.
         held_bytes: memory that a stream holds besides the batches.
         contents: () -> the facts of `identity` that tell this split from another one.
+        fault: `(row, judge) -> (why, large)` for a row that `read` raises on, as `pipeline.fault`, where the encoded
+            bytes are no longer at hand.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Source(NamedTuple):
     part: Optional[Callable[[int, int], "Source"]] = None
     held_bytes: float = 0.0
     contents: Optional[Callable[[], dict]] = None
+    fault: Optional[Callable] = None
 
 
 def indexed(

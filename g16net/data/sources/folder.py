@@ -43,7 +43,7 @@ class Listing(NamedTuple):
         return [path.partition(os.sep)[2] for path in self.paths]
 
 
-def open_folder(split, data_dir=None, holdout=HOLDOUT, train_split="", layout="auto", max_file_bytes=2**26):
+def open_folder(split, data_dir=None, holdout=HOLDOUT, train_split="", layout="auto", max_file_bytes=2**30):
     """Images in one folder a class; the classes are the folders' names, sorted. For the rest see `list_images`.
 
     Args:
