@@ -38,9 +38,13 @@ def start(*arguments, **kwargs):
     )
 
 
-def finish(process, status=0, timeout=300):
+def finish(process, status=0, timeout=900):
     """What the process printed."""
-    output = process.communicate(timeout=timeout)[0]
+    try:
+        output = process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     assert process.returncode == status, output
     return output
 
@@ -129,8 +133,8 @@ def test_mirrored_devices_train_as_one(options, alone, tmp_path):
 def test_accumulation_on_two_replicas_trains_as_one_pass_on_one(alone, tmp_path):
     options = [
         "--config.runtime.virtual_cpus=2",
-        "--config.runtime.grad_accumulation=4",
-        "--config.runtime.micro_batch=2",
+        "--config.runtime.grad_accumulation=2",
+        "--config.runtime.micro_batch=4",
     ]
     output = finish(start(tmp_path, "--config.runtime.strategy=mirrored", *options, *PLAIN))
     assert_same_trajectory(tmp_path, alone)
