@@ -81,6 +81,9 @@ def test_commands_resolve_or_are_marked(page, tmp_path, monkeypatch):
                 assert importlib.util.find_spec(module), command
             elif first == "python" and command.split()[1].endswith(".py"):
                 assert os.path.exists(os.path.join(pages.ROOT, command.split()[1])), command
+            elif first == "pytest":
+                named = [word for word in command.split() if word.startswith("tests/")]
+                assert named and all(os.path.exists(os.path.join(pages.ROOT, name)) for name in named), command
             elif command not in PLAIN:
                 assert block.mark.startswith("not run here") or block.mark.startswith("tested"), (
                     f"{page}: {command!r} is neither ours nor marked with <!-- not run here: why -->"
