@@ -59,6 +59,7 @@ def fitted(accumulation):
     return model.get_weights(), max(np.abs(a - b).max() for a, b in zip(model.get_weights(), start))
 
 
+@pytest.mark.run
 def test_accumulation_equals_the_large_batch():
     whole, moved = fitted(1)
     assert moved > 0.01
@@ -117,6 +118,7 @@ def one_weight(guard, accumulation=1):
     return model, optimizer
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_guarded_update_with_gradients_that_are_not_finite_is_left_out_and_counted(accumulation):
     if compat.KERAS3 and accumulation > 1:
@@ -137,6 +139,7 @@ def test_a_guarded_update_with_gradients_that_are_not_finite_is_left_out_and_cou
     assert model.get_weights()[0] < after
 
 
+@pytest.mark.run
 def test_a_guard_that_reports_does_not_change_training():
     for guard in ("none", "report", "skip"):
         model, _ = one_weight(guard)

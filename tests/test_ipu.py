@@ -444,6 +444,7 @@ MODES = {
 SLOW_MODES = {"three stages", "replicas", "one", "popdist float16"}
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     "mode", [pytest.param(mode, marks=pytest.mark.slow if mode in SLOW_MODES else ()) for mode in MODES]
 )
@@ -487,6 +488,7 @@ class Counted(keras.callbacks.Callback):
         self.logs.append(dict(logs))
 
 
+@pytest.mark.run
 def test_metrics_are_means_over_replicas(machine):
     machine()
     images, labels = small_data(1)

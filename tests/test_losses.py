@@ -157,6 +157,7 @@ def test_accuracy_is_not_free():
     assert metric.result().numpy() == 1.0
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("form", ["ids", "mixed"])
 def test_in_fit_and_evaluate(form):
     inputs = keras.Input((3,))

@@ -256,6 +256,7 @@ HALF = [("bn", "mixed_bfloat16"), ("ln_pn", "mixed_float16")]
 MORE_HALF = [("bn", "mixed_float16"), ("gn", "mixed_bfloat16"), ("gn", "mixed_float16"), ("ln_pn", "mixed_bfloat16")]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("norm, policy", HALF + [pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE_HALF])
 def test_training_step_in_mixed_precision(norm, policy):
     if policy == "mixed_bfloat16" and compat.TF_VERSION < (2, 7):
@@ -387,7 +388,7 @@ def test_depthwise_batch_norm_network_is_that_of_keras_applications(variant, tmp
     target = convert.from_keras_applications(path, variant)
     expected = np.asarray(source(x))
     assert expected.std() > 0.02  # else the bound below says little
-    assert np.abs(np.asarray(target(x)) - expected).max() < 1e-4
+    assert np.abs(np.asarray(target(x)) - expected).max() < 1e-4 * max(1, np.abs(expected).max())
 
 
 def test_weights_of_another_network_are_refused(b0_of_keras_applications):

@@ -116,7 +116,9 @@ def test_evaluation_has_every_example_once(source, batch, workers):
     assert sorted(seen) == sorted(i % 256 for i in range(source.num_examples))
 
 
-def test_order_and_draws_follow_the_seed(source):
+@pytest.mark.parametrize("kind", ["folder", pytest.param("records", marks=pytest.mark.slow)])
+def test_order_and_draws_follow_the_seed(kind, tmp_path):
+    source = open_kind(kind, tmp_path)
     one, other = (batches(source, transform, 8, seed=seed, epochs=1) for seed in (1, 2))
     assert any((a[0] != b[0]).any() for a, b in zip(one, other))
     assert_same(one, batches(source, transform, 8, seed=1, epochs=1, num_parallel_calls=1, prefetch=1, threads=2))
@@ -325,7 +327,9 @@ def service():
     del workers, dispatcher
 
 
-def test_a_service_shares_out_each_epoch(service, source):
+@pytest.mark.parametrize("kind", ["folder", pytest.param("records", marks=pytest.mark.slow)])
+def test_a_service_shares_out_each_epoch(service, kind, tmp_path):
+    source = open_kind(kind, tmp_path)
     steps = batches(source, mark, 4, seed=0, epochs=2, service=service[0])
     seen = np.concatenate([image[:, 0, 0, 0] for image, _ in steps])
     values, times = np.unique(seen, return_counts=True)

@@ -202,6 +202,7 @@ def same_networks(count):
     return models
 
 
+@pytest.mark.run
 def test_counts_updates_and_follows_a_schedule():
     plain, scheduled = same_networks(2)
     constant = ExponentialStaircase(0.05, steps=100, rate=1.0)
@@ -214,6 +215,7 @@ def test_counts_updates_and_follows_a_schedule():
     assert all(np.all(np.isfinite(w)) for w in falling)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("scale", [2.0**10])
 def test_loss_scale_changes_nothing_in_float32(scale):
     plain, scaled = same_networks(2)
@@ -224,6 +226,7 @@ def test_loss_scale_changes_nothing_in_float32(scale):
     assert int(inner.iterations.numpy()) == 6
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_trains_in_half_precision_with_float32_state(policy):
     keras.mixed_precision.set_global_policy(policy)
@@ -269,6 +272,7 @@ def test_config_round_trip():
     assert float(plain.learning_rate) == 0.125
 
 
+@pytest.mark.run
 def test_saved_model_goes_on_training(tmp_path):
     keras26 = compat.TF_VERSION < (2, 12)  # knows no .keras files
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)])
@@ -288,6 +292,7 @@ def test_saved_model_goes_on_training(tmp_path):
     assert int(again.optimizer.iterations.numpy()) == 10
 
 
+@pytest.mark.run
 def test_checkpoint_holds_the_state(tmp_path):
     first, second = same_networks(2)
     optimizers = [RMSProp(0.05, weight_decay=1e-2) for _ in range(2)]

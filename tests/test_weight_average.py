@@ -46,6 +46,7 @@ def test_class_equals_recorded():
     assert int(average.updates.numpy()) == 12
 
 
+@pytest.mark.run
 def test_callback_averages_every_weight_over_epochs():
     model = network()
     kwargs = {"jit_compile": False} if compat.KERAS3 else {}
