@@ -194,7 +194,7 @@ def execute(assignments):
     for mode in FLAGS.mode:  # what a mode cannot do is found before another has spent time
         getattr(importlib.import_module(MODES[mode]), "check", lambda config: None)(config)
     workdir = FLAGS.workdir or os.path.join("runs", name)
-    from g16net import runtime
+    from g16net import evaluate, runtime
 
     runtime.connect(config)
     if set(FLAGS.mode) - NO_DATA_MODES:  # a mistake in the data is found before anything is written
@@ -213,7 +213,7 @@ def execute(assignments):
         print(DEMO_START)
     # JSON lines have stdout to themselves
     lines_only = FLAGS.mode == ["predict"] and config.predict.output == "jsonl"
-    with contextlib.redirect_stdout(sys.stderr if lines_only else sys.stdout):
+    with contextlib.redirect_stdout(sys.stderr if lines_only else sys.stdout), evaluate.sharing():
         modes = [mode for mode in FLAGS.mode if chief or mode in WORKER_MODES]
         failed = [mode for mode in modes if not run_mode(mode, config, workdir, chief)]
         if not chief:
