@@ -203,7 +203,8 @@ def execute(assignments):
     if FLAGS.dry_run:
         dry_run(config, workdir)
         return 0
-    from g16net import runtime
+    from g16net import evaluate, runtime
+
 
     runtime.connect(config)
     if set(FLAGS.mode) - NO_DATA_MODES:
@@ -217,7 +218,7 @@ def execute(assignments):
         print(DEMO_START)
     # JSON lines have stdout to themselves
     lines_only = FLAGS.mode == ["predict"] and config.predict.output == "jsonl"
-    with contextlib.redirect_stdout(sys.stderr if lines_only else sys.stdout):
+    with contextlib.redirect_stdout(sys.stderr if lines_only else sys.stdout), evaluate.sharing():
         modes = [mode for mode in FLAGS.mode if chief or mode in WORKER_MODES]
         failed = [mode for mode in modes if not run_mode(mode, config, workdir, chief)]
         if not chief:

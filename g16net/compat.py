@@ -34,8 +34,8 @@ def as_written(function):
 
 
 def register(cls):
-    """Class decorator: makes `cls` loadable from a saved model under the name `g16net>Class`, and leaves the `call`
-    that it defines `as_written`."""
+    """Class decorator: makes `cls` loadable from a saved model under the name `g16net>Class`, and leaves its own `call`
+    `as_written`."""
     if "call" in vars(cls):
         cls.call = as_written(cls.call)
     return keras.utils.register_keras_serializable(package="g16net")(cls)

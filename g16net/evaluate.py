@@ -1,5 +1,6 @@
 """Accuracy and loss over a whole split: every image once, batches padded and masked, sums in float64."""
 
+import contextlib
 import csv
 import json
 import os
@@ -95,20 +96,34 @@ class Evaluator:
         return sums, tf.math.confusion_matrix(labels, predicted, classes, weights=sound, dtype=tf.int64)
 
 
-_kept = {}  # at most one: the text of a config -> its Evaluator
+_kept = None  # while modes share: at most one, the text of a config -> its Evaluator
+
+
+@contextlib.contextmanager
+def sharing():
+    """Context of modes that follow each other: one leaves its network, with the program of its evaluation, to the next.
+
+    Only the network is shared: each mode reads the weights that it wants into it.
+    """
+    global _kept
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
 
 
 def keep(config, evaluator):
-    """Leaves the network of `evaluator`, its program and its images to the modes that follow in this process."""
-    _kept.clear()
-    if config.runtime.strategy == "default":
+    """Leaves `evaluator`, with its network, to the modes that follow, where they share."""
+    if _kept is not None and config.runtime.strategy == "default":
+        _kept.clear()
         _kept[_text(config)] = evaluator
 
 
 def kept(config, sizes):
-    """The `Evaluator` that a mode before has kept for the same `config`, if its network takes images of all `sizes`; or
+    """The `Evaluator` that a mode before has left for the same `config`, if its network takes images of all `sizes`; or
     None. Its weights are those of the mode before: read the wanted ones into it (`assemble.trained`)."""
-    evaluator = _kept.get(_text(config))
+    evaluator = (_kept or {}).get(_text(config))
     takes = evaluator and evaluator.model.input_shape[1]
     return evaluator if evaluator and (takes is None or all(size == takes for size in sizes)) else None
 

@@ -2,9 +2,9 @@
 
 import tensorflow as tf
 
+from g16net import compat
 from g16net.export import folding
 from g16net.layers import group_conv
-from g16net.layers.norm_activation import pixel_sums
 
 # Swish is written out: the gradient of TensorFlow's own is a function, one for each layer, which would be traced and
 # saved too.
@@ -33,7 +33,7 @@ class Network:
         self._variable_of = {id(array): variable for array, variable in zip(arrays, self.variables)}
 
     def __call__(self, images):
-        kept, x = None, tf.cast(images, tf.float32)
+        kept, x, self._pixels = None, tf.cast(images, tf.float32), None
         for step in self.steps:
             if isinstance(step, folding.Keep):
                 kept = x
@@ -53,13 +53,21 @@ class Network:
     def _conv(self, step, x):
         lowering = "native" if step.groups == 1 else self.lowering or step.lowering
         x = group_conv.LOWERINGS[lowering](x, self._kernel(step.kernel), step.stride)
+        if step.stride > 1:
+            self._pixels = None
         return x if step.bias is None else tf.nn.bias_add(x, step.bias)
 
     def _means(self, x):
         """Means over the pixels, [batch, 1, 1, channels]."""
-        if self.matmul_sums:
-            return pixel_sums(x) / tf.cast(tf.shape(x)[1] * tf.shape(x)[2], tf.float32)
-        return tf.reduce_mean(x, axis=[1, 2], keepdims=True)
+        if not self.matmul_sums or not compat.on_cpu():
+            return tf.reduce_mean(x, axis=[1, 2], keepdims=True)
+        if self._pixels is None:  # once for all layers of one height and width: it is half of the graph otherwise
+            batch, height, width, _ = tf.unstack(tf.shape(x))
+            pixels = height * width
+            self._pixels = batch, pixels, tf.ones([batch, 1, pixels]), tf.cast(pixels, tf.float32)
+        batch, pixels, ones, count = self._pixels
+        sums = tf.matmul(ones, tf.reshape(x, [batch, pixels, x.shape[-1]]))
+        return tf.reshape(sums / count, [batch, 1, 1, x.shape[-1]])
 
     def _group_means(self, x, step):
         """Means over the pixels and channels of each group, for each of its channels."""
