@@ -8,27 +8,70 @@ import functools
 import importlib
 import inspect
 import json
+import os
 import random
 import re
 import warnings
 
 import numpy as np
-import tensorflow as tf
-from tensorflow import keras
 
-if hasattr(keras, "__version__"):
-    KERAS_VERSION = keras.__version__
-else:  # tf-keras does not pass its version on to `tf.keras`
-    import tf_keras
+try:
+    import tensorflow as tf
+    from tensorflow import keras
+except ImportError as error:
+    raise ImportError(
+        f"g16net's layers, models, optimizer and losses need TensorFlow, which cannot be imported ({error}): "
+        "pip install tensorflow tf-keras. Costs (g16net.models.costs) and reports work without it"
+    ) from error
 
-    KERAS_VERSION = tf_keras.__version__
+
+def _keras_version():
+    """The version of TensorFlow's Keras; ImportError where it computes with another backend than TensorFlow."""
+    try:
+        version = getattr(keras, "__version__", None)  # loads it
+        backend = keras.backend.backend() if version and int(version.split(".")[0]) >= 3 else "tensorflow"
+        cause = None
+    except ImportError as error:  # such as a backend that is not installed
+        backend, cause = _chosen_backend(), error
+        if backend == "tensorflow":
+            raise
+    if backend != "tensorflow":
+        raise ImportError(
+            f"g16net needs Keras with TensorFlow below it, and Keras' backend is set to {backend!r}. Set "
+            'KERAS_BACKEND=tensorflow in the environment before Python imports Keras (or "backend": "tensorflow" in '
+            "~/.keras/keras.json), or take tf-keras with TF_USE_LEGACY_KERAS=1"
+        ) from cause
+    if version is None:  # tf-keras does not pass its version on to `tf.keras`
+        import tf_keras
+
+        version = tf_keras.__version__
+    return version
+
+
+def _chosen_backend():
+    """The backend that Keras 3 would take, which reads its environment variable and then its file."""
+    folder = os.environ.get("KERAS_HOME", os.path.join(os.path.expanduser("~"), ".keras"))
+    chosen = os.environ.get("KERAS_BACKEND")
+    try:
+        with open(os.path.join(folder, "keras.json"), encoding="utf-8") as file:
+            return chosen or json.load(file).get("backend", "tensorflow")
+    except (OSError, ValueError):
+        return chosen or "tensorflow"
+
+
+KERAS_VERSION = _keras_version()
 KERAS3 = int(KERAS_VERSION.split(".")[0]) >= 3
 TF_VERSION = tuple(int(part) for part in tf.__version__.split(".")[:2])
 
 
 def register(cls):
     """Class decorator: makes `cls` loadable from a saved model under the name `g16net>Class`."""
-    return keras.utils.register_keras_serializable(package="g16net")(cls)
+    cls = keras.utils.register_keras_serializable(package="g16net")(cls)
+    if not KERAS3 and issubclass(cls, Optimizer):
+        # Inside a loss-scaling optimizer tf-keras' `.h5` loader knows classes by this name alone, and takes any that reads
+        # `rmsprop` in small letters for its own.
+        cls.__name__ = f"g16net>{cls.__name__}"
+    return cls
 
 
 def serialized(thing):
@@ -305,12 +348,14 @@ if KERAS3:
                 kwargs["gradient_accumulation_steps"] = accumulation
             super().__init__(learning_rate=learning_rate, name=name, **kwargs)
             self.accumulation, self.guard = accumulation, guard
+            self._late, self._asked_early = None, False
 
         def check_variables(self, variables):
             """Raises for variables that the optimiser cannot train; for subclasses."""
 
         def build(self, variables):
-            if self.built:
+            if self.built or not variables:
+                self._asked_early = not self.built  # by Keras' loader of .h5 files, which builds for no variables
                 return
             self.check_variables(variables)
             super().build(variables)
@@ -321,6 +366,24 @@ if KERAS3:
                 name: [self.add_variable_from_reference(v, name=name, initializer=initializer) for v in variables]
                 for name, initializer in self.slots.items()
             }
+            if self._late is not None:
+                late, self._late = self._late, None
+                self.set_weights(late)
+            elif self._asked_early:
+                warnings.warn(
+                    "The optimizer's state in the .h5 file was not loaded: with a loss scale Keras' own loader leaves it "
+                    "out. The optimizer starts anew; save such models as .keras.",
+                    stacklevel=2,
+                )
+
+        def set_weights(self, weights):
+            """As Keras', but before `build` too: what belongs to variables yet unknown is set when they come."""
+            if self.built:
+                super().set_weights(weights)
+                return
+            self._late = [np.asarray(weight) for weight in weights]
+            for variable, weight in zip(self.variables, self._late):
+                variable.assign(weight)
 
         def load_own_variables(self, store):
             if "names" in store.keys() and self.built:  # written by tf-keras
@@ -335,11 +398,11 @@ if KERAS3:
             self.update(variable, tf.convert_to_tensor(gradient), tf.cast(learning_rate, variable.dtype), **slots)
 
         def apply(self, grads, trainable_variables=None):
-            if self.guard == "none":
-                return super().apply(grads, trainable_variables)
             if not self.built:
                 with tf.init_scope():
                     self.build(trainable_variables)
+            if self.guard == "none":
+                return super().apply(grads, trainable_variables)
             good = note_finite(self, _finite(grads))
             if self.guard == "report":
                 return super().apply(grads, trainable_variables)
