@@ -68,7 +68,7 @@ def register(cls):
     """Class decorator: makes `cls` loadable from a saved model under the name `g16net>Class`."""
     cls = keras.utils.register_keras_serializable(package="g16net")(cls)
     if not KERAS3 and issubclass(cls, Optimizer):
-        # Inside a loss-scaling optimizer tf-keras' `.h5` loader knows classes by this name alone, and takes any that reads
+        # For the inner optimizer of a loss scale tf-keras' `.h5` loader has this name alone, and takes what reads
         # `rmsprop` in small letters for its own.
         cls.__name__ = f"g16net>{cls.__name__}"
     return cls
@@ -257,7 +257,7 @@ def read_optimizer_state(optimizer, variables, store):
                 state[name].assign(value)
             return
         problem = f"it is of {len(names)} variables or of other settings, and there are {len(own)}"
-    warnings.warn(f"The optimizer's state in the file was not loaded: {problem}. The optimizer starts anew.", stacklevel=2)
+    warnings.warn(f"The optimizer's state in the file was not loaded, and it starts anew: {problem}.", stacklevel=2)
 
 
 def scale_loss(optimizer, scale, dynamic):
@@ -274,9 +274,9 @@ def scale_loss(optimizer, scale, dynamic):
 def follow_directions():
     """Makes callbacks with mode="auto" (early stopping and its like) ask the monitored metric which way is better.
 
-    Keras 3 asks the metric's `_direction`. Older generations go by the name alone, take "top1" for a loss and stop at the
-    best accuracy's first fall from the lowest. Here theirs ask too, where the metric has an answer; a mode of "min" or
-    "max" stands. Metrics of Keras itself have none in those generations, so nothing else changes.
+    Keras 3 asks the metric's `_direction`. Older generations go by the name alone, take "top1" for a loss and keep the
+    lowest. Here theirs ask too, where the metric has an answer; a mode of "min" or "max" stands. Metrics of Keras itself
+    have none in those generations, so nothing else changes.
     """
     if KERAS3:
         return
@@ -311,7 +311,9 @@ def _follow_direction(kind):
 
 def _rises(model, monitor):
     """Whether `monitor` is a metric of the compiled `model` that says of itself that more is better."""
-    compiled = getattr(model, "compiled_metrics", None)  # built with the first batch only, so what the user gave is read
+    compiled = getattr(
+        model, "compiled_metrics", None
+    )  # built with the first batch only, so what the user gave is read
     given = [getattr(compiled, f"_user_{kind}", None) for kind in ("metrics", "weighted_metrics")]
     rising = {metric.name for metric in tf.nest.flatten(given) if getattr(metric, "_direction", None) == "up"}
     monitor = monitor[len("val_") :] if monitor.startswith("val_") else monitor
@@ -371,8 +373,8 @@ if KERAS3:
                 self.set_weights(late)
             elif self._asked_early:
                 warnings.warn(
-                    "The optimizer's state in the .h5 file was not loaded: with a loss scale Keras' own loader leaves it "
-                    "out. The optimizer starts anew; save such models as .keras.",
+                    "The optimizer's state in the .h5 file was not loaded, and it starts anew: with a loss scale Keras' "
+                    "own loader leaves it out. Save such models as .keras.",
                     stacklevel=2,
                 )
 
@@ -456,6 +458,7 @@ else:
             super()._create_all_weights(var_list)
             if self.accumulation > 1 and not hasattr(self, "micro_batches"):
                 self.micro_batches = self._counter("micro_batches", [], tf.int64)
+                self._weights.append(self.micro_batches)  # what .h5 files keep
             if self.guard != "none" and not hasattr(self, "skipped"):
                 self.not_finite = self._counter("not_finite", [len(var_list)], tf.int32)
                 self.skipped = self._counter("skipped", [], tf.int64)

@@ -85,7 +85,9 @@ def test_one_term_of_weight_one_equals_ids():
     logits = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
     ids, loss = np.array([1, 3, 0]), SmoothedCrossEntropy(4)
     np.testing.assert_allclose(
-        loss(ids, logits).numpy(), loss(np.stack([ids, np.ones(3)], 1)[:, None].astype(np.float32), logits).numpy(), rtol=1e-6
+        loss(ids, logits).numpy(),
+        loss(np.stack([ids, np.ones(3)], 1)[:, None].astype(np.float32), logits).numpy(),
+        rtol=1e-6,
     )
 
 
@@ -282,7 +284,9 @@ def test_callbacks_know_the_direction(callback, mode, tmp_path):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     model.compile("sgd", SmoothedCrossEntropy(3), metrics=[Top5("best"), Top1("top1")])
     x, y = np.ones((4, 2), np.float32), np.zeros(4)
-    options = {"ModelCheckpoint": {"filepath": str(tmp_path / "m.weights.h5"), "save_best_only": True}}.get(callback, {})
+    options = {"ModelCheckpoint": {"filepath": str(tmp_path / "m.weights.h5"), "save_best_only": True}}.get(
+        callback, {}
+    )
     if callback == "ModelCheckpoint":
         options["save_weights_only"] = True
     for monitor, larger in (("val_top1", mode == "auto"), ("best", mode == "auto"), ("loss", False)):

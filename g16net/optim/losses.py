@@ -6,9 +6,9 @@ Of logits [batch, classes] with two classes or more, the targets are
     label rows        [batch, classes], one-hot or soft, of any numeric type or bool, as Keras' categorical losses take
     mixed labels      [batch, terms, 2], float32: a class id and its weight each; a sample's weights sum to 1
 
-No two of these have the same shape, so that the form never depends on how many classes or terms there are. A mixed image
-of mixup has two terms, one of mixup and CutMix four: `g16net.data.mixing` makes such targets, small enough to travel
-through every stage of a pipeline. `targets` makes dense rows of all forms, for inspection and tests.
+No two of these have the same shape, whatever the numbers of classes and terms. A mixed image of mixup has two terms,
+one of mixup and CutMix four: `g16net.data.mixing` makes such targets, small enough to travel through every stage of a
+pipeline. `targets` makes dense rows of all forms, for inspection and tests.
 """
 
 import tensorflow as tf
@@ -31,15 +31,15 @@ def split_terms(y_true):
     if y_true.shape.rank == 3 and y_true.shape[-1] == 2 and y_true.dtype.is_floating:
         return tf.cast(y_true[..., 0], tf.int32), tf.cast(y_true[..., 1], tf.float32)
     raise ValueError(
-        "targets must be class ids [batch] or [batch, 1], or mixed labels [batch, terms, 2] of a class id and its weight "
-        f"each, as floats; got {y_true.dtype.name} of the shape {y_true.shape}"
+        "targets must be class ids [batch] or [batch, 1], or mixed labels [batch, terms, 2] of class ids and weights "
+        f"as floats; got {y_true.dtype.name} of the shape {y_true.shape}"
     )
 
 
 def label_rows(y_true, num_classes):
     """One-hot and soft labels as `[batch, num_classes]`, float32; None where `y_true` are class ids or mixed labels.
 
-    Where the number of columns is known only when the program runs, as with Python generators, class ids become rows too.
+    Where the number of columns is known only when the program runs, as with generators, class ids become rows too.
 
     Raises:
         ValueError: for targets that have none of the forms.
@@ -70,8 +70,8 @@ def label_rows(y_true, num_classes):
     if rank == 1 or rank == 2 and columns == 1 or rank == 3 and columns == 2 and y_true.dtype.is_floating:
         return None
     raise ValueError(
-        f"targets of the shape {y_true.shape} ({y_true.dtype.name}) do not fit logits of {num_classes} classes: {forms}. "
-        "Give the data, the model and the loss the same number of classes"
+        f"targets of the shape {y_true.shape} ({y_true.dtype.name}) do not fit logits of {num_classes} classes: "
+        f"{forms}. Give the data, the model and the loss the same number of classes"
     )
 
 
@@ -79,8 +79,8 @@ def check_logits(y_pred):
     """ValueError where `y_pred` is not [batch, classes] of two classes or more."""
     if y_pred.shape.rank != 2 or (y_pred.shape[-1] or 0) < 2:
         raise ValueError(
-            f"logits must be [batch, classes] with two classes or more, got the shape {y_pred.shape}; of two classes give "
-            "the last layer two units, without an activation"
+            f"logits must be [batch, classes] with two classes or more, got the shape {y_pred.shape}; for two classes "
+            "give the last layer two units, without an activation"
         )
 
 
@@ -184,7 +184,9 @@ class TopK(keras.metrics.Mean):
     """Mean of `in_top` over the samples, weighted by `sample_weight`; at most all classes count."""
 
     k = None
-    _direction = "up"  # the way to better for callbacks of mode="auto"; older generations: see `compat.follow_directions`
+    _direction = (
+        "up"  # the way to better for callbacks of mode="auto"; older generations: see `compat.follow_directions`
+    )
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         return super().update_state(in_top(y_true, y_pred, self.k), sample_weight=sample_weight)
