@@ -205,7 +205,6 @@ def execute(assignments):
         return 0
     from g16net import evaluate, runtime
 
-
     runtime.connect(config)
     if set(FLAGS.mode) - NO_DATA_MODES:
         check_data(config, workdir)

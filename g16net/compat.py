@@ -4,20 +4,62 @@ g16net runs on Keras 2.6 (the IPU SDK), on tf-keras and on Keras 3 with TensorFl
 API common to all three and take the few things that differ from here.
 """
 
+import functools
+import importlib
 import inspect
+import json
+import os
 import random
 import re
+import warnings
 
 import numpy as np
-import tensorflow as tf
-from tensorflow import keras
 
-if hasattr(keras, "__version__"):
-    KERAS_VERSION = keras.__version__
-else:  # tf-keras does not pass its version on to `tf.keras`
-    import tf_keras
+try:
+    import tensorflow as tf
+    from tensorflow import keras
+except ImportError as error:
+    raise ImportError(
+        f"g16net's layers, models, optimizer and losses need TensorFlow, which cannot be imported ({error}): "
+        "pip install tensorflow tf-keras. Costs (g16net.models.costs) and reports work without it"
+    ) from error
 
-    KERAS_VERSION = tf_keras.__version__
+
+def _keras_version():
+    """The version of TensorFlow's Keras; ImportError where it computes with another backend than TensorFlow."""
+    try:
+        version = getattr(keras, "__version__", None)  # loads it
+        backend = keras.backend.backend() if version and int(version.split(".")[0]) >= 3 else "tensorflow"
+        cause = None
+    except ImportError as error:  # such as a backend that is not installed
+        backend, cause = _chosen_backend(), error
+        if backend == "tensorflow":
+            raise
+    if backend != "tensorflow":
+        raise ImportError(
+            f"g16net needs Keras with TensorFlow below it, and Keras' backend is set to {backend!r}. Set "
+            'KERAS_BACKEND=tensorflow in the environment before Python imports Keras (or "backend": "tensorflow" in '
+            "~/.keras/keras.json), or take tf-keras with TF_USE_LEGACY_KERAS=1"
+        ) from cause
+    if version is None:  # tf-keras does not pass its version on to `tf.keras`
+        import tf_keras
+
+        version = tf_keras.__version__
+    return version
+
+
+def _chosen_backend():
+    """The backend that Keras 3 would take, which reads its environment variable and then its file."""
+    folder = os.environ.get("KERAS_HOME", os.path.join(os.path.expanduser("~"), ".keras"))
+    chosen = os.environ.get("KERAS_BACKEND")
+    try:
+        with open(os.path.join(folder, "keras.json"), encoding="utf-8") as file:
+            return chosen or json.load(file).get("backend", "tensorflow")
+    except (OSError, ValueError):
+        return chosen or "tensorflow"
+
+
+KERAS_VERSION = _keras_version()
 KERAS3 = int(KERAS_VERSION.split(".")[0]) >= 3
 TF_VERSION = tuple(int(part) for part in tf.__version__.split(".")[:2])
 
@@ -38,7 +80,26 @@ def register(cls):
     `as_written`."""
     if "call" in vars(cls):
         cls.call = as_written(cls.call)
-    return keras.utils.register_keras_serializable(package="g16net")(cls)
+    cls = keras.utils.register_keras_serializable(package="g16net")(cls)
+    if not KERAS3 and issubclass(cls, Optimizer):
+        # For the inner optimizer of a loss scale tf-keras' `.h5` loader has this name alone, and takes what reads
+        # `rmsprop` in small letters for its own.
+        cls.__name__ = f"g16net>{cls.__name__}"
+    return cls
+
+
+def serialized(thing):
+    """The dict from which any Keras generation and file format makes the registered `thing` again.
+
+    In `.h5` files tf-keras looks classes up by `class_name` alone, in `.keras` files by `registered_name`.
+    """
+    name = f"g16net>{type(thing).__name__}" if type(thing).__module__.startswith("g16net.") else type(thing).__name__
+    return {
+        "class_name": name,
+        "config": thing.get_config(),
+        "module": type(thing).__module__,
+        "registered_name": name,
+    }
 
 
 def add_weight(layer, name, shape, initializer, trainable=True, autocast=True):
@@ -157,26 +218,27 @@ def set_policy(name):
     keras.mixed_precision.set_global_policy(name)
 
 
-def optimizer_state(optimizer, variables):
+def optimizer_state(optimizer, variables, names=None):
     """{name: tf.Variable} of all that `optimizer` keeps for `variables`, created where it is not yet.
 
-    The names are the same in every Keras generation.
+    The names are the same in every Keras generation: `rms/NAME` with `names`, by default the variables' own.
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)
+    named = list(zip([name_of(v) for v in variables] if names is None else names, variables))
     if KERAS3:
         optimizer.build(variables)
         state = {"step": inner._iterations.value}
         for slot, values in inner._slots.items():
-            state.update({f"{slot}/{name_of(v)}": value.value for v, value in zip(variables, values)})
-        for v, value in zip(variables, getattr(inner, "_accumulated_gradients", ())):
-            state[f"accumulated/{name_of(v)}"] = value.value
+            state.update({f"{slot}/{name}": value.value for (name, _), value in zip(named, values)})
+        for (name, _), value in zip(named, getattr(inner, "_accumulated_gradients", ())):
+            state[f"accumulated/{name}"] = value.value
         if inner is not optimizer:
             state.update(loss_scale=optimizer.dynamic_scale.value, good_steps=optimizer.step_counter.value)
         return state
     inner._create_all_weights(variables)
     state = {"step": inner.iterations}
     for slot in inner.get_slot_names():
-        state.update({f"{slot}/{name_of(v)}": inner.get_slot(v, slot) for v in variables})
+        state.update({f"{slot}/{name}": inner.get_slot(v, slot) for name, v in named})
     if inner.accumulation > 1:
         state["micro_batches"] = inner.micro_batches
     if getattr(optimizer, "dynamic", False):
@@ -194,6 +256,34 @@ def recount(optimizer, before, now):
         optimizer._iterations.assign(int(optimizer._iterations.numpy()) // before * now)
 
 
+def write_optimizer_state(optimizer, variables, store):
+    """Writes all that `optimizer` keeps for `variables` into the HDF5 group `store`; see `read_optimizer_state`."""
+    for name, variable in optimizer_state(optimizer, variables, range(len(variables))).items():
+        store[name.replace("/", ".")] = np.asarray(variable.numpy())
+    store["names"] = np.frombuffer(json.dumps([name_of(v) for v in variables]).encode(), np.uint8)
+
+
+def read_optimizer_state(optimizer, variables, store):
+    """Gives `optimizer` what `write_optimizer_state` wrote for `variables`, by their names or else by their order.
+
+    Warns, and leaves the optimizer as it is, where the variables or the optimizer were others.
+    """
+    problem = "it is of another optimizer"
+    if "names" in store:
+        names, own = json.loads(np.asarray(store["names"]).tobytes().decode()), [name_of(v) for v in variables]
+        by_name = sorted(set(names)) == sorted(own) and len(names) == len(own)
+        places = [names.index(name) for name in own] if by_name else list(range(len(own)))
+        state = optimizer_state(optimizer, variables, places)
+        values = {name: np.asarray(store[key]) for name in state for key in [name.replace("/", ".")] if key in store}
+        fits = len(names) == len(own) and all(values[name].shape == tuple(state[name].shape) for name in values)
+        if fits and len(values) == len(state):
+            for name, value in values.items():
+                state[name].assign(value)
+            return
+        problem = f"it is of {len(names)} variables or of other settings, and there are {len(own)}"
+    warnings.warn(f"The optimizer's state in the file was not loaded, and it starts anew: {problem}.", stacklevel=2)
+
+
 def scale_loss(optimizer, scale, dynamic):
     """`optimizer` for float16: the loss is multiplied by `scale`, which `dynamic` halves after an overflow, skipping
     that update, and doubles after 2,000 updates without one."""
@@ -203,6 +293,56 @@ def scale_loss(optimizer, scale, dynamic):
         return keras.mixed_precision.LossScaleOptimizer(optimizer, initial_scale=scale)
     optimizer.loss_scale_factor = scale
     return optimizer
+
+
+def follow_directions():
+    """Makes callbacks with mode="auto" (early stopping and its like) ask the monitored metric which way is better.
+
+    Keras 3 asks the metric's `_direction`. Older generations go by the name alone, take "top1" for a loss and keep the
+    lowest. Here theirs ask too, where the metric has an answer; a mode of "min" or "max" stands. Metrics of Keras itself
+    have none in those generations, so nothing else changes.
+    """
+    if KERAS3:
+        return
+    for name in ("EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau"):
+        kind = getattr(keras.callbacks, name)
+        if not hasattr(kind, "_g16net_follows"):
+            _follow_direction(kind)
+            kind._g16net_follows = True
+
+
+def _follow_direction(kind):
+    initialise, set_model = kind.__init__, kind.set_model
+
+    @functools.wraps(initialise)
+    def with_mode(self, *args, **kwargs):
+        initialise(self, *args, **kwargs)
+        self._given_mode = inspect.signature(initialise).bind(self, *args, **kwargs).arguments.get("mode", "auto")
+
+    @functools.wraps(set_model)
+    def with_direction(self, model):
+        set_model(self, model)
+        if getattr(self, "_given_mode", "auto") not in ("min", "max") and _rises(model, self.monitor):
+            self.mode = "max"  # read by ReduceLROnPlateau when training begins
+            self.monitor_op = np.greater
+            if getattr(self, "min_delta", None) is not None:
+                self.min_delta = abs(self.min_delta)
+            if getattr(self, "best", None) == np.inf:
+                self.best = -np.inf
+
+    kind.__init__, kind.set_model = with_mode, with_direction
+
+
+def _rises(model, monitor):
+    """Whether `monitor` is a metric of the compiled `model` that says of itself that more is better."""
+    compiled = getattr(
+        model, "compiled_metrics", None
+    )  # built with the first batch only, so what the user gave is read
+    given = [getattr(compiled, f"_user_{kind}", None) for kind in ("metrics", "weighted_metrics")]
+    rising = {metric.name for metric in tf.nest.flatten(given) if getattr(metric, "_direction", None) == "up"}
+    monitor = monitor[len("val_") :] if monitor.startswith("val_") else monitor
+    outputs = getattr(model, "output_names", None) or []
+    return monitor in rising or monitor in {f"{output}_{name}" for output in outputs for name in rising}
 
 
 def name_of(variable):
@@ -234,12 +374,14 @@ if KERAS3:
                 kwargs["gradient_accumulation_steps"] = accumulation
             super().__init__(learning_rate=learning_rate, name=name, **kwargs)
             self.accumulation, self.guard = accumulation, guard
+            self._late, self._asked_early = None, False
 
         def check_variables(self, variables):
             """Raises for variables that the optimiser cannot train; for subclasses."""
 
         def build(self, variables):
-            if self.built:
+            if self.built or not variables:
+                self._asked_early = not self.built  # by Keras' loader of .h5 files, which builds for no variables
                 return
             self.check_variables(variables)
             super().build(variables)
@@ -250,6 +392,30 @@ if KERAS3:
                 name: [self.add_variable_from_reference(v, name=name, initializer=initializer) for v in variables]
                 for name, initializer in self.slots.items()
             }
+            if self._late is not None:
+                late, self._late = self._late, None
+                self.set_weights(late)
+            elif self._asked_early:
+                warnings.warn(
+                    "The optimizer's state in the .h5 file was not loaded, and it starts anew: with a loss scale Keras' "
+                    "own loader leaves it out. Save such models as .keras.",
+                    stacklevel=2,
+                )
+
+        def set_weights(self, weights):
+            """As Keras', but before `build` too: what belongs to variables yet unknown is set when they come."""
+            if self.built:
+                super().set_weights(weights)
+                return
+            self._late = [np.asarray(weight) for weight in weights]
+            for variable, weight in zip(self.variables, self._late):
+                variable.assign(weight)
+
+        def load_own_variables(self, store):
+            if "names" in store.keys() and self.built:  # written by tf-keras
+                read_optimizer_state(self, self._trainable_variables, {key: store[key] for key in store.keys()})
+            else:
+                super().load_own_variables(store)
 
         def _get_current_learning_rate(self):
             if self.accumulation > 1 and isinstance(
@@ -265,11 +431,11 @@ if KERAS3:
             self.update(variable, tf.convert_to_tensor(gradient), tf.cast(learning_rate, variable.dtype), **slots)
 
         def apply(self, grads, trainable_variables=None):
-            if self.guard == "none":
-                return super().apply(grads, trainable_variables)
             if not self.built:
                 with tf.init_scope():
                     self.build(trainable_variables)
+            if self.guard == "none":
+                return super().apply(grads, trainable_variables)
             good = note_finite(self, _finite(grads))
             if self.guard == "report":
                 return super().apply(grads, trainable_variables)
@@ -304,7 +470,11 @@ else:
             and returns None, the default."""
 
         def get_config(self):
-            return dict(super().get_config(), learning_rate=self._serialize_hyperparameter("learning_rate"))
+            rate = self._serialize_hyperparameter("learning_rate")
+            hyper = self._get_hyper("learning_rate")
+            if callable(hyper) and hasattr(hyper, "get_config"):
+                rate = serialized(hyper)
+            return dict(super().get_config(), learning_rate=rate)
 
         def _create_slots(self, var_list):
             self.check_variables(var_list)
@@ -319,6 +489,7 @@ else:
             super()._create_all_weights(var_list)
             if self.accumulation > 1 and not hasattr(self, "micro_batches"):
                 self.micro_batches = self._counter("micro_batches", [], tf.int64)
+                self._weights.append(self.micro_batches)  # what .h5 files keep
             if self.guard != "none" and not hasattr(self, "skipped"):
                 self.not_finite = self._counter("not_finite", [len(var_list)], tf.int32)
                 self.skipped = self._counter("skipped", [], tf.int64)
@@ -399,6 +570,52 @@ else:
         def _resource_apply_sparse(self, grad, var, indices, apply_state=None):
             dense = tf.convert_to_tensor(tf.IndexedSlices(grad, indices, tf.shape(var)))
             return self._resource_apply_dense(dense, var, apply_state)
+
+
+def _keep_optimizers_in_files():
+    """Lets tf-keras write our optimizer into `.keras` and `.weights.h5` files, and read it.
+
+    Its writer takes optimizers of its newer base class alone and leaves others out without a word: loaded models began
+    their schedule again with empty slots. Before Keras 2.12 there are no such files.
+    """
+    root = keras.Model.__module__.split(".engine")[0]
+    try:
+        library = importlib.import_module(f"{root}.saving.saving_lib")
+        save, load = library._save_state, library._load_state
+    except (ImportError, AttributeError):
+        return
+    if hasattr(library, "_g16net_keeps_optimizers"):
+        return
+
+    def found(function, args, kwargs):
+        """`(model, its store)` where a whole model is saved or loaded that has our optimizer."""
+        given = inspect.signature(function).bind(*args, **kwargs).arguments
+        model, store = list(given.values())[:2]
+        optimizer = getattr(model, "optimizer", None) if given["inner_path"] == "" else None
+        ours = isinstance(getattr(optimizer, "inner_optimizer", optimizer), Optimizer)
+        return (model, store) if ours and model.built else (None, None)
+
+    @functools.wraps(save)
+    def save_state(*args, **kwargs):
+        save(*args, **kwargs)
+        model, store = found(save, args, kwargs)
+        if model is not None and getattr(model.optimizer, "inner_optimizer", model.optimizer).get_slot_names():
+            write_optimizer_state(model.optimizer, model.trainable_variables, store.make("optimizer"))
+
+    @functools.wraps(load)
+    def load_state(*args, **kwargs):
+        load(*args, **kwargs)
+        model, store = found(load, args, kwargs)
+        kept = {} if model is None else store.get("optimizer")
+        if len(kept):
+            read_optimizer_state(model.optimizer, model.trainable_variables, kept)
+
+    library._save_state, library._load_state = save_state, load_state
+    library._g16net_keeps_optimizers = True
+
+
+if not KERAS3:
+    _keep_optimizers_in_files()
 
 
 def _finite(gradients):

@@ -22,8 +22,8 @@ from g16net.models import architecture, convert, tf1_weights, timm_weights
 HALF = re.compile(r"efficientnet_b\d[._](ap|ra4)[._-]")  # models of timm with images of -1..1
 NUMPY_DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # of safetensors
 PROXY = {True: ("ln_pn", "gn_pn"), False: ("ln", "gn")}
-KINDS = "a workdir, one of its checkpoints/STEP, a .keras file, or weights of timm (.safetensors), keras.applications "
-KINDS += "(.h5, .keras) or the authors' TensorFlow 1 code (prefix or folder)"
+KINDS = "a workdir, one of its checkpoints/STEP, a .keras or .h5 file, or weights of timm (.safetensors), "
+KINDS += "keras.applications (.h5, .keras) or the authors' TensorFlow 1 code (prefix or folder)"
 
 
 class Foreign(NamedTuple):
@@ -182,16 +182,34 @@ def _zip(path):
         config = json.loads(archive.read("config.json"))
         if '"g16net>' in json.dumps(config):
             return None
-        layers = config.get("config", {}).get("layers", [])
-        with archive.open("model.weights.h5") as file:
-            return _keras(path, *_hdf5(file, layers))
+        return _keras(path, *_archive(archive))
+
+
+def keras_arrays(path):
+    """{layer: arrays in the order of its weights} of a file of either Keras generation, `.keras` or HDF5.
+
+    No object of the file is made, so that its layers may be such as this generation of Keras has not.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return _archive(archive)[0]
+    return _hdf5(path)[0]
 
 
 # keras.applications
 
 
+def _archive(archive):
+    """As `_hdf5`, of an open `.keras` file."""
+    layers = json.loads(archive.read("config.json")).get("config", {}).get("layers", [])
+    with archive.open("model.weights.h5") as file:
+        return _hdf5(file, layers)
+
+
 def _hdf5(file, layers=()):
     """({layer: arrays in the order of its weights}, the layers of the model's config) of an HDF5 file of Keras.
+
+    Of a model inside a model the layers stand beside the others.
 
     Args:
         file: path or file object.
@@ -201,7 +219,26 @@ def _hdf5(file, layers=()):
     import h5py
 
     def arrays(group):
-        return [np.asarray(group[name]) for name in sorted(group, key=int)]
+        return [np.asarray(group[name]) for name in sorted(filter(str.isdigit, group), key=int)]
+
+    def inside(group, layers):
+        found, counts = {}, {}
+        groups = group.get("layers", group.get("_layer_checkpoint_dependencies", {}))
+        order = {}  # of a layer in its group: the layers' classes are counted
+        for layer in layers:
+            kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", layer["class_name"]).lower()
+            kind = re.sub(r"(\d)_d$", r"\1d", "functional" if kind == "model" else kind)
+            number = counts[kind] = counts.get(kind, -1) + 1
+            order[f"{kind}_{number}" if number else kind] = layer
+        for key, part in groups.items():
+            layer = order.get(key, {})
+            if "vars" in part:
+                name = part["vars"].attrs.get("name", layer.get("config", {}).get("name"))
+                if name is not None:
+                    found[_text(name)] = arrays(part["vars"])
+            if "layers" in part or "_layer_checkpoint_dependencies" in part:
+                found.update(inside(part, layer.get("config", {}).get("layers", ())))
+        return found
 
     with h5py.File(file, "r") as store:
         if "model_config" in store.attrs:
@@ -211,22 +248,12 @@ def _hdf5(file, layers=()):
             found = {}
             for layer in (_text(name) for name in store.attrs["layer_names"]):
                 names = [_text(name) for name in store[layer].attrs["weight_names"]]
-                found[layer] = [np.asarray(store[layer][name]) for name in names]
+                owners = [name.split("/")[-2] if "/" in name else layer for name in names]
+                for name, owner in zip(names, owners):  # several owners: a model inside the model
+                    key = owner if len(set(owners)) > 1 else layer
+                    found.setdefault(key, []).append(np.asarray(store[layer][name]))
             return found, layers
-        groups = store.get("layers", store.get("_layer_checkpoint_dependencies", {}))
-        inside = {name: group["vars"] for name, group in groups.items() if "vars" in group}
-        named = {_text(group.attrs["name"]): arrays(group) for group in inside.values() if "name" in group.attrs}
-        if named:
-            return named, layers
-        found, counts = {}, {}
-        for layer in layers:
-            kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", layer["class_name"]).lower()
-            kind = re.sub(r"(\d)_d$", r"\1d", kind)
-            number = counts[kind] = counts.get(kind, -1) + 1
-            key = f"{kind}_{number}" if number else kind
-            if key in inside:
-                found[layer["config"]["name"]] = arrays(inside[key])
-        return found, layers
+        return inside(store, layers), layers
 
 
 def _text(value):
@@ -234,6 +261,8 @@ def _text(value):
 
 
 def _keras(path, arrays, layers):
+    if "stem_conv" in arrays and "stem_norm" in arrays:
+        return None  # ours
     if "stem_conv" not in arrays or "block1a_dwconv" not in arrays:
         if arrays:
             problem = f"its layers are {', '.join(list(arrays)[:4])}, ..."

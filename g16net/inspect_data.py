@@ -144,10 +144,10 @@ def first_images(config, source, count):
 
 
 def main_labels(targets):
-    """The class ids of plain targets [batch], or those of the largest weight of mixed ones [batch, 2 x terms]."""
+    """The class ids of plain targets [batch], or those of the largest weight of mixed ones [batch, terms, 2]."""
     if targets.ndim == 1:
         return targets
-    ids, weights = np.split(targets, 2, axis=1)
+    ids, weights = targets[..., 0], targets[..., 1]
     return ids[np.arange(len(ids)), weights.argmax(1)].astype(int)
 
 

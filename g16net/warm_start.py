@@ -5,10 +5,11 @@ The order is one for every run: the workdir's own newest checkpoint, then `init.
 """
 
 import os
+import zipfile
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
-from tensorflow import keras
 
 from g16net import checkpoint, compat, foreign_weights, run_data
 from g16net.config import UserError
@@ -34,10 +35,10 @@ def load(config, model, class_names=None):
     path = config.init.checkpoint
     foreign = foreign_weights.inspect(path)
     try:
-        stored = foreign.values(model) if foreign else read(path, config.init.weights)
+        stored = foreign.values(model) if foreign else read(path, model, config.init.weights)
     except UserError:
         raise
-    except (OSError, ValueError, tf.errors.OpError) as error:
+    except (OSError, ValueError, LookupError, zipfile.BadZipFile, tf.errors.OpError) as error:
         raise UserError(f"init.checkpoint={path} cannot be read ({error}); is it whole?") from error
     others = None if foreign or not class_names else run_data.class_names_of_weights(path)
     about = "" if foreign or not class_names else _match_classifier(stored, model, others, class_names)
@@ -107,13 +108,13 @@ def _match_classifier(stored, model, others, class_names):
     return text + (f" ({identity.quoted(new)} new)" if new else "")
 
 
-def read(path, weights="average"):
-    """{name: array} of the weights in `path`: a workdir, a checkpoint's folder, or a `.keras` file.
+def read(path, model, weights="average"):
+    """{name: array} of the weights for `model` in `path`: a workdir, a checkpoint's folder, or a file of Keras.
 
     UserError where none is there.
     """
-    if path.endswith(".keras"):
-        return _from_keras(path)
+    if os.path.isfile(path):
+        return _from_keras(path, model)
     folder = path
     if not os.path.exists(os.path.join(path, "state.index")):
         inner = os.path.join(path, "checkpoints")
@@ -131,14 +132,15 @@ def read(path, weights="average"):
     }
 
 
-def _from_keras(path):
-    from g16net import layers, optim  # noqa: F401  what the file may name
-
-    try:
-        model = keras.models.load_model(path, compile=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"init.checkpoint={path} cannot be read as a Keras model: {error}") from error
-    return {compat.name_of(v): v.numpy() for v in model.weights if tf.as_dtype(v.dtype).is_floating}
+def _from_keras(path, model):
+    """Arrays by layer, from a file of either generation of Keras: each layer's weights have the same order in both."""
+    arrays, found = foreign_weights.keras_arrays(path), {}
+    for layer in model.layers:
+        weights = [weight for weight in layer.weights if tf.as_dtype(weight.dtype).is_floating]
+        if weights and len(arrays.get(layer.name, ())) == len(weights):
+            found.update(zip(map(compat.name_of, weights), arrays.pop(layer.name)))
+    left = {f"{name}/{index}": value for name, values in arrays.items() for index, value in enumerate(values)}
+    return {**left, **{name: np.asarray(value) for name, value in found.items()}}
 
 
 def _few(names, most=6):

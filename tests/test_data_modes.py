@@ -83,7 +83,7 @@ def test_inspect_data_names_images_that_are_there_twice(tmp_path):
 
 
 def test_labels_of_mixed_targets_are_the_larger_share():
-    targets = np.array([[3, 5, 0.8, 0.2], [1, 2, 0.3, 0.7]])
+    targets = np.array([[[3, 0.8], [5, 0.2]], [[1, 0.3], [2, 0.7]]])
     np.testing.assert_array_equal(inspect_data.main_labels(targets), [3, 2])
 
 

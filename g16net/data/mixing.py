@@ -4,8 +4,8 @@ Mixup blends each image with the one before it in the batch, by a coefficient of
 the same for the whole batch, from the (already blended) image two before it. Drawing and applying are separate
 functions: `draw` is stateless, `mix` is pure and takes given numbers, on the host or on the device.
 
-Targets are compact: float32 [batch, 2 * terms], first the class ids of the terms, then their weights, which sum to 1.
-Mixup or CutMix alone give 2 terms, both 4.
+Targets are compact: float32 [batch, terms, 2], a class id and its weight each; the weights sum to 1. Mixup or CutMix
+alone give 2 terms, both 4. Of three dimensions, as no other labels of an image are: see `g16net.optim.losses`.
 """
 
 import collections
@@ -104,7 +104,7 @@ def mix(images, labels, m=None, box=None, dtype=None):
         dtype: of the result, uint8 (rounded) or a float type; by default the images'.
 
     Returns:
-        images of the same shape, and targets: float32 [batch, 2 * terms], or `labels` themselves when nothing mixes.
+        images of the same shape, and targets: float32 [batch, terms, 2], or `labels` themselves when nothing mixes.
     """
     dtype = tf.as_dtype(dtype or images.dtype)
     on_host = images.dtype == dtype == tf.uint8
@@ -124,7 +124,8 @@ def mix(images, labels, m=None, box=None, dtype=None):
     mixed = tf.ensure_shape(_cast(mixed, dtype), images.shape)
     if len(ids) == 1:
         return mixed, labels
-    return mixed, tf.stack([tf.cast(i, tf.float32) for i in ids] + weights, axis=1)
+    ids = [tf.cast(i, tf.float32) for i in ids]
+    return mixed, tf.stack([tf.stack(ids, axis=1), tf.stack(weights, axis=1)], axis=2)
 
 
 def _cast(images, dtype):

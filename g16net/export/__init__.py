@@ -13,6 +13,7 @@ from absl import logging
 from g16net import assemble, compat, evaluate, extras
 from g16net.config import ConfigError, RunError, UserError
 from g16net.export import folding, onnx_graph, runners, saved_model, tflite, verify
+from g16net.models import portable
 
 
 def export(config, workdir):
@@ -98,7 +99,7 @@ def write(kind, path, config, model, class_names):
     """Writes `model` in the format `kind` to the new `path`."""
     prepare = preprocessing(config)
     if kind == "keras":
-        model.save(path)
+        portable.save(model, path)
         return
     steps = folding.fold(model)
     if kind == "saved_model":

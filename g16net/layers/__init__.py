@@ -1,5 +1,6 @@
 """Keras layers of the networks. Images are `[batch, height, width, channels]`; weights are float32 under any policy."""
 
+from g16net import compat  # noqa: F401  first, as it says in one sentence where Keras or TensorFlow is not there
 from g16net.layers.group_conv import GroupConv2D
 from g16net.layers.normalize import Normalize
 from g16net.layers.norms import BatchNorm, GroupNorm, LayerNorm

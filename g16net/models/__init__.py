@@ -69,6 +69,7 @@ def create(name, **overrides):
             raise ValueError(
                 f"{key}={overrides[key]!r} contradicts the name {name!r}; use another name or efficientnet.build"
             )
+    from g16net import layers  # noqa: F401  first, as it says in one sentence where Keras or TensorFlow is not there
     from g16net.models import efficientnet
 
     return efficientnet.build(**{"name": name, **arguments, **overrides})

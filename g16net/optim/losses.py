@@ -1,12 +1,14 @@
-"""Cross-entropy with the recipe's label smoothing, and top-1 and top-5, for plain and for mixed labels.
+"""Cross-entropy with the recipe's label smoothing, and top-1 and top-5, for every form in which labels come.
 
-Targets take one of two forms, both small enough to travel through every stage of a pipeline:
+Of logits [batch, classes] with two classes or more, the targets are
 
-    class ids         [batch] or [batch, 1]
-    mixed labels      [batch, 2 * terms] floats: `terms` class ids, then their weights, which sum to 1
+    class ids         [batch] or [batch, 1], of any numeric type
+    label rows        [batch, classes], one-hot or soft, of any numeric type or bool, as Keras' categorical losses take
+    mixed labels      [batch, terms, 2], float32: a class id and its weight each; a sample's weights sum to 1
 
-A mixed image of mixup has two terms, one of mixup and CutMix four. Dense rows of classes exist nowhere but in
-`targets`, which is for inspection and tests.
+No two of these have the same shape, whatever the numbers of classes and terms. A mixed image of mixup has two terms,
+one of mixup and CutMix four: `g16net.data.mixing` makes such targets, small enough to travel through every stage of a
+pipeline. `targets` makes dense rows of all forms, for inspection and tests.
 """
 
 import tensorflow as tf
@@ -16,24 +18,70 @@ from g16net import compat
 
 
 def split_terms(y_true):
-    """Class ids `[batch, terms]` (int32) and their weights `[batch, terms]` (float32) of either form of targets.
+    """Class ids `[batch, terms]` (int32) and their weights `[batch, terms]` (float32) of class ids or mixed labels.
 
     Raises:
-        ValueError: where the columns are neither one nor an even number.
+        ValueError: for targets of another shape.
     """
     y_true = tf.convert_to_tensor(y_true)
     if y_true.shape.rank == 1:
         y_true = y_true[:, tf.newaxis]
-    columns = y_true.shape[-1] if y_true.shape.rank == 2 else None
-    if columns == 1:
+    if y_true.shape.rank == 2 and y_true.shape[-1] == 1:
         return tf.cast(y_true, tf.int32), tf.ones_like(y_true, tf.float32)
-    if columns is None or columns % 2:
-        raise ValueError(
-            "targets must be class ids [batch] or [batch, 1], or [batch, 2 * terms] with ids and then weights; got the "
-            f"shape {y_true.shape}"
+    if y_true.shape.rank == 3 and y_true.shape[-1] == 2 and y_true.dtype.is_floating:
+        return tf.cast(y_true[..., 0], tf.int32), tf.cast(y_true[..., 1], tf.float32)
+    raise ValueError(
+        "targets must be class ids [batch] or [batch, 1], or mixed labels [batch, terms, 2] of class ids and weights "
+        f"as floats; got {y_true.dtype.name} of the shape {y_true.shape}"
+    )
+
+
+def label_rows(y_true, num_classes):
+    """One-hot and soft labels as `[batch, num_classes]`, float32; None where `y_true` are class ids or mixed labels.
+
+    Where the number of columns is known only when the program runs, as with generators, class ids become rows too.
+
+    Raises:
+        ValueError: for targets that have none of the forms.
+    """
+    y_true = tf.convert_to_tensor(y_true)
+    rank, columns = y_true.shape.rank, y_true.shape[-1] if y_true.shape.rank else None
+    forms = (
+        "class ids are [batch] or [batch, 1], one-hot and soft labels [batch, classes], and mixed labels "
+        "[batch, terms, 2] as floats"
+    )
+    if rank is None:
+        raise ValueError(f"the targets' rank is unknown; give them a shape with tf.ensure_shape: {forms}")
+    if rank == 2 and columns is None:
+        some = tf.shape(y_true)[1]
+        fits = tf.debugging.Assert(
+            (some == 1) | (some == num_classes),
+            [f"the targets' columns must be 1 or the logits' {num_classes} classes ({forms}), got", some],
         )
-    ids, weights = tf.split(y_true, 2, axis=-1)
-    return tf.cast(ids, tf.int32), tf.cast(weights, tf.float32)
+        with tf.control_dependencies([fits]):
+            y_true = tf.identity(y_true)
+        return tf.cond(
+            some == 1,
+            lambda: tf.one_hot(tf.cast(y_true[:, 0], tf.int32), num_classes),
+            lambda: tf.ensure_shape(tf.cast(y_true, tf.float32), [None, num_classes]),
+        )
+    if rank == 2 and columns == num_classes:
+        return tf.cast(y_true, tf.float32)
+    if rank == 1 or rank == 2 and columns == 1 or rank == 3 and columns == 2 and y_true.dtype.is_floating:
+        return None
+    raise ValueError(
+        f"targets of the shape {y_true.shape} ({y_true.dtype.name}) do not fit logits of {num_classes} classes: "
+        f"{forms}. Give the data, the model and the loss the same number of classes"
+    )
+
+
+def check_logits(y_pred):
+    """ValueError where `y_pred` is not [batch, classes] of two classes or more."""
+    if y_pred.shape.rank != 2 or (y_pred.shape[-1] or 0) < 2:
+        raise ValueError(
+            f"logits must be [batch, classes] with two classes or more, got the shape {y_pred.shape}; for two classes "
+            "give the last layer two units, without an activation"
+        )
 
 
 def smoothed_values(num_classes, label_smoothing):
@@ -46,10 +94,12 @@ def smoothed_values(num_classes, label_smoothing):
 
 def targets(y_true, num_classes, label_smoothing=0.1):
     """Dense target rows `[batch, num_classes]`, float32, that the loss compares with; for inspection and tests."""
-    ids, weights = split_terms(y_true)
     positive, negative = smoothed_values(num_classes, label_smoothing)
-    rows = tf.one_hot(ids, num_classes, on_value=positive, off_value=negative)
-    return tf.reduce_sum(weights[..., tf.newaxis] * rows, axis=1)
+    rows = label_rows(y_true, num_classes)
+    if rows is None:
+        ids, weights = split_terms(y_true)
+        rows = tf.reduce_sum(weights[..., tf.newaxis] * tf.one_hot(ids, num_classes), axis=1)
+    return negative * tf.reduce_sum(rows, axis=-1, keepdims=True) + (positive - negative) * rows
 
 
 @compat.register
@@ -63,7 +113,7 @@ class SmoothedCrossEntropy(keras.losses.Loss):
             `sample_weight` can mask samples.
 
     Raises:
-        ValueError: for values out of range and for logits with another number of classes.
+        ValueError: for values out of range, and for logits or targets with another number of classes.
     """
 
     def __init__(self, num_classes, label_smoothing=0.1, name="cross_entropy", **kwargs):
@@ -76,16 +126,23 @@ class SmoothedCrossEntropy(keras.losses.Loss):
         self.label_smoothing = float(label_smoothing)
 
     def call(self, y_true, y_pred):
+        y_pred = tf.convert_to_tensor(y_pred)
         if y_pred.shape[-1] != self.num_classes:
             raise ValueError(
                 f"the loss was made for num_classes={self.num_classes}, but the logits have the shape {y_pred.shape}; "
                 "give the loss and the model the same number of classes"
             )
-        ids, weights = split_terms(y_true)
+        check_logits(y_pred)
         positive, negative = smoothed_values(self.num_classes, self.label_smoothing)
         log_probs = tf.nn.log_softmax(tf.cast(y_pred, tf.float32))
         # The target row is `negative` everywhere and `positive - negative` more at each term's class.
-        right = tf.reduce_sum(weights * tf.gather(log_probs, ids, batch_dims=1), axis=-1)
+        rows = label_rows(y_true, self.num_classes)
+        if rows is None:
+            ids, weights = split_terms(y_true)
+            right = tf.reduce_sum(weights * tf.gather(log_probs, ids, batch_dims=1), axis=-1)
+        else:
+            weights = rows
+            right = tf.reduce_sum(rows * log_probs, axis=-1)
         spread = tf.reduce_sum(weights, axis=-1) * tf.reduce_sum(log_probs, axis=-1) if negative else 0.0
         return (negative - positive) * right - negative * spread
 
@@ -95,8 +152,11 @@ class SmoothedCrossEntropy(keras.losses.Loss):
         return config
 
 
-def main_class(y_true):
-    """The class `[batch]` (int32) with the largest weight over all its terms; of equal ones the first term's."""
+def main_class(y_true, num_classes):
+    """The class `[batch]` (int32) with the largest weight; of equal ones the first term's, or of rows the lowest."""
+    rows = label_rows(y_true, num_classes)
+    if rows is not None:
+        return tf.argmax(rows, axis=-1, output_type=tf.int32)
     ids, weights = split_terms(y_true)
     if ids.shape[-1] == 1:
         return ids[:, 0]
@@ -110,15 +170,23 @@ def in_top(y_true, y_pred, k):
 
     Of equal logits the lower class comes first, so that a network whose logits are all equal has no accuracy for free.
     """
-    k = min(k, y_pred.shape[-1])
+    y_pred = tf.convert_to_tensor(y_pred)
+    check_logits(y_pred)
+    k, main = min(k, y_pred.shape[-1]), main_class(y_true, y_pred.shape[-1])
     best = tf.math.top_k(tf.cast(y_pred, tf.float32), k).indices
-    return tf.cast(tf.reduce_any(tf.equal(best, main_class(y_true)[:, tf.newaxis]), axis=-1), tf.float32)
+    return tf.cast(tf.reduce_any(tf.equal(best, main[:, tf.newaxis]), axis=-1), tf.float32)
+
+
+compat.follow_directions()
 
 
 class TopK(keras.metrics.Mean):
     """Mean of `in_top` over the samples, weighted by `sample_weight`; at most all classes count."""
 
     k = None
+    _direction = (
+        "up"  # the way to better for callbacks of mode="auto"; older generations: see `compat.follow_directions`
+    )
 
     @compat.as_written
     def update_state(self, y_true, y_pred, sample_weight=None):
