@@ -3,12 +3,11 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_data import assert_same, batches, class_folders, jpeg, mark, open_kind, transform
 from PIL import Image
 
 from g16net.data import cache
 from g16net.data.sources import open_source
-from tests.test_pipeline import assert_same, batches, mark, open_kind, transform
-from tests.test_sources import class_folders, jpeg
 
 pytestmark = pytest.mark.once
 

@@ -12,11 +12,11 @@ import tensorflow as tf
 from g16net import assemble, cli, compat, evaluate, experiments, recipe, runtime
 from g16net.optim.weight_average import WeightAverage
 
-pytestmark = pytest.mark.usefixtures("three_stages")
+pytestmark = pytest.mark.run
 
 
 def tiny():
-    return recipe.resolve(experiments.load("g16_ln_pn:demo,variant=TINY"))
+    return recipe.resolve(experiments.load("g16_ln_pn:demo,variant=NANO"))
 
 
 def test_no_weights_and_no_program_are_made_twice_in_one_command(tmp_path, monkeypatch):
@@ -31,7 +31,7 @@ def test_no_weights_and_no_program_are_made_twice_in_one_command(tmp_path, monke
     monkeypatch.setattr(assemble, "model", lambda *args: networks.append(args) or model(*args))
     monkeypatch.setattr(evaluate.Evaluator, "_sums", lambda *args: programs.append(args) or sums(*args))
     arguments, fields = cli.split_assignments(
-        ["launch.py", "--experiment=g16_ln_pn:demo,variant=TINY", "--data=digits", f"--workdir={tmp_path}"]
+        ["launch.py", "--experiment=g16_ln_pn:demo,variant=NANO", "--data=digits", f"--workdir={tmp_path}"]
         + ["--config.run.epochs=2", "--config.run.global_batch=128", "--config.schedule.warmup_epochs=0"]
     )
     cli.FLAGS(arguments)
@@ -43,7 +43,7 @@ def test_no_weights_and_no_program_are_made_twice_in_one_command(tmp_path, monke
     for name in ("top1", "top5", "loss"):
         assert trained[name] == evaluated[name] == evaluations[2][name]
     assert trained["top1_raw"] == evaluations[1]["top1"]
-    assert evaluate.kept(cli.resolve(fields, "g16_ln_pn:demo,variant=TINY", "digits")[0], [32]) is None  # it is over
+    assert evaluate.kept(cli.resolve(fields, "g16_ln_pn:demo,variant=NANO", "digits")[0], [32]) is None  # it is over
 
 
 def test_a_network_that_modes_share_has_the_weights_that_each_asks_for(tmp_path):

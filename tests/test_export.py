@@ -167,9 +167,8 @@ def test_encoded_images_get_the_preprocessing_of_testing(plain, exported):
 @pytest.mark.parametrize("exif", [False, True])
 def test_encoded_images_of_every_kind_are_decoded_as_in_training(exif, monkeypatch):
     """Palettes, transparency, orientation: by the operations of the exported graph, here without its network."""
+    from made_images import FORMS, oriented
     from PIL import Image, ImageOps
-
-    from tests.test_formats import FORMS, oriented
 
     monkeypatch.setattr(saved_model.tf_graph, "Network", Flat)
     prepare = dict(PREPARE, fit="resize", exif=exif, max_pixels=10**6)

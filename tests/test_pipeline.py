@@ -4,11 +4,11 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_data import assert_same, batches, class_folders, jpeg, mark, open_kind, record_files, transform
 
 from g16net import native
 from g16net.data import pipeline, transforms
 from g16net.data.sources import open_source
-from tests.test_sources import class_folders, idx_folder, jpeg, record_files
 
 pytestmark = pytest.mark.once
 
@@ -16,50 +16,6 @@ pytestmark = pytest.mark.once
 @pytest.fixture(autouse=True)
 def cache_home(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def transform(record, seed):
-    """A stand-in: decodes, scales to 6 pixels and adds a random number."""
-    image = record["image"]
-    if image.dtype == tf.string:
-        image = tf.io.decode_image(image, channels=3, expand_animations=False)
-    image = tf.cast(tf.image.resize(image, [6, 6]), tf.uint8) + tf.zeros([1, 1, 3], tf.uint8)
-    noise = tf.cast(tf.random.stateless_uniform([6, 6, 1], seed, maxval=100, dtype=tf.int32), tf.uint8)
-    return {"image": tf.ensure_shape(image // 2 + noise, [6, 6, 3]), "label": record["label"], "id": record["id"]}
-
-
-def mark(record, seed):
-    """A transform whose pixels hold the example's id, modulo 256; raises for what is no image."""
-    image = tf.cast(tf.fill([2, 2, 3], record["id"]), tf.uint8)
-    if record["image"].dtype == tf.string:
-        image += 0 * tf.io.decode_image(record["image"], channels=3, expand_animations=False)[0, 0]
-    return {"image": image, "label": record["label"]}
-
-
-def batches(*args, **kwargs):
-    return list(pipeline.train_batches(*args, **kwargs).as_numpy_iterator())
-
-
-def assert_same(some, others):
-    assert len(some) == len(others)
-    for one, other in zip(some, others):
-        for a, b in zip(one, other):
-            np.testing.assert_array_equal(a, b)
-
-
-def open_kind(kind, folder):
-    """A small source of each kind."""
-    if kind == "digits":
-        return open_source("digits", "validation")
-    if kind == "idx":
-        return open_source("idx", "train", idx_folder(folder))
-    if kind in ("synthetic", "encoded"):
-        return open_source("synthetic", num_examples=50, num_classes=4, size=8, encoded=kind == "encoded")
-    if kind == "folder":
-        class_folders(folder, {"ant": 20, "bee": 17}, "train")
-        return open_source("folder", "train", str(folder))
-    folder = record_files(folder, [7, 0, 12, 3, 9, 11, 5], image=jpeg)
-    return open_source("tfrecord", "train", folder, num_classes=3, cycle=3, window=8)
 
 
 @pytest.fixture(

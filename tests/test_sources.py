@@ -1,10 +1,10 @@
-import gzip
 import os
 import struct
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_data import class_folders, example, idx_file, idx_folder, jpeg, record_files
 
 from g16net.data import make_set, order
 from g16net.data.sources import open_source, records, tfrecord
@@ -17,62 +17,6 @@ pytestmark = pytest.mark.once
 @pytest.fixture(autouse=True)
 def cache_home(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def jpeg(value=0, height=6, width=8):
-    return tf.io.encode_jpeg(np.full((height, width, 3), value, np.uint8)).numpy()
-
-
-def class_folders(root, counts, split=None):
-    """Writes counts[name] JPEGs for each class name."""
-    for name, count in counts.items():
-        folder = os.path.join(root, split, name) if split else os.path.join(root, name)
-        os.makedirs(folder, exist_ok=True)
-        for i in range(count):
-            with open(os.path.join(folder, f"{i:03d}.jpg"), "wb") as file:
-                file.write(jpeg(i))
-
-
-def example(label, image=b"", boxes=(), **more):
-    def feature(**kind):
-        return tf.train.Feature(**kind)
-
-    features = {
-        "image/encoded": feature(bytes_list=tf.train.BytesList(value=[image])),
-        "image/class/label": feature(int64_list=tf.train.Int64List(value=[label])),
-    }
-    for i, side in enumerate(("ymin", "xmin", "ymax", "xmax")):
-        features[f"image/object/bbox/{side}"] = feature(float_list=tf.train.FloatList(value=[box[i] for box in boxes]))
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
-
-
-def record_files(folder, counts, split="train", label=lambda i: 1 + i % 3, image=lambda i: b"%d" % i):
-    """Writes a TFRecord file with each count of records; record i over all files has image b"i"."""
-    os.makedirs(folder, exist_ok=True)
-    number = 0
-    for file, count in enumerate(counts):
-        with tf.io.TFRecordWriter(os.path.join(folder, f"{split}-{file:05d}-of-{len(counts):05d}")) as writer:
-            for _ in range(count):
-                writer.write(example(label(number), image(number)))
-                number += 1
-    return str(folder)
-
-
-def idx_file(path, array):
-    data = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-    with (gzip.open if path.endswith(".gz") else open)(path, "wb") as file:
-        file.write(data)
-
-
-def idx_folder(folder, train=30, test=10, suffix=""):
-    random = np.random.RandomState(0)
-    for split, count in (("train", train), ("t10k", test)):
-        images = random.randint(0, 256, (count, 5, 4)).astype(np.uint8)
-        idx_file(os.path.join(str(folder), f"{split}-images-idx3-ubyte{suffix}"), images)
-        idx_file(
-            os.path.join(str(folder), f"{split}-labels-idx1-ubyte{suffix}"), (np.arange(count) % 3).astype(np.uint8)
-        )
-    return str(folder)
 
 
 def rows(source, **changes):
