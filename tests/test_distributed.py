@@ -122,14 +122,17 @@ def test_batch_norm_on_two_workers_saves_equal_statistics(tmp_path):
     assert history(tmp_path)[0]["eval_loss"] > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [["--config.runtime.virtual_cpus=2"], ["--config.runtime.virtual_cpus=1"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--config.runtime.virtual_cpus=2"], pytest.param(["--config.runtime.virtual_cpus=1"], marks=pytest.mark.slow)],
+)
 def test_mirrored_devices_train_as_one(options, alone, tmp_path):
-    output = finish(start(tmp_path, "--config.runtime.strategy=mirrored", *options, *PLAIN, mode="train,evaluate"))
+    output = finish(start(tmp_path, "--config.runtime.strategy=mirrored", *options, *PLAIN))
     assert_same_trajectory(tmp_path, alone)
     assert ("2 replicas in 1 process" in output) == ("=2" in options[0])
 
 
+@pytest.mark.slow
 def test_accumulation_on_two_replicas_trains_as_one_pass_on_one(alone, tmp_path):
     options = [
         "--config.runtime.virtual_cpus=2",
