@@ -275,8 +275,8 @@ def follow_directions():
     """Makes callbacks with mode="auto" (early stopping and its like) ask the monitored metric which way is better.
 
     Keras 3 asks the metric's `_direction`. Older generations go by the name alone, take "top1" for a loss and keep the
-    lowest. Here theirs ask too, where the metric has an answer; a mode of "min" or "max" stands. Metrics of Keras itself
-    have none in those generations, so nothing else changes.
+    lowest. Here theirs ask too, where the metric has an answer; a mode of "min" or "max" stands. In those generations
+    Keras' own metrics have none, so nothing else changes.
     """
     if KERAS3:
         return
@@ -373,8 +373,8 @@ if KERAS3:
                 self.set_weights(late)
             elif self._asked_early:
                 warnings.warn(
-                    "The optimizer's state in the .h5 file was not loaded, and it starts anew: with a loss scale Keras' "
-                    "own loader leaves it out. Save such models as .keras.",
+                    "The optimizer's state in the .h5 file was not loaded, and it starts anew: with a loss scale "
+                    "Keras' own loader leaves it out. Save such models as .keras.",
                     stacklevel=2,
                 )
 

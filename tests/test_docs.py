@@ -182,7 +182,7 @@ def test_scripts_run_under_both_keras(legacy, tmp_path):
     make_set.make_set(make_set.sample_photos(), str(tmp_path / "made"), images=60, classes=3)
     environment = dict(os.environ, PYTHONPATH=pages.ROOT, TF_USE_LEGACY_KERAS=legacy)
     scripts = [block.text for block in pages.blocks("docs/scripts.md") if block.mark == "tested"]
-    assert len(scripts) == 3
+    assert len(scripts) == 5
     for script in scripts:
         subprocess.run([sys.executable, "-c", script], check=True, cwd=str(tmp_path), env=environment)
 
