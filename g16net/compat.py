@@ -299,8 +299,8 @@ def follow_directions():
     """Makes callbacks with mode="auto" (early stopping and its like) ask the monitored metric which way is better.
 
     Keras 3 asks the metric's `_direction`. Older generations go by the name alone, take "top1" for a loss and keep the
-    lowest. Here theirs ask too, where the metric has an answer; a mode of "min" or "max" stands. Keras' own metrics
-    have none in those generations, so nothing else changes.
+    lowest. Here theirs ask too, where the metric has an answer; a mode of "min" or "max" stands. In those generations
+    Keras' own metrics have none, so nothing else changes.
     """
     if KERAS3:
         return
