@@ -227,8 +227,8 @@ def test_the_normalisation_of_keras_applications_is_the_files_own(tmp_path, capl
     given = ([0.4, 0.5, 0.6], [0.04, 0.09, 0.16])
     weights_alone = "weights.h5" if compat.KERAS3 else "alone.h5"
     for theirs, normalisation, endings in (
-        (plain, None, ("keras",)),
-        (plain, given, ("keras", "h5", weights_alone)),
+        (plain, None, ("h5",)),
+        (plain, given, ("keras", weights_alone)),
         (more, given, ("keras",)),
     ):
         (layer,) = [layer for layer in theirs.layers if layer.__class__.__name__ == "Normalization"]
@@ -239,7 +239,7 @@ def test_the_normalisation_of_keras_applications_is_the_files_own(tmp_path, capl
         for ending in endings:
             path = str(tmp_path / f"model.{ending}")
             (theirs.save_weights if ending == weights_alone else theirs.save)(path)
-            np.testing.assert_allclose(np.asarray(started_from(path)(images)), expected, atol=2e-4)
+            np.testing.assert_allclose(np.asarray(started_from(path)(images)), expected, atol=2e-4, rtol=1e-5)
     assert "assumed" not in caplog.text
 
 
