@@ -4,6 +4,7 @@ g16net runs on Keras 2.6 (the IPU SDK), on tf-keras and on Keras 3 with TensorFl
 API common to all three and take the few things that differ from here.
 """
 
+import inspect
 import random
 import re
 
@@ -392,6 +393,14 @@ def ignore_errors(dataset, log=True):
     if hasattr(dataset, "ignore_errors"):
         return dataset.ignore_errors(log_warning=log)
     return dataset.apply(tf.data.experimental.ignore_errors(log_warning=log))
+
+
+def outlined(function, *signature):
+    """`function` as a `tf.function` that a graph calls as one operation, so that a branch that is not taken costs
+    nothing: TensorFlow otherwise passes through every operation of it. TensorFlow before 2.12 has no such mark."""
+    known = "experimental_attributes" in inspect.signature(tf.function).parameters
+    options = {"experimental_attributes": {"_noinline": True}} if known else {}
+    return tf.function(function, autograph=False, input_signature=signature, **options)
 
 
 def single_element(dataset):
