@@ -643,6 +643,14 @@ def ignore_errors(dataset, log=True):
     return dataset.apply(tf.data.experimental.ignore_errors(log_warning=log))
 
 
+def outlined(function, *signature):
+    """`function` as a `tf.function` that a graph calls as one operation, so that a branch that is not taken costs
+    nothing: TensorFlow otherwise passes through every operation of it. TensorFlow before 2.12 has no such mark."""
+    known = "experimental_attributes" in inspect.signature(tf.function).parameters
+    options = {"experimental_attributes": {"_noinline": True}} if known else {}
+    return tf.function(function, autograph=False, input_signature=signature, **options)
+
+
 def single_element(dataset):
     """The one element of `dataset`."""
     if hasattr(dataset, "get_single_element"):

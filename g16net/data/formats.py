@@ -9,9 +9,12 @@ here, and of a GIF the first frame is cut out before it is decoded. A grey PNG o
 16-bit colours does; Pillow's `convert` would make it white from 255 on.
 """
 
+import functools
+
 import tensorflow as tf
 
-_once = tf.function(autograph=False, input_signature=[tf.TensorSpec([], tf.string)])  # traced once for all graphs
+from g16net import compat
+
 NOT_READ = "Not a JPEG, PNG, GIF or BMP image"
 DAMAGED = "damaged or cut off"
 # First bytes of what people keep beside those formats; "." stands for any byte.
@@ -45,7 +48,6 @@ def extent(image):
     )
 
 
-@_once
 def other_extent(image):
     """int64 [2]: height and width of a PNG, GIF or BMP by its first bytes, zeros for anything else."""
     head = _head(image, 26)
@@ -58,7 +60,6 @@ def other_extent(image):
     return tf.where(_starts(head, b"\x89PNG\r\n\x1a\n"), png, rest)
 
 
-@_once
 def fault(image):
     """What the first bytes say against decoding an image that is no JPEG: a scalar string, empty where nothing does."""
     head = _head(image, 26)
@@ -71,26 +72,43 @@ def fault(image):
     return tf.where(_starts(head, b"BM"), _Bmp(image).fault, unknown)
 
 
-def pixels(image, max_pixels):
-    """The whole image, which is no JPEG, as uint8 [height, width, 3]."""
+def pixels(image, max_pixels, exif):
+    """The whole image, which is no JPEG, as uint8 [height, width, 3]; the right way up with `exif`."""
+    size, why = _outlined(_header)(image)
+    sound = tf.raw_ops.Assert(condition=tf.equal(why, ""), data=[why])
+    with tf.control_dependencies([sound, check_pixels(size, max_pixels)]):
+        image = tf.identity(image)
+    return tf.ensure_shape(_outlined(_upright if exif else _stored)(image), [None, None, 3])
+
+
+@functools.lru_cache(maxsize=None)  # traced once for all graphs
+def _outlined(function):
+    """`function` of encoded bytes apart from the graph. It holds no assertion: a call with one costs, taken or not."""
+    return compat.outlined(function, tf.TensorSpec([], tf.string))
+
+
+def _header(image):
+    size, why = other_extent(image), fault(image)
+    return size, tf.where(tf.equal(why, "") & (tf.reduce_min(size) <= 0), DAMAGED, why)
+
+
+def _upright(image):
+    return turn(_stored(image), orientation(image))
+
+
+def _stored(image):
     head = _head(image, 4)
-    whole = tf.cond(
+    return tf.cond(
         _starts(head, b"BM"),
         lambda: _bmp(image),
-        lambda: tf.cond(
-            _starts(head, b"GIF8"),
-            lambda: _gif(image, tf.constant(max_pixels, tf.float64)),
-            lambda: tf.io.decode_png(image, channels=3),
-        ),
+        lambda: tf.cond(_starts(head, b"GIF8"), lambda: _gif(image), lambda: tf.io.decode_png(image, channels=3)),
     )
-    return tf.ensure_shape(whole, [None, None, 3])
 
 
 def check_pixels(extent, max_pixels):
     """An operation that raises for more than `max_pixels`."""
     few = tf.logical_not(above(extent, max_pixels))
-    limit = tf.strings.as_string(tf.cast(max_pixels, tf.int64)) if tf.is_tensor(max_pixels) else str(max_pixels)
-    data = ["Image of more pixels than data.max_pixels =", limit, "; height, width:", extent]
+    data = [f"Image of more pixels than data.max_pixels={max_pixels}; height, width:", extent]
     return tf.raw_ops.Assert(condition=few, data=data)  # without the branch that tf.debugging puts around
 
 
@@ -103,7 +121,7 @@ def as_adobe(image, components):
     """A JPEG of four components as Adobe writes them; any other as it is."""
 
     def marked():
-        return tf.strings.join([b"\xff\xd8" + ADOBE, _substr(image, 2, tf.strings.length(image))])
+        return tf.strings.join([b"\xff\xd8" + ADOBE, tf.strings.substr(image, 2, 2**31 - 1)])
 
     return tf.cond(tf.equal(components, 4), marked, lambda: image)
 
@@ -111,7 +129,6 @@ def as_adobe(image, components):
 # --- which way up
 
 
-@_once
 def orientation(image):
     """int32, 1 to 8: the EXIF orientation of a JPEG or PNG; 1 (as it is stored) where there is none."""
     head = _head(image, 8)
@@ -214,8 +231,7 @@ def _tiff_orientation(tiff):
 # --- GIF
 
 
-@tf.function(autograph=False, input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.float64)])
-def _gif(image, max_pixels):
+def _gif(image):
     """The first frame on its canvas, uint8 [height, width, 3].
 
     What it leaves free has the transparent colour, or the first, as Pillow has it.
@@ -260,21 +276,23 @@ def _gif(image, max_pixels):
     place = tf.stack([pair(begin + 3), pair(begin + 1)])
     frame = tf.stack([pair(begin + 7), pair(begin + 5)])
     canvas = tf.maximum(tf.stack([pair(8), pair(6)]), place + frame)
-    there = tf.debugging.Assert(
-        (size > 13) & (begin + 11 < size) & (at(begin) == ord(",")) & ~unfinished,
-        [f"GIF without a whole first frame: {DAMAGED}"],
+    whole = (size > 13) & (begin + 11 < size) & tf.equal(at(begin), ord(",")) & ~unfinished
+    # A frame that reaches far out of the canvas would make a giant of it.
+    whole &= (
+        tf.reduce_prod(tf.cast(canvas, tf.float32))
+        <= 4 * tf.cast(pair(6), tf.float32) * tf.cast(pair(8), tf.float32) + 2**24
     )
-    with tf.control_dependencies([there, check_pixels(canvas, max_pixels)]):
-        first = tf.strings.join(
-            [
-                b"GIF89a",
-                _substr(image, begin + 5, 4),
-                _substr(image, 10, 3 + shared),
-                b",\0\0\0\0",
-                _substr(image, begin + 5, end - begin - 5),
-                b";",
-            ]
-        )
+    first = tf.strings.join(
+        [
+            b"GIF89a",
+            _substr(image, begin + 5, 4),
+            _substr(image, 10, 3 + shared),
+            b",\0\0\0\0",
+            _substr(image, begin + 5, end - begin - 5),
+            b";",
+        ]
+    )
+    first = tf.where(whole, first, "")  # which raises
     drawn = tf.io.decode_image(first, channels=3, expand_animations=False)
     drawn = tf.ensure_shape(drawn, [None, None, 3])
 
@@ -348,7 +366,6 @@ class _Bmp:
         return tf.reduce_all(tf.reduce_any(self.ones[:, tf.newaxis] == [1, 2**8, 2**16, 2**24], axis=1))
 
 
-@_once
 def _bmp(image):
     """A BMP of 1 to 8 bits with a palette, of 16, 24 or 32 bits, as uint8 [height, width, 3]."""
     bmp = _Bmp(image)
@@ -368,11 +385,7 @@ def _bmp(image):
         ones = tf.cast(tf.bitwise.left_shift(1, bits) - 1, tf.uint8)
         index = tf.bitwise.bitwise_and(tf.bitwise.right_shift(rows[..., tf.newaxis], shifts), ones)
         index = tf.cast(tf.reshape(index, tf.stack([height, -1]))[:, :width], tf.int32)
-        within = tf.debugging.Assert(
-            tf.reduce_max(index) < tf.cast(bmp.colours, tf.int32), [f"BMP with a colour beyond its palette: {DAMAGED}"]
-        )
-        with tf.control_dependencies([within]):
-            return tf.gather(palette, index)
+        return tf.gather(palette, index)  # raises for a colour beyond it
 
     def from_words():
         pair = tf.cast(cells(2), tf.int32)

@@ -229,7 +229,7 @@ def _decode(image, draw=None, target=None, jpeg=False, max_pixels=MAX_PIXELS, ex
     def from_jpeg():
         shape = tf.io.extract_jpeg_shape(image)
         with tf.control_dependencies([formats.check_pixels(shape[:2], max_pixels)]):
-            data = formats.as_adobe(image, shape[2])
+            shape = tf.identity(shape)
         if exif:
             orientation = formats.orientation(image)
             seen = formats.turned_extent(shape, orientation)
@@ -238,7 +238,7 @@ def _decode(image, draw=None, target=None, jpeg=False, max_pixels=MAX_PIXELS, ex
         else:
             box = _whole(shape) if draw is None else draw(shape)
 
-        def reduced(by):
+        def reduced(by, data=image):
             # The accurate DCT takes no longer than the fast one with SIMD. Chroma stays smoothly upsampled (the ops'
             # default): without, a crop is 5 % faster but TensorFlow 2.6's libjpeg writes beyond its buffers.
             options = {"channels": 3, "ratio": by, "dct_method": "INTEGER_ACCURATE"}
@@ -246,16 +246,11 @@ def _decode(image, draw=None, target=None, jpeg=False, max_pixels=MAX_PIXELS, ex
                 return tf.io.decode_jpeg(data, **options)
             return tf.io.decode_and_crop_jpeg(data, box // by if by > 1 else box, **options)
 
-        pixels = _by_ratio(box, target, reduced)
+        pixels = _by_ratio(box, target, reduced, tf.equal(shape[2], 4), lambda: formats.as_adobe(image, shape[2]))
         return formats.turn(pixels, orientation) if exif else pixels
 
     def from_other():
-        extent, fault = formats.other_extent(image), formats.fault(image)
-        fault = tf.where(tf.equal(fault, "") & (tf.reduce_min(extent) <= 0), formats.DAMAGED, fault)
-        sound = tf.debugging.Assert(tf.equal(fault, ""), [fault])
-        with tf.control_dependencies([formats.check_pixels(extent, max_pixels), sound]):
-            pixels = formats.pixels(tf.identity(image), max_pixels)
-        return from_array(formats.turn(pixels, formats.orientation(image)) if exif else pixels)
+        return from_array(formats.pixels(image, max_pixels, exif))
 
     def from_array(pixels):
         box = _whole(tf.shape(pixels)) if draw is None else draw(tf.shape(pixels))
@@ -279,18 +274,24 @@ def _whole(shape):
     return tf.stack([0, 0, shape[0], shape[1]])
 
 
-def _by_ratio(box, target, reduced):
-    """`reduced(by)` for the largest of `RATIOS` by which both sides of `box` stay at least `target`, or for 1."""
-    if target is None:
-        return reduced(1)
+def _by_ratio(box, target, reduced, odd=None, data=None):
+    """`reduced(by)` for the largest of `RATIOS` by which both sides of `box` stay at least `target`, or for 1.
+
+    Where `odd` is true, it is `reduced(by, data())`.
+    """
     side = tf.reduce_min(box[2:])
+    targets = [2**30 if target is None else target * by for by in RATIOS]
 
-    def by_more_than_one():
-        steps = tf.reduce_sum(tf.cast(side >= [target * by for by in RATIOS[1:]], tf.int32))
-        return tf.switch_case(steps, [lambda by=by: reduced(by) for by in RATIOS])
+    def by_any():
+        steps = tf.reduce_sum(tf.cast(side >= targets, tf.int32))
+        known = () if data is None else (data(),)
+        return tf.switch_case(steps, [lambda by=by: reduced(by, *known) for by in (1, *RATIOS)])
 
-    # Most images are not reduced: they take the first branch and skip the second choice.
-    return tf.cond(side < RATIOS[0] * target, lambda: reduced(1), by_more_than_one)
+    if target is None and odd is None:
+        return reduced(1)
+    # Most images are neither reduced nor odd: they take the first branch and skip the other choices.
+    usual = side < targets[0]
+    return tf.cond(usual if odd is None else usual & ~odd, lambda: reduced(1), by_any)
 
 
 def _shrink(pixels, by):
