@@ -38,7 +38,7 @@ MODULES = {
     "Data, on the way": ("data.mixing", "data.cache", "data.features", "data.make_set"),
     "Runs": ("config", "experiments", "recipe", "assemble", "sweep", "records"),
     "Modes": ("train", "finetune", "evaluate", "predict", "channels", "inspect_data"),
-    "Export": ("export", "export.folding", "export.verify", "export.runners"),
+    "Export": ("export", "models.portable", "export.folding", "export.verify", "export.runners"),
 }
 
 
