@@ -58,7 +58,7 @@ def inspect_data(config, workdir):
 
 
 def image_sizes(source, most=SAMPLE):
-    """int [images, 2]: height and width of up to `most` images spread over the source."""
+    """int [images, 2]: height and width of up to `most` images spread over the source; UserError where none is read."""
     sizes = _looked_at(source, most, transforms.image_extent)
     if not sizes:
         raise UserError(
