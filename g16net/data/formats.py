@@ -393,11 +393,18 @@ def _bmp(image):
         masks, ones = tf.cast(bmp.masks, tf.int32), tf.cast(bmp.ones, tf.int32)
         return tf.cast(tf.bitwise.bitwise_and(value, masks) // ones * 255 // (masks // ones), tf.uint8)
 
-    def from_bytes():
+    def from_bytes():  # four of them
         places = tf.argmax(tf.equal(bmp.ones[:, tf.newaxis], [1, 2**8, 2**16, 2**24]), axis=1)
         return tf.gather(cells(bits // 8), places, axis=2)
 
-    return tf.cond(bits <= 8, from_palette, lambda: tf.cond(tf.equal(bits, 16), from_words, from_bytes))
+    return tf.case(
+        [
+            (tf.equal(bits, 24), lambda: tf.reverse(cells(3), [2])),
+            (bits <= 8, from_palette),
+            (tf.equal(bits, 16), from_words),
+        ],
+        from_bytes,
+    )
 
 
 # --- bytes

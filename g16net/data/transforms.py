@@ -131,9 +131,12 @@ def small_image(image, size, seed, pad=0, flip=False, resize="bilinear", max_pix
     return tf.ensure_shape(image, [size, size, 3])
 
 
-def decode(image, max_pixels=MAX_PIXELS, exif=False):
-    """The whole image as uint8 [height, width, 3]; the right way up by its EXIF orientation with `exif`."""
-    return _decode(image, max_pixels=max_pixels, exif=exif)
+def decode(image, max_pixels=MAX_PIXELS, exif=False, target=None):
+    """The whole image as uint8 [height, width, 3]; the right way up by its EXIF orientation with `exif`.
+
+    `target`: None or pixels; where the short side has at least twice as many, it is divided by 2, 4 or 8.
+    """
+    return _decode(image, target=target, max_pixels=max_pixels, exif=exif)
 
 
 def random_box(shape, seed, area=AREA, aspect=ASPECT, boxes=None, min_object_covered=0.1, max_attempts=100):

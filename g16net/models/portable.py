@@ -54,8 +54,8 @@ def convert(source, path):
 
 
 def both(described):
-    """The description of a Keras object, as in a file's `config.json`, in the words of both generations; ValueError where
-    there are none."""
+    """The description of a Keras object, as in a file's `config.json`, in the words of both generations; ValueError
+    where there are none."""
     if isinstance(described, list):
         return [both(part) for part in described]
     if not isinstance(described, dict):
