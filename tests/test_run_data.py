@@ -182,9 +182,9 @@ def test_the_decoded_cache_belongs_to_its_images(tmp_path):
     photos(tmp_path / "data", ("ant", "bee"), train=4)
     for name, text in (("ant", "a"), ("bee", "b")):
         shutil.copy(tmp_path / "data/train/ant/0.png", tmp_path / f"data/train/{name}/1{text}.png")
-    names = [cache._fingerprint(open_source("folder", "train", str(tmp_path / "data")), 32)]
+    names = [cache._fingerprint(open_source("folder", "train", str(tmp_path / "data")), 32, 10**6, False)]
     os.rename(tmp_path / "data/train/ant/1a.png", tmp_path / "data/train/ant/1z.png")
-    names.append(cache._fingerprint(open_source("folder", "train", str(tmp_path / "data")), 32))
+    names.append(cache._fingerprint(open_source("folder", "train", str(tmp_path / "data")), 32, 10**6, False))
     assert names[0] != names[1]
 
 
@@ -241,7 +241,7 @@ def test_weights_of_another_run_bring_each_class_its_own(place, names, told, mon
     monkeypatch.setattr(warm_start.logging, "info", lambda text, *args: lines.append(text % args))
     warm_start.load(config, model, names)
     assert told in lines[-1]
-    stored = warm_start.read(str(place / "finished"))
+    stored = warm_start.read(str(place / "finished"), model)
     for variable in model.get_layer("predictions").weights:
         old = stored[f"predictions/{'kernel' if len(variable.shape) == 2 else 'bias'}"]
         for label, name in enumerate(names):

@@ -64,7 +64,7 @@ def main(options):
             done,
             facts,
             layers=lambda: layer_seconds(lambda: step(batches)),
-            extra=waiting and waiting.read,
+            extra=waiting and (lambda: {name: count for name, count in waiting.read().items() if name != "cpu"}),
             memory=contenders.peak_tensors,
         )
 
