@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import warnings
@@ -11,6 +10,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from ml_collections import ConfigDict
 from tensorflow import keras
 
@@ -22,7 +22,7 @@ from g16net.optim.losses import SmoothedCrossEntropy, Top1
 from g16net.optim.rmsprop import RMSProp
 from g16net.optim.schedules import Cosine
 
-ROOT = pathlib.Path(__file__).parent.parent
+pytestmark = pytest.mark.run  # saves and loads in processes of their own
 FORMATS = [".keras", ".h5", ".weights.h5"] if compat.TF_VERSION >= (2, 12) else [".h5"]
 NEW_FORMAT = pytest.mark.skipif(compat.TF_VERSION < (2, 12), reason="this Keras has no .keras files")
 TWO_GENERATIONS = pytest.mark.skipif(compat.TF_VERSION < (2, 16), reason="this TensorFlow has one Keras")
@@ -152,7 +152,7 @@ def test_a_fresh_process_needs_one_import(first, tmp_path):
 
 def test_every_class_is_registered():
     found = set()
-    for path in (ROOT / "g16net").rglob("*.py"):
+    for path in pathlib.Path(ROOT, "g16net").rglob("*.py"):
         classes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.ClassDef)]
         found |= {c.name for c in classes if any(getattr(d, "attr", "") == "register" for d in c.decorator_list)}
     found.discard("Score")  # on an IPU, within a program
