@@ -10,14 +10,13 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import ROOT
 
 from g16net import assemble, benchmark_data, data_service, experiments, inspect_data, recipe
 from g16net.config import UserError
 from g16net.data import make_set
 
 pytestmark = pytest.mark.once
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 @pytest.fixture(scope="module")

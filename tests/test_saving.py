@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import warnings
