@@ -129,7 +129,8 @@ def test_peak_memory():
 def test_peak_of_tensors():
     x = tf.ones([24, 2**20])
     step = tf.function(lambda: tf.reduce_sum(tf.sin(x)) + tf.reduce_sum(tf.cos(x)))
-    assert 0.9 * 96 * 2**20 < contenders.peak_tensors(step) < 2.5 * 96 * 2**20
+    # two tensors at most, for each of which the allocator may take 128 MiB
+    assert 0.9 * 96 * 2**20 < contenders.peak_tensors(step) <= 2 * 128 * 2**20
 
 
 def test_fastest_form():

@@ -302,7 +302,7 @@ def _gif(image):
         fill = tf.where(beyond, tf.zeros([3], tf.uint8), tf.pad(data[start : start + 3], [[0, 3]])[:3])
         after = canvas - place - frame
         pads = tf.concat([tf.stack([place, after], 1), [[0, 0]]], 0)
-        inside = tf.pad(tf.ones(frame, tf.bool), pads[:2])
+        inside = tf.pad(tf.ones(tf.shape(drawn)[:2], tf.bool), pads[:2])  # by what was decoded: no canvas before it
         return tf.where(inside[..., tf.newaxis], tf.pad(drawn, pads), fill)
 
     return tf.cond(tf.reduce_all(tf.equal(frame, canvas)), lambda: drawn, on_canvas)
