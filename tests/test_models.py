@@ -112,6 +112,18 @@ def test_layers_are_what_the_name_says(name):
             )
 
 
+@pytest.mark.parametrize("norm", architecture.NORMS)
+def test_what_is_asked_of_norms_reaches_every_norm(norm):
+    settings = dict(norm_epsilon=2e-3, proxy_epsilon=0.05, strided_groups=True, norm_groups=2)
+    model = efficientnet.build("NANO", norm=norm, num_classes=5, **settings)
+    norms = [layer.get_config() for layer in model.layers if layer.name.endswith("norm")]
+    assert len(norms) == 1 + 2 + 3 + 3 + 1  # stem, first block, two that expand, top
+    for config in norms:
+        assert config["epsilon"] == 2e-3 and config.get("proxy_epsilon", 0.05) == 0.05
+        if norm.startswith("gn"):
+            assert config["groups"] == 2 and config["strided"]
+
+
 # Counts
 
 

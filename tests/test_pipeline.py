@@ -18,6 +18,12 @@ def cache_home(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+def seeded(record, seed):
+    """A transform whose nine pixels hold the example's id, modulo 256, and the bytes of its seed."""
+    image = tf.concat([[tf.cast(record["id"], tf.uint8)], tf.reshape(tf.bitcast(seed, tf.uint8), [8])], 0)
+    return {"image": tf.reshape(image, [3, 3, 1]), "label": record["label"]}
+
+
 @pytest.fixture(
     params=["idx", "folder", "records"]
     + [pytest.param(k, marks=pytest.mark.slow) for k in ("digits", "synthetic", "encoded")]
@@ -85,14 +91,16 @@ def test_workers_with_files_of_their_own(tmp_path):
     source = open_source("tfrecord", "train", folder, num_classes=3, cycle=2, window=8)
     steps = pipeline.steps_per_epoch(source, 8, 2, "file")
     assert steps == min(7 + 12 + 9 + 5, 6 + 3 + 11) // 4
-    seen = []
+    seen, drawn = [], []
     for index in range(2):
         settings = dict(seed=1, epochs=2, shard=(index, 2), shard_by="file")
-        whole = batches(source, mark, 8, **settings)
+        whole = batches(source, seeded, 8, **settings)
         assert len(whole) == 2 * steps
-        assert_same(batches(source, mark, 8, start_epoch=1, start_step=2, **settings), whole[steps + 2 :])
+        assert_same(batches(source, seeded, 8, start_epoch=1, start_step=2, **settings), whole[steps + 2 :])
         seen.append({i for image, _ in whole for i in image[:, 0, 0, 0]})
+        drawn += [image.tobytes()[1:] for images, _ in whole for image in images]
     assert not seen[0] & seen[1]
+    assert len(set(drawn)) == len(drawn) == 2 * 2 * steps * 4
     digits = open_source("digits")
     with pytest.raises(ValueError, match='has no record files.*shard_by="position"'):
         pipeline.train_batches(digits, transform, 8, 0, shard=(0, 2), shard_by="file")
