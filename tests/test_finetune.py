@@ -87,7 +87,7 @@ def test_the_frozen_part_stays_bit_equal_and_the_rest_trains(norm, layers, noise
     assert any(name.startswith("stem_norm") for name in before)
 
 
-@slow_with_keras3
+@helpers.slow_with_keras3
 @pytest.mark.parametrize(
     "norm, layers, resumed",
     [
