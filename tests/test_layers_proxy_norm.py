@@ -192,3 +192,19 @@ def test_delayed_scale_is_the_scale():
 def test_refuses(config, message):
     with pytest.raises(ValueError, match=message):
         ProxyNormActivation(**config)
+
+
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_statistics_are_those_of_the_formula_with_and_without_native_operations(native, monkeypatch):
+    monkeypatch.setenv("G16NET_NATIVE", native)
+    layer = ProxyNormActivation(groups=1, proxy_epsilon=0.03)
+    layer.build((None, 4, 4, 6))
+    gamma, beta, proxy_gamma, proxy_beta = values = np.random.default_rng(0).normal(size=(4, 6)) * 0.3
+    layer.set_weights(list(values))
+    nodes, weights = quadrature_points("quantile", 200)
+    u = gamma * (proxy_beta + (1 + proxy_gamma) * nodes[:, np.newaxis]) + beta
+    z = u / (1 + np.exp(-u))
+    mean = weights @ z
+    found = layer.proxy_statistics()
+    np.testing.assert_allclose(found[0], mean, atol=1e-6)
+    np.testing.assert_allclose(found[1], 1 / np.sqrt(weights @ (z - mean) ** 2 + 0.03), rtol=1e-5)
