@@ -19,6 +19,7 @@ IMAGES = {
     "photo": photo(),
     "flat": np.full([9, 7, 3], 77, np.uint8),
     "two": np.where(np.arange(60).reshape(5, 4, 3) % 2, 10, 200).astype(np.uint8),
+    "overexposed": np.minimum(photo() + 70.0, 225).astype(np.uint8),  # its brightest value is a large share of it
     "noise": np.random.default_rng(1).integers(0, 256, [33, 21, 3], np.uint8),
 }
 
