@@ -222,3 +222,33 @@ def test_unknown_experiment_and_argument():
         experiments.load("nowhere/mine.py")
     with pytest.raises(ConfigError, match="unknown experiment argument 'size'"):
         experiments.load("g16_ln_pn:size=3")
+
+
+@pytest.mark.parametrize(
+    "key, value, decides",
+    [
+        ("run.seed", 5, True),
+        ("data.train_size", 96, True),
+        ("data.mixup", 0.3, True),
+        ("data.flip", False, True),
+        ("data.area_min", 0.5, True),
+        ("model.norm", "bn", True),
+        ("optim.learning_rate", 0.5, True),
+        ("schedule.drops", 7, True),
+        ("regularise.average", 0.5, True),
+        ("data.eval_size", 96, False),
+        ("data.cache", "encoded", False),
+        ("eval.batch", 3, False),
+        ("runtime.precision", "mixed_bfloat16", False),
+    ],
+)
+def test_what_decides_a_training_may_not_change_in_its_workdir(key, value, decides):
+    run, other = recipe.get_config(), recipe.get_config()
+    section, field = key.split(".")
+    other[section][field] = value
+    if key == "data.train_size":
+        other.finetune.sizes = (224,)
+    run, other = recipe.resolve(run), recipe.resolve(other)
+    different = {line.split(":")[0] for line in recipe.training_differences(run, other)}
+    assert (key in different) == decides
+    assert (recipe.training_key(run) != recipe.training_key(other)) == decides
