@@ -3,7 +3,7 @@
 import functools
 import os
 
-from g16net import checkpoint, mix_on_device, recipe, records, run_data
+from g16net import checkpoint, mix_on_device, recipe, run_data
 from g16net.config import UserError
 from g16net.data import augment as augment_lib
 from g16net.data import cache, identity, mixing, pipeline, transforms
@@ -290,11 +290,6 @@ def guard(config):
 def loss(config, num_classes):
     """Cross-entropy of logits with the label smoothing of `config`."""
     return SmoothedCrossEntropy(num_classes, label_smoothing=config.regularise.label_smoothing)
-
-
-def save_classes(workdir, source):
-    """Writes the class names beside the run, for the commands that open no data."""
-    records.write_json(os.path.join(workdir, "classes.json"), list(source.class_names))
 
 
 def trained(config, workdir, size=None, weights=None, network=None):

@@ -64,14 +64,14 @@ def tiny(experiment="g16_ln_pn:demo,variant=NANO", **changes):
 def untrained_run(workdir, config):
     """Makes `workdir`, a pathlib.Path, a run of `config` with a checkpoint of a network that was not trained. Returns
     its path as text."""
-    from g16net import assemble, checkpoint
+    from g16net import assemble, checkpoint, records
     from g16net import config as config_lib
     from g16net.optim.weight_average import WeightAverage
 
     workdir.mkdir(exist_ok=True)
     config_lib.save(config, str(workdir / "config.json"))
     source = assemble.open_source_of(config, "eval")
-    assemble.save_classes(str(workdir), source)
+    records.write_json(str(workdir / "classes.json"), list(source.class_names))
     model = assemble.model(config, source.num_classes)
     average = WeightAverage(model, config.regularise.average)
     average.update(model)

@@ -127,10 +127,9 @@ def test_peak_memory():
 
 
 def test_peak_of_tensors():
-    x = tf.ones([24, 2**20])
+    x = tf.ones([32, 2**20])  # 128 MiB: for 96 the allocator may take 128 too, and what it has free decides that
     step = tf.function(lambda: tf.reduce_sum(tf.sin(x)) + tf.reduce_sum(tf.cos(x)))
-    # two tensors at most, for each of which the allocator may take 128 MiB
-    assert 0.9 * 96 * 2**20 < contenders.peak_tensors(step) <= 2 * 128 * 2**20
+    assert 0.9 * 128 * 2**20 < contenders.peak_tensors(step) < 2.5 * 128 * 2**20
 
 
 def test_fastest_form():

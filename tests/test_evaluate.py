@@ -69,10 +69,10 @@ def test_a_network_that_modes_share_has_the_weights_that_each_asks_for(tmp_path)
 
 
 def save(workdir, model, average, source):
-    from g16net import checkpoint
+    from g16net import checkpoint, records
 
     workdir.mkdir()
-    assemble.save_classes(str(workdir), source)
+    records.write_json(str(workdir / "classes.json"), list(source.class_names))
     variables = checkpoint.state(model, None, average)
     checkpoint.Checkpoints(str(workdir / "checkpoints"), variables, background=False).save(1, epoch=1)
 

@@ -139,6 +139,7 @@ def test_predictions_are_those_of_the_model_on_prepared_images(predictor, tmp_pa
     (record,), _ = predictor([str(tmp_path / "a.jpg")])
     for prediction in record["predictions"]:
         assert prediction["probability"] == pytest.approx(expected[NAMES.index(prediction["class"])], abs=1e-5)
+    assert [prediction["class"] for prediction in record["predictions"]] == [NAMES[i] for i in np.argsort(-expected)]
 
 
 @pytest.mark.run

@@ -55,7 +55,7 @@ def write_run(workdir, config, epoch, version=2):
     )  # fmt: skip
     saved.save(epoch * 6, epoch=epoch, in_epoch=0)
     config_lib.save(config, workdir / "config.json")
-    assemble.save_classes(str(workdir), source)
+    records.write_json(str(workdir / "classes.json"), list(source.class_names))
     if version == 2:
         run_data.keep(config, str(workdir), source)
     return model

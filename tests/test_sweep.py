@@ -9,6 +9,7 @@ import time
 
 import pytest
 from helpers import ROOT, command, slow_with_keras3, wait_for
+from made_data import class_folders
 
 from g16net import experiments, native, sweep
 from g16net.config import ConfigError, UserError
@@ -62,6 +63,16 @@ def test_runs_of_the_same_training_train_once(tmp_path):
     )
     assert [one["after"] for one in sweep.load(path)] == [None, "a", None, None, "a"]
     assert sweep.load(path, [("run.seed", "3")])[2]["after"] == "a"
+
+
+def test_the_same_run_on_other_data_is_another_training(tmp_path):
+    for name in ("first", "second"):
+        class_folders(str(tmp_path / name), {"ant": 4, "bee": 4})
+    runs = [
+        f'sweep.run("{n}", "{TINY}", data={str(tmp_path / n.split("-")[0])!r})' for n in ("first", "second", "first-2")
+    ]
+    path = write(tmp_path / "file.py", f"[{', '.join(runs)}]")
+    assert [one["after"] for one in sweep.load(path)] == [None, None, "a"]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@
       -> count              of images left out, in order
       -> prefetch
 
-What is drawn for an example depends on (seed, epoch, position) alone. Everything is graph operations without Python
-behind them, so that tf.data's service can run it elsewhere; there without the native operations, which a worker lacks.
+What is drawn for an example depends on (seed, epoch, position) alone. All of it is graph operations without Python
+behind them (but for a source that `cache` keeps on disk), so that tf.data's service can run it elsewhere; there without
+the native operations, which a worker lacks.
 
 An image that raises in the source's `read` or in the transform leaves its place in a training batch to the next sound
 one of the same batch, the last ones to the first; in evaluation it weighs 0. Each is named on stderr with the reason,
