@@ -9,6 +9,8 @@ import sys
 import pytest
 from helpers import ROOT, call, launch, slow_with_keras3
 
+from g16net import cli, compat
+
 # launch.py chooses the Keras generation itself
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
 
@@ -21,8 +23,30 @@ def test_onednn_is_on_where_the_user_says_nothing(given):
     environment.update({"TF_ENABLE_ONEDNN_OPTS": given} if given else {})
     code = "import os, g16net.cli; print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
-    x86 = platform.machine() in ("x86_64", "AMD64") and sys.version_info >= (3, 9)  # not with the IPU SDK
+    x86 = platform.machine() in ("x86_64", "AMD64") and compat.TF_VERSION >= (2, 9)  # not with the IPU SDK
     assert done.stdout.decode().split() == [given or ("1" if x86 else "None")]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "installed, expected",
+    [
+        ({"tensorflow": "2.21.0"}, True),
+        ({"tensorflow": "2.6.3+gc3.4"}, False),  # the IPU SDK's
+        ({"tensorflow": "2.6.5"}, False),
+        ({"tensorflow-cpu": "2.9.1"}, True),
+        ({"tensorflow-cpu": "2.8.0"}, False),
+        ({"tf-nightly": "2.22.0.dev20260101"}, True),
+    ],
+)
+def test_onednn_waits_for_a_tensorflow_that_has_it_for_good(installed, expected, monkeypatch):
+    def version(name):
+        if name not in installed:
+            raise cli.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(cli.metadata, "version", version)
+    assert cli.onednn_is_mature() == expected
 
 
 @pytest.mark.run

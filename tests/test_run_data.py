@@ -276,10 +276,11 @@ def test_other_classes_are_refused_by_every_mode_and_nothing_is_written(place, c
     for mode in ("train,evaluate,export", "finetune", "evaluate", "channels", "verify_export"):
         if run != "finished" and mode == "finetune":
             continue  # it is not trained yet
+        arguments = [f"--workdir={place / run}", f"--mode={mode}"]
         if mode == "verify_export":
-            (place / run / "model.onnx").touch()
+            (place / run / "saved_model").mkdir()
+            (place / run / "saved_model" / "saved_model.pb").touch()
             before = contents(place)
-        arguments = [f"--workdir={place / run}", f"--mode={mode}", "--format=onnx"]
         for dry in ([], ["--dry_run"]):
             status, printed = launch(capsys, *arguments, *dry)
             assert status == 2, printed
