@@ -68,9 +68,8 @@ def test_runs_of_the_same_training_train_once(tmp_path):
 def test_the_same_run_on_other_data_is_another_training(tmp_path):
     for name in ("first", "second"):
         class_folders(str(tmp_path / name), {"ant": 4, "bee": 4})
-    runs = [
-        f'sweep.run("{n}", "{TINY}", data={str(tmp_path / n.split("-")[0])!r})' for n in ("first", "second", "first-2")
-    ]
+    folders = {"a": "first", "b": "second", "c": "first"}
+    runs = [f"sweep.run({n!r}, {TINY!r}, data={str(tmp_path / folder)!r})" for n, folder in folders.items()]
     path = write(tmp_path / "file.py", f"[{', '.join(runs)}]")
     assert [one["after"] for one in sweep.load(path)] == [None, None, "a"]
 
