@@ -57,24 +57,34 @@ def apply(mutation, root):
         file.write(text.replace(mutation.old, mutation.new))
 
 
+def tested(root, what, **environment):
+    """The first test that fails when pytest runs `what` in the checkout `root`; None: all pass."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *what],
+        cwd=root, env=dict(os.environ, TF_USE_LEGACY_KERAS="1", PYTHONPATH=root, **environment),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
+    )  # fmt: skip
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    return found[1] if found else None if done.returncode == 0 else done.stdout[-500:]
+
+
 def run(mutation, source):
-    """`(killing test or None, seconds)`."""
+    """`(what the mutation met, whether a test noticed it, seconds)`. A test that fails without it too notices nothing."""
     with tempfile.TemporaryDirectory() as folder:
         root = os.path.join(folder, "checkout")
         shutil.copytree(source, root)
         apply(mutation, root)
         files = [os.path.join("tests", f"{name}.py") for name in mutation.tests.split()]
-        files = [name for name in files if os.path.exists(os.path.join(root, name))]
-        environment = dict(os.environ, TF_USE_LEGACY_KERAS="1", PYTHONPATH=root)
-        if mutation.file.startswith("g16net/native"):  # a broken library stays nowhere
-            environment["XDG_CACHE_HOME"] = folder
+        # a broken library stays nowhere
+        cache = {"XDG_CACHE_HOME": folder} if mutation.file.startswith("g16net/native") else {}
         started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *files],
-            cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
-        )  # fmt: skip
-        found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-        return (found[1] if found else None if done.returncode == 0 else done.stdout[-500:]), time.monotonic() - started
+        test = tested(root, files, **cache)
+        seconds = time.monotonic() - started
+    if test is None:
+        return "SURVIVED", False, seconds
+    if tested(source, [test]):
+        return f"{test} FAILS WITHOUT IT TOO", False, seconds
+    return test, True, seconds
 
 
 def main():
@@ -96,9 +106,9 @@ def main():
             if os.path.exists(os.path.join(ROOT, name)):
                 os.makedirs(os.path.dirname(os.path.join(source, name)), exist_ok=True)
                 shutil.copy(os.path.join(ROOT, name), os.path.join(source, name))
-        for mutation, (test, seconds) in zip(chosen, pool.map(lambda one: run(one, source), chosen)):
-            survivors += test is None
-            print(f"{mutation.name:45} {mutation.file:36} {seconds:5.0f} s  {test or 'SURVIVED'}", flush=True)
+        for mutation, (test, noticed, seconds) in zip(chosen, pool.map(lambda one: run(one, source), chosen)):
+            survivors += not noticed
+            print(f"{mutation.name:45} {mutation.file:36} {seconds:5.0f} s  {test}", flush=True)
     print(f"{len(chosen) - survivors} of {len(chosen)} noticed")
     return int(survivors > 0)
 
