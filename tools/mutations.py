@@ -69,7 +69,7 @@ def tested(root, what, **environment):
 
 
 def run(mutation, source):
-    """`(what the mutation met, whether a test noticed it, seconds)`. A test that fails without it too notices nothing."""
+    """`(what the mutation met, whether it was noticed, seconds)`. A test that fails without it too notices nothing."""
     with tempfile.TemporaryDirectory() as folder:
         root = os.path.join(folder, "checkout")
         shutil.copytree(source, root)
