@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from g16net.models import architecture, costs  # noqa: E402
+from g16net.costs import counts  # noqa: E402
+from g16net.models import architecture  # noqa: E402
 from g16net.report import look, points, runs  # noqa: E402
 
 PAIRS, SHARE = 6, 8 / 9  # pairs that a verdict needs, and the share of them that must agree
@@ -130,7 +131,7 @@ def tuned_share(config, layers):
     """The share of a network's multiply-adds at its native size that are in `layers`, which fine-tuning trains."""
     variant = architecture.scaled(config["model.variant"], config["model.width"], config["model.depth"])
     shape = config["model.group_size"], config["model.expand_ratio"], config["model.norm"]
-    rows = costs.layers(variant, *shape, config["data.eval_size"], num_classes=10)
+    rows = counts.layers(variant, *shape, config["data.eval_size"], num_classes=10)
     tuned = sum(row.macs for row in rows if row.name.startswith((*filter(None, layers.split(",")), "predictions")))
     return tuned / sum(row.macs for row in rows)
 

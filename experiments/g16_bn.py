@@ -5,7 +5,7 @@ Run: launch.py --experiment=g16_bn:variant=B0,resolution=native
      (variant B0 to B7; resolution native or half; `small` for small sets, `demo` for the embedded digits)
 """
 
-from g16net import recipe
+from g16net.config import recipe
 
 
 def get_config(arg=""):

@@ -6,7 +6,7 @@ Run: launch.py --experiment=g16_ln_pn_progressive:variant=B0,resolution=native
 """
 
 from g16net import config as config_lib
-from g16net import recipe
+from g16net.config import recipe
 
 
 def get_config(arg=""):

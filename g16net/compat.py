@@ -21,7 +21,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"g16net's layers, models, optimizer and losses need TensorFlow, which cannot be imported ({error}): "
-        "pip install tensorflow tf-keras. Costs (g16net.models.costs) and reports work without it"
+        "pip install tensorflow tf-keras. Costs (g16net.costs.counts) and reports work without it"
     ) from error
 
 

@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 
-from g16net.config import UserError
+from g16net.errors import UserError
 
 
 def need(module, extra, purpose):

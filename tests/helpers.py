@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import pytest
 slow_with_keras3 = pytest.mark.slow if os.environ.get("TF_USE_LEGACY_KERAS") == "0" else pytest.mark.run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-GOLDEN = os.path.join(ROOT, "tests", "golden")
+GOLDEN = pathlib.Path(ROOT, "tests", "golden")
 
 
 # Parameters
@@ -41,7 +42,7 @@ def pixels(batch, size):
 
 def changed(config, **changes):
     """The resolved `config` with `changes` given as section__field=value."""
-    from g16net import recipe
+    from g16net.config import recipe
 
     for key, value in changes.items():
         section, field = key.split("__")
@@ -52,7 +53,7 @@ def changed(config, **changes):
 def tiny(experiment="g16_ln_pn:demo,variant=NANO", **changes):
     """A resolved config of one epoch over 64 synthetic pictures of 5 classes with the smallest network: training in
     batches of 16, evaluation in batches of 24, which leave a remainder; `changes` as section__field=value."""
-    from g16net import experiments
+    from g16net.config import experiments
 
     config = experiments.load(experiment)
     config.data.name, config.data.num_examples, config.data.num_classes = "synthetic", 64, 5
@@ -64,9 +65,9 @@ def tiny(experiment="g16_ln_pn:demo,variant=NANO", **changes):
 def untrained_run(workdir, config):
     """Makes `workdir`, a pathlib.Path, a run of `config` with a checkpoint of a network that was not trained. Returns
     its path as text."""
-    from g16net import assemble, checkpoint, records
     from g16net import config as config_lib
     from g16net.optim.weight_average import WeightAverage
+    from g16net.run import assemble, checkpoint, records
 
     workdir.mkdir(exist_ok=True)
     config_lib.save(config, str(workdir / "config.json"))
@@ -86,7 +87,7 @@ class Died(Exception):
 
 def train_until(step, action, config, workdir):
     """Trains `config` in `workdir`, with `action()` after the `step`-th update counted from where the run starts."""
-    from g16net import train
+    from g16net.training import train
 
     position, count = train.Position.on_train_batch_end, [0]
 
@@ -129,7 +130,7 @@ def launch(*arguments, cwd=ROOT, **environment):
 def call(capsys, *arguments):
     """`(status, what it printed)` of a command in this process; what modes print past `sys.stdout` takes `capfd` in the
     place of `capsys`."""
-    from g16net import cli
+    from g16net.cli import main as cli
 
     cli.FLAGS.unparse_flags()
     capsys.readouterr()

@@ -4,8 +4,9 @@ import json
 import random
 
 from g16net import config as config_lib
-from g16net import recipe, records
+from g16net.config import recipe
 from g16net.report import runs
+from g16net.run import records
 
 EXPAND = {1: 6, 16: 4}
 

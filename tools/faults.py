@@ -282,7 +282,7 @@ def clock(folder, whole):
         universal_newlines=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    from g16net import records
+    from g16net.run import records
 
     rows = records.read_lines(os.path.join(workdir, "records.jsonl"))
     assert all(0 < row["seconds"] < 600 and row["images_per_second"] > 0 for row in rows)

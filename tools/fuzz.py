@@ -23,11 +23,13 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from g16net import compat, predict, recipe  # noqa: E402
+from g16net import compat  # noqa: E402
 from g16net import config as config_lib  # noqa: E402
-from g16net.config import UserError  # noqa: E402
+from g16net.config import recipe  # noqa: E402
 from g16net.data import transforms  # noqa: E402
+from g16net.errors import UserError  # noqa: E402
 from g16net.models import efficientnet  # noqa: E402
+from g16net.training import predict  # noqa: E402
 
 WORDS = [b"", b"\0", b"\xff" * 9, b"\xff\xd8\xff", b"GIF89a", b"BM", b"\x89PNG\r\n\x1a\n", b"IHDR", b"\x7f\xff\xff\xff"]
 

@@ -9,6 +9,7 @@ slow"`, tf-keras, to the first failure). Run it after the suite was made faster,
 """
 
 import argparse
+import glob
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ TABLE = os.path.join(ROOT, "tools", "mutations.txt")
 
 
 class Mutation(NamedTuple):
-    """`old` stands once in `file` and becomes `new`; `tests`, files in tests/, have to fail."""
+    """`old` stands once in `file` and becomes `new`; `tests`, names of test files, have to fail."""
 
     name: str
     file: str
@@ -57,6 +58,12 @@ def apply(mutation, root):
         file.write(text.replace(mutation.old, mutation.new))
 
 
+def path_of(name):
+    """Where the test file `name` lies, in the checkout."""
+    (path,) = glob.glob(os.path.join(ROOT, "tests", "*", f"{name}.py"))
+    return os.path.relpath(path, ROOT)
+
+
 def tested(root, what, **environment):
     """The first test that fails when pytest runs `what` in the checkout `root`; None: all pass."""
     done = subprocess.run(
@@ -74,7 +81,7 @@ def run(mutation, source):
         root = os.path.join(folder, "checkout")
         shutil.copytree(source, root)
         apply(mutation, root)
-        files = [os.path.join("tests", f"{name}.py") for name in mutation.tests.split()]
+        files = [path_of(name) for name in mutation.tests.split()]
         # a broken library stays nowhere
         cache = {"XDG_CACHE_HOME": folder} if mutation.file.startswith("g16net/native") else {}
         started = time.monotonic()

@@ -14,10 +14,10 @@ import tensorflow as tf
 from absl import logging
 
 from g16net import compat
-from g16net.config import UserError
 from g16net.data import order as orders
 from g16net.data import pipeline, transforms
 from g16net.data.sources.base import indexed, listed
+from g16net.errors import UserError
 
 CHUNK = 256  # images read at a time
 DECODING = 2  # grows when the same bytes give other pixels

@@ -3,8 +3,8 @@
 import os
 import re
 
-from g16net.config import UserError, suggest
 from g16net.data import layout, splits, walk
+from g16net.errors import UserError, suggest
 
 NAMES = ("digits", "synthetic", "idx", "tfrecord", "folder")
 

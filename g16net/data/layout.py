@@ -16,10 +16,10 @@ from typing import Dict, NamedTuple, Sequence
 
 from absl import logging
 
-from g16net.config import UserError
 from g16net.data import splits, walk
 from g16net.data.splits import TRAIN
 from g16net.data.walk import listed
+from g16net.errors import UserError
 
 # Names of folders in a class folder that say nothing of the images in them: CLASS/images/IMAGE.
 GENERIC = frozenset("images image imgs img photos photo pictures pics jpg jpeg jpegs png jpegimages data raw".split())

@@ -23,9 +23,9 @@ import tensorflow as tf
 from absl import logging
 
 from g16net import compat, native
-from g16net.config import UserError
 from g16net.data import order as orders
 from g16net.data import transforms
+from g16net.errors import UserError
 
 MAX_CORRUPT = 0.01
 MOST_NAMED = 100  # images left out that are named in an epoch

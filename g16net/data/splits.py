@@ -4,8 +4,8 @@ import re
 
 from absl import logging
 
-from g16net.config import UserError
 from g16net.data.walk import once
+from g16net.errors import UserError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 ROLES = {  # the words for each part; the first are taken first where there are several

@@ -13,7 +13,7 @@ import os
 
 from absl import logging
 
-from g16net.config import UserError
+from g16net.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")  # what TensorFlow decodes on every version
 FOREIGN = frozenset(

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 
 from g16net import extras
-from g16net.config import UserError
+from g16net.errors import UserError
 
 
 def load(path):

@@ -1,1 +1,1 @@
-"""Training and serving on Graphcore IPUs: `settings` is pure Python, `session` needs the SDK."""
+"""Training and serving on Graphcore IPUs, for which `session` needs the SDK. Their settings are `config.ipu`."""

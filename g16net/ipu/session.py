@@ -10,18 +10,19 @@ Graphcore's documentation: "Targeting the IPU from TensorFlow 2", "Keras with IP
 import contextlib
 import os
 import shutil
-import time
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 from tensorflow import keras
 
-from g16net import assemble, compat
-from g16net.config import ConfigError, RunError, UserError
-from g16net.ipu import settings
+from g16net import compat
+from g16net.config import ipu as settings
+from g16net.errors import ConfigError, RunError, UserError
 from g16net.optim.losses import SmoothedCrossEntropy, Top1, in_top
-from g16net.runtime import CountUpdates, Devices, cut
+from g16net.run import assemble
+from g16net.run.devices import Devices
+from g16net.run.updates import CountUpdates, cut
 
 # Bytes up to which the device merges the reductions of single variables over replicas and within one.
 MERGED_REDUCTION = 10 * 2**20
@@ -213,8 +214,8 @@ class Session(Devices):
     def callbacks(self, callbacks):
         return [CountUpdates(callbacks, self.plan.accumulation)]
 
-    def evaluator(self, model, source):
-        return Evaluator(self, model, source)
+    def scorer(self, model, source, batches=None):
+        return Scorer(self, model, source)
 
     def sum_over_workers(self, values):
         """The sum of a float32 vector over all processes."""
@@ -292,8 +293,8 @@ class Score(keras.layers.Layer):
         return tf.stack(rows + [tf.ones_like(rows[0])], axis=1) * weights
 
 
-class Evaluator:
-    """Evaluates a model's present weights on the IPUs: a second model of each test size, fed with every image once.
+class Scorer:
+    """Adds up the figures of a model's present weights on the IPUs, by a second model of each test size.
 
     Args:
       session: the running `Session`.
@@ -313,9 +314,8 @@ class Evaluator:
     def _micro_batch(self):
         return self.session.config.ipu.eval_micro_batch or self.session.plan.micro_batch
 
-    def __call__(self, size):
-        """Figures at `size` pixels, as `evaluate.Evaluator` gives them."""
-        started = time.time()
+    def __call__(self, size, confusion=False):
+        """Yields the sums over all images of `size` pixels, as `scoring.Scorer` does of each batch."""
         session = self.session
         data, micro_batches = self._data(size)
         steps = settings.forward_steps(session.config, session.plan.stages, micro_batches)
@@ -325,16 +325,7 @@ class Evaluator:
         scorer = self._models[size]
         scorer.set_weights(self.model.get_weights())
         rows = scorer.predict(data, steps=micro_batches * session.local_replicas)
-        sums = session.sum_over_workers(np.sum(rows, axis=0, dtype=np.float64))
-        images = int(round(float(sums[3])))
-        return {
-            "top1": float(sums[0] / images),
-            "top5": float(sums[1] / images),
-            "loss": float(sums[2] / images),
-            "images": images,
-            "corrupt": self.source.num_examples - images,
-            "images_per_second": round(images / (time.time() - started), 2),
-        }
+        yield [session.sum_over_workers(np.sum(rows, axis=0, dtype=np.float64))]
 
     def _data(self, size):
         """`(batches, micro-batches of a replica)`: the images of this process, then blanks of weight 0 without end."""

@@ -12,9 +12,9 @@ import os
 import re
 import tempfile
 
-from g16net import records
-from g16net.config import UserError
+from g16net.errors import UserError
 from g16net.report import figures, look, points, published, runs
+from g16net.run import records
 
 CSS = """
 :root { color-scheme: light; --ink: #222; --faint: #666; --line: #ddd; }

@@ -13,8 +13,8 @@ import statistics
 from typing import NamedTuple
 
 from g16net import config as config_lib
-from g16net import records
-from g16net.config import UserError
+from g16net.errors import UserError
+from g16net.run import records
 
 MODES = ("train", "finetune", "evaluate", "export", "benchmark", "costs")
 # Fields that do not change what a run is: where data lies, how much is kept, which seed.

@@ -5,12 +5,12 @@ of all examples (`base.indexed`). Sources of record files (TFRecord, TFDS) permu
 permute windows of what they read (`records.sharded`). Both start anywhere without replaying what came before.
 """
 
-from g16net.config import UserError, suggest
 from g16net.data.sources.arrays import open_digits, open_idx, open_synthetic
 from g16net.data.sources.base import TRAIN, VALIDATION, Source
 from g16net.data.sources.folder import open_folder
 from g16net.data.sources.tfds import open_tfds
 from g16net.data.sources.tfrecord import open_tfrecord
+from g16net.errors import UserError, suggest
 
 __all__ = ["KINDS", "TRAIN", "VALIDATION", "Source", "open_source"]
 

@@ -7,10 +7,10 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from g16net.config import UserError
 from g16net.data import identity
 from g16net.data.sources.base import TRAIN, VALIDATION, arrays, held_out, indexed, listed
 from g16net.data.splits import choose, role
+from g16net.errors import UserError
 
 HELD_OUT = 0.2  # of each class of digits
 

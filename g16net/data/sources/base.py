@@ -6,11 +6,11 @@ from typing import Any, Callable, NamedTuple, Optional, Sequence
 import numpy as np
 import tensorflow as tf
 
-from g16net.config import UserError
 from g16net.data import identity, splits
 from g16net.data import order as orders
 from g16net.data.splits import TRAIN, VALIDATION
 from g16net.data.walk import listed
+from g16net.errors import UserError
 
 __all__ = ["TRAIN", "VALIDATION", "Source", "arrays", "check_labels", "held_out", "indexed", "listed"]
 

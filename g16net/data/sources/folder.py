@@ -9,11 +9,11 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from g16net.config import UserError
 from g16net.data import identity, walk
 from g16net.data import layout as layouts
 from g16net.data.sources.base import check_labels, indexed, listed
 from g16net.data.splits import TRAIN, VALIDATION, choose, role
+from g16net.errors import UserError
 
 HOLDOUT = 0.2
 

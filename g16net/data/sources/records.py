@@ -12,9 +12,9 @@ from typing import NamedTuple, Sequence
 import numpy as np
 import tensorflow as tf
 
-from g16net.config import UserError
 from g16net.data import order as orders
 from g16net.data.sources.base import Source, once
+from g16net.errors import UserError
 
 CYCLE = 16
 WINDOW = 2048

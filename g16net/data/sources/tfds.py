@@ -4,10 +4,10 @@ import os
 
 import tensorflow as tf
 
-from g16net.config import UserError, suggest
 from g16net.data import identity
 from g16net.data.sources.records import CYCLE, WINDOW, Shards, sharded
 from g16net.data.splits import choose
+from g16net.errors import UserError, suggest
 
 
 def open_tfds(split, data_dir=None, name="imagenet2012", download=False, cycle=CYCLE, window=WINDOW):

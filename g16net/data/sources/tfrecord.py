@@ -12,12 +12,12 @@ import tensorflow as tf
 from absl import logging
 
 from g16net import compat
-from g16net.config import UserError
 from g16net.data import identity
 from g16net.data.sources.base import TRAIN, check_labels, listed
 from g16net.data.sources.records import CYCLE, WINDOW, Shards, sharded
 from g16net.data.splits import choose, record_file, role
 from g16net.data.walk import junk
+from g16net.errors import UserError
 
 _FIELDS = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),

@@ -1,0 +1,466 @@
+"""Every field of a run: its default, type, check and meaning.
+
+A mistake in any of them is a `ConfigError` that names the key, the value and a valid one, before a dataset or a device
+is opened.
+"""
+
+import json
+import math
+import re
+from typing import Any, Callable, NamedTuple, Optional, Tuple
+
+import ml_collections
+
+from g16net.errors import ConfigError, suggest
+from g16net.models.architecture import NORMS, VARIANTS
+
+
+class Field(NamedTuple):
+    """One declared field. `check` returns whether a value is allowed; `rule` says the same in words."""
+
+    default: Any
+    type: type
+    comment: str
+    rule: str = ""
+    check: Optional[Callable[[Any], bool]] = None
+    optional: bool = False  # None is allowed and means what the comment says
+
+
+def _one_of(default, choices, comment):
+    return Field(default, str, comment, "one of " + ", ".join(choices), lambda v: v in choices)
+
+
+def _at_least(default, low, comment, kind=int, optional=False):
+    return Field(default, kind, comment, f"at least {low}", lambda v: v >= low, optional)
+
+
+def _above_zero(default, comment, kind=float, optional=False):
+    return Field(default, kind, comment, "above 0", lambda v: v > 0, optional)
+
+
+def _fraction(default, comment, closed=True):
+    rule = "between 0 and 1" if closed else "at least 0 and below 1"
+    return Field(default, float, comment, rule, lambda v: 0 <= v <= 1 and (closed or v < 1))
+
+
+def _sizes(default, comment, low=8):
+    return Field(default, tuple, comment, f"whole pixels, each at least {low}", lambda v: all(s >= low for s in v))
+
+
+def _choices(default, choices, comment):
+    """A text of some of `choices` with commas between them."""
+    return Field(
+        default,
+        str,
+        comment,
+        "one or more of " + ", ".join(choices),
+        lambda v: bool(v) and all(part in choices for part in v.split(",")),
+    )
+
+
+FIELDS = {
+    # run
+    "run.epochs": _at_least(350, 1, "passes over the training split"),
+    "run.global_batch": _at_least(768, 1, "images in one weight update, over all replicas and accumulation steps"),
+    "run.seed": Field(
+        42,
+        int,
+        "of the initial weights, the order of the data and every random draw",
+        f"between 0 and {2**31 - 1}",
+        lambda v: 0 <= v < 2**31,  # NumPy takes 32 bits, an IPU 31
+    ),
+    # data
+    "data.name": Field(
+        "auto", str, "auto | digits | idx | tfds:NAME | tfrecord | folder | synthetic; auto: prepared ImageNet or demo"
+    ),
+    "data.dir": Field("", str, "where the data lies (tfds: its data_dir)"),
+    "data.train_split": Field("", str, "name of the split to train on; empty: the source's own"),
+    "data.eval_split": Field("", str, "name of the split to evaluate on; empty: the source's own"),
+    "data.resolution": _one_of("native", ("native", "half"), "training size from the variant table, unless train_size"),
+    "data.train_size": _at_least(None, 8, "training pixels; None: from variant and resolution", optional=True),
+    "data.progressive": _sizes(
+        (), "training pixels over equal parts of the epochs, the last train_size; empty: train_size throughout"
+    ),
+    "data.eval_size": _at_least(None, 8, "test pixels; None: the variant's native size", optional=True),
+    "data.crop": _one_of("box", ("box", "pad"), "box: ImageNet's random box; pad: resize, shift by up to 1/8 (CIFAR)"),
+    "data.area_min": _fraction(0.05, "least area of the random box"),
+    "data.flip": Field(True, bool, "mirror half of the training images"),
+    "data.resize": _one_of("bilinear", ("bilinear", "tf1"), "tf1: TensorFlow 1's corners, for parity with old runs"),
+    "data.jpeg": Field(False, bool, "every image is a JPEG, which saves a test; another format then counts as corrupt"),
+    "data.augment": _one_of("none", ("none", "autoaugment", "randaugment"), "policy on each training image"),
+    "data.randaugment_layers": _at_least(2, 1, "operations an image"),
+    "data.randaugment_magnitude": Field(9, int, "strength", "0 to 10", lambda v: 0 <= v <= 10),
+    "data.mixup": _at_least(0.0, 0, "alpha of the Beta distribution; 0 turns mixup off", kind=float),
+    "data.cutmix": Field(1.0, float, "lambda; 1 turns CutMix off", "above 0.6 and up to 1", lambda v: 0.6 < v <= 1),
+    "data.cutmix_version": Field(
+        1, int, "1: random patch area, the paper's; 2: fixed", "1 or 2", lambda v: v in (1, 2)
+    ),
+    "data.mix_on_device": Field(False, bool, "mix in the model's input instead of on the host"),
+    "data.cache": _one_of("none", ("none", "encoded", "decoded"), "encoded bytes in memory, or decoded uint8 on disk"),
+    "data.cache_size": _at_least(None, 8, "pixels of the decoded cache; None: train_size x 8 / 7", optional=True),
+    "data.cache_dir": Field("", str, "folder of the decoded cache"),
+    "data.label_offset": Field(None, int, "subtracted from stored labels; None: the source's own rule", optional=True),
+    "data.layout": _one_of(
+        "auto", ("auto", "classes"), "of a folder; classes: its folders are classes, whatever their names"
+    ),
+    "data.allow_changed": Field(
+        False, bool, "go on with a run though its training split changed since it was begun (the same classes)"
+    ),
+    "data.holdout": _fraction(
+        0.2, "share of each class of a folder without train/val that is held out for evaluation", closed=False
+    ),
+    "data.max_corrupt": _fraction(0.01, "share of images that may be unreadable before the run stops"),
+    "data.max_pixels": _at_least(
+        2**28, 1, "height x width above which a sound image is left out as well, without counting as corrupt"
+    ),
+    "data.exif": Field(False, bool, "turn and mirror images as their EXIF orientation says"),
+    "data.num_examples": _at_least(10000, 1, "images of the synthetic source"),
+    "data.num_classes": _at_least(1000, 2, "classes of the synthetic source; the others know theirs"),
+    "data.parallel": _at_least(None, 1, "images prepared side by side; None: TensorFlow tunes it", optional=True),
+    "data.service": Field("", str, "address of a tf.data service dispatcher; empty: read here"),
+    "data.download": Field(False, bool, "let TFDS fetch what is not prepared"),
+    # model
+    "model.variant": Field("B0", str, "size of the network", "one of " + ", ".join(VARIANTS), VARIANTS.__contains__),
+    "model.width": _above_zero(None, "factor of the channels; None: the variant's", optional=True),
+    "model.depth": _above_zero(None, "factor of the blocks in a stage; None: the variant's", optional=True),
+    "model.group_size": _at_least(16, 1, "channels in a group of the spatial convolution; 1 is depthwise"),
+    "model.expand_ratio": _at_least(4, 1, "channels in a block over channels between blocks"),
+    "model.norm": _one_of("ln_pn", NORMS, "normalisation; _pn: with proxy-normalised activations"),
+    "model.norm_groups": _at_least(4, 1, "groups of gn and gn_pn"),
+    "model.norm_group_size": _at_least(
+        None, 1, "channels in a group of gn and gn_pn, instead of norm_groups (timm's form)", optional=True
+    ),
+    "model.norm_epsilon": _above_zero(1e-3, "added to the variance of every norm"),
+    "model.strided_groups": Field(
+        False, bool, "channel c in group c modulo groups, as the published GN networks have it"
+    ),
+    "model.activation": _one_of("swish", ("swish", "relu"), "after every norm but the projection's"),
+    "model.proxy_epsilon": _above_zero(0.03, "added to the proxy variance"),
+    "model.quadrature": _one_of("quantile", ("quantile", "gauss_hermite"), "how the proxy statistics are integrated"),
+    "model.mean": Field(
+        (123.68, 116.78, 103.94), tuple, "subtracted from images of 0..255", "3 numbers", lambda v: len(v) == 3
+    ),
+    "model.std": Field(
+        (1.0, 1.0, 1.0), tuple, "images are divided by it", "3 numbers above 0", lambda v: len(v) == 3 and min(v) > 0
+    ),
+    # optimiser
+    "optim.learning_rate": _above_zero(None, "peak before drops; None: 2^-14 x global batch", optional=True),
+    "optim.decay": Field(
+        None,
+        float,
+        "of the mean square; None: 1 - 2^-14 x global batch",
+        "at least 0 and below 1",
+        lambda v: 0 <= v < 1,
+        True,
+    ),
+    "optim.momentum": _fraction(0.9, "applied to the scaled gradient", closed=False),
+    "optim.epsilon": _above_zero(1e-3, "inside the square root"),
+    "optim.weight_decay": _at_least(1e-5, 0, "L2 in the gradient (not on gamma, beta)", kind=float),
+    # schedule
+    "schedule.name": _one_of("exponential", ("exponential", "cosine", "constant"), "of the learning rate"),
+    "schedule.warmup_epochs": _at_least(5.0, 0, "of linear warm-up", kind=float),
+    "schedule.drops": _at_least(146, 1, "equal stairs of the exponential schedule"),
+    "schedule.drop_rate": Field(0.97, float, "factor of each stair", "above 0 and up to 1", lambda v: 0 < v <= 1),
+    # regularisation
+    "regularise.label_smoothing": _fraction(0.1, "mass taken from the right class", closed=False),
+    "regularise.dropout": Field(
+        None, float, "before the last layer; None: the variant's", "at least 0 and below 1", lambda v: 0 <= v < 1, True
+    ),
+    "regularise.survival_prob": Field(
+        0.8, float, "of the last block in stochastic depth; 1 turns it off", "above 0 and up to 1", lambda v: 0 < v <= 1
+    ),
+    "regularise.average": _fraction(0.97, "decay an epoch of the averaged weights; 0 turns them off", closed=False),
+    # fine-tuning (mode finetune)
+    "finetune.layers": Field("top", str, "trained parts from the end, such as top,block7,block6; the rest is frozen"),
+    "finetune.sizes": _sizes(
+        (), "pixels, one fine-tuning each; empty: the fitting size nearest to the variant's native"
+    ),
+    "finetune.epochs": _at_least(2, 1, "passes over the training split"),
+    "finetune.global_batch": _at_least(
+        None, 1, "images in a weight update; None: 512, or run.global_batch where that is less", optional=True
+    ),
+    "finetune.learning_rate": _above_zero(
+        None, "before warm-up and cosine; None: 2^-11 x finetune.global_batch", optional=True
+    ),
+    "finetune.warmup_epochs": _at_least(
+        5.0, 0, "of linear warm-up; the published 5 outlast the run, whose rate peaks at a tenth; 0: none", kind=float
+    ),
+    "finetune.decay": Field(
+        None,
+        float,
+        "of the mean square; None: 1 - 2^-14 x finetune.global_batch",
+        "at least 0 and below 1",
+        lambda v: 0 <= v < 1,
+        True,
+    ),
+    "finetune.noise": _one_of(
+        "top",
+        ("top", "all"),
+        "all: mixing and the frozen blocks' stochastic depth stay on, as published; no features kept",
+    ),
+    "finetune.cache_gb": _at_least(
+        4.0, 0, "most gigabytes of memory for the frozen part's features; 0: compute them in every epoch", kind=float
+    ),
+    "finetune.folder": Field(
+        "finetune", str, "folder in the workdir for its results", "a name", lambda v: bool(re.fullmatch(r"[\w.=-]+", v))
+    ),
+    # runtime
+    "runtime.strategy": _one_of(
+        "default",
+        ("default", "mirrored", "multiworker", "tpu", "ipu", "popdist"),
+        "devices that train together: one, this machine's GPUs, several machines, a TPU, IPUs, IPUs under poprun",
+    ),
+    "runtime.workers": Field("", str, "multiworker: HOST:PORT of each, the chief first; slurm; empty: from TF_CONFIG"),
+    "runtime.worker": _at_least(None, 0, "multiworker: which of them this is; None: by its host name", optional=True),
+    "runtime.tpu": Field("local", str, "name of the TPU, or local on a TPU virtual machine"),
+    "runtime.virtual_cpus": _at_least(0, 0, "mirrored: cut the CPU into so many devices, to try it without GPUs"),
+    "runtime.precision": _one_of(
+        "float32", ("float32", "mixed_bfloat16", "mixed_float16"), "of compute; weights are float32"
+    ),
+    "runtime.deterministic": Field(False, bool, "only deterministic operations, at some cost in speed"),
+    "runtime.steps_per_execution": _at_least(1, 1, "weight updates in one call of the device"),
+    "runtime.recompute": Field(
+        False, bool, "keep only the input of each block and compute the rest again in the backward pass: less memory"
+    ),
+    "runtime.micro_batch": _at_least(
+        None, 1, "images in one pass of a replica; None: global batch / (replicas x grad_accumulation)", optional=True
+    ),
+    "runtime.grad_accumulation": _at_least(
+        None, 1, "micro-batches added up for one weight update; None: what micro_batch leaves, or 1", optional=True
+    ),
+    "runtime.loss_scale": _above_zero(128.0, "factor of the loss in mixed_float16, taken off its gradients"),
+    "runtime.dynamic_loss_scale": Field(
+        False, bool, "start from loss_scale, halve it after an overflow, double it after 2,000 updates without one"
+    ),
+    "runtime.max_skipped": _at_least(
+        0, 0, "weight updates with gradients that are not finite to leave out before the run stops"
+    ),
+    # ipu: read where runtime.strategy is ipu or popdist
+    "ipu.use_published": Field(False, bool, "fill what is left open from the published 16-IPU configuration"),
+    "ipu.replicas": _at_least(None, 1, "copies of the model, over all processes; None: 1 or published", optional=True),
+    "ipu.ipus_per_replica": _at_least(
+        None, 1, "the power of two that holds the stages of the pipeline; None: that", optional=True
+    ),
+    "ipu.splits": Field("", str, "blocks that start a new pipeline stage, such as 2b,4a,5c; empty: no pipeline"),
+    "ipu.schedule": _one_of("Grouped", ("Grouped", "Interleaved", "Sequential"), "order of the pipeline's passes"),
+    "ipu.recompute": Field(True, bool, "compute a stage's activations again in its backward pass"),
+    "ipu.partials": _one_of("half", ("half", "float"), "partial sums of float16 convolutions"),
+    "ipu.available_memory_proportion": Field(
+        None,
+        float,
+        "share of tile memory for temporaries of convolutions; None: the SDK's",
+        "above 0 and up to 1",
+        lambda v: 0 < v <= 1,
+        True,
+    ),
+    "ipu.offload": Field(False, bool, "keep the optimiser's state in the host's memory (remote buffers)"),
+    "ipu.stochastic_rounding": Field(False, bool, "round float16 results at random"),
+    "ipu.io_tiles": _at_least(0, 0, "tiles that move data while the others compute"),
+    "ipu.eval_micro_batch": _at_least(
+        None, 1, "images in an evaluation pass; None: runtime.micro_batch", optional=True
+    ),
+    "ipu.connection": _one_of("ALWAYS", ("ALWAYS", "ON_DEMAND", "PRE_COMPILE"), "PRE_COMPILE: without a device"),
+    "ipu.version": _one_of("ipu2", ("ipu2", "ipu21"), "hardware to compile for in PRE_COMPILE"),
+    # where weights come from, and checkpoints
+    "init.checkpoint": Field(
+        "",
+        str,
+        "run, checkpoint, or weights of timm, keras.applications, TensorFlow 1 to start from; empty: scratch",
+    ),
+    "init.weights": _one_of("average", ("average", "raw"), "which weights of that run; average falls back to raw"),
+    "checkpoint.keep": _at_least(3, 1, "newest checkpoints kept; the best one is kept besides"),
+    "checkpoint.every_epochs": _at_least(1, 1, "epochs between checkpoints"),
+    "checkpoint.every_steps": _at_least(None, 1, "weight updates between checkpoints within epochs", optional=True),
+    "checkpoint.background": Field(True, bool, "write checkpoints beside the training"),
+    # evaluation
+    "eval.batch": _at_least(None, 1, "images in an evaluation step; None: as in training, at most 256", optional=True),
+    "eval.every_epochs": _at_least(1, 1, "epochs between evaluations in training"),
+    "eval.weights": _one_of(
+        "average", ("average", "raw", "finetuned"), "which weights to evaluate and export; average needs one"
+    ),
+    "eval.finetune_size": _at_least(
+        None, 8, "which of finetune.folder's sizes to take the weights of; None: the only one", optional=True
+    ),
+    "eval.per_class": Field(False, bool, "write accuracy by class and the confusion matrix of each size to files"),
+    "eval.sizes": _sizes((), "test sizes in pixels; empty: data.eval_size"),
+    # export
+    "export.format": _one_of(
+        "saved_model", ("saved_model", "tflite", "onnx", "keras", "ipu_serving"), "what --mode=export writes"
+    ),
+    "export.precision": _one_of(
+        "float16", ("float32", "float16", "int8"), "of TFLite's weights; int8: activations too"
+    ),
+    "export.calibration": _at_least(128, 1, "training images from which int8 takes the ranges of activations"),
+    "export.check_images": _at_least(256, 1, "test images on which an export is compared with its checkpoint"),
+    # benchmark
+    "benchmark.tasks": _choices("train,infer", ("train", "infer"), "what is timed"),
+    "benchmark.precisions": _choices(
+        "float32", ("float32", "mixed_bfloat16", "mixed_float16"), "of compute, each timed beside the others"
+    ),
+    "benchmark.batches": Field((16,), tuple, "images in a step", "whole numbers above 0", lambda v: v and min(v) >= 1),
+    "benchmark.sizes": _sizes((), "pixels; empty: data.train_size"),
+    "benchmark.experiments": Field(
+        "", str, "further experiments to time beside this one, with spaces between; NAME:ARG+key=value+key=value"
+    ),
+    "benchmark.rounds": _at_least(5, 1, "turns of each contender"),
+    "benchmark.seconds": _above_zero(2.0, "of a turn"),
+    "benchmark.layers": Field(True, bool, "profile a few steps too, for the time by kind of layer"),
+    "benchmark.input": Field(False, bool, "time training from the input pipeline too, and how long it waits for data"),
+    "benchmark.threads": _at_least(None, 1, "of each contender; None: a thread a core", optional=True),
+    "benchmark.compile": Field(False, bool, "let timm's networks try torch.compile; takes minutes"),
+    # inspect_data
+    "inspect.duplicates": _at_least(50000, 0, "most images of a split that are compared with the others; 0: none"),
+    # predict
+    "predict.top": _at_least(5, 1, "classes shown for an image"),
+    "predict.output": _one_of("table", ("table", "jsonl"), "on stdout; jsonl: JSON lines and nothing else"),
+    "predict.grid": Field(False, bool, "draw the images with their classes to WORKDIR/predictions.png"),
+}
+
+
+def default():
+    """A new config with every field at its default."""
+    config = ml_collections.ConfigDict()
+    for key, field in FIELDS.items():
+        section, name = key.split(".")
+        if section not in config:
+            config[section] = ml_collections.ConfigDict(type_safe=False)
+        config[section][name] = field.default
+    return config.lock()
+
+
+def field_of(key):
+    """The declared field named `section.name`; ConfigError with a suggestion where there is none."""
+    if key not in FIELDS:
+        raise ConfigError(f"unknown config key {key!r}. {suggest(key, FIELDS)}")
+    return FIELDS[key]
+
+
+def parse_value(key, text):
+    """`text` as the type of the field `key`; ConfigError where it is none, or there is no such field."""
+    field = field_of(key)
+    if field.optional and text.lower() == "none":
+        return None
+    try:
+        if field.type is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if field.type is tuple:
+            number = float if any(isinstance(v, float) for v in field.default) else int
+            return tuple(number(part) for part in text.strip("()[]").replace(" ", "").split(",") if part)
+        return field.type(text)
+    except (KeyError, ValueError):
+        raise ConfigError(
+            f"config key {key!r} is {_describe(field)}; got {text!r}. For example: --config.{key}={example(field)}"
+        ) from None
+
+
+def override(config, assignments):
+    """Sets `[(key, text), ...]`, as they stand on the command line, in `config`."""
+    for key, text in assignments:
+        section, name = (key if key in FIELDS else field_of(key)).split(".")
+        config[section][name] = parse_value(key, text)
+
+
+def parse_arg(text, **spec):
+    """Parses what stands after an experiment's colon: `variant=B2,resolution=half,demo` by `spec` of defaults.
+
+    A name alone is True. Returns a ConfigDict; refuses names that `spec` does not have, with a ConfigError.
+    """
+    values = ml_collections.ConfigDict(spec)
+    for part in filter(None, (part.strip() for part in (text or "").split(","))):
+        name, _, value = part.partition("=")
+        if name not in spec:
+            raise ConfigError(f"unknown experiment argument {name!r} in {text!r}. {suggest(name, spec)}")
+        kind = type(spec[name])
+        try:
+            if kind is bool:
+                value = {"": True, "true": True, "1": True, "false": False, "0": False}[value.lower()]
+            values[name] = kind(value)
+        except (KeyError, ValueError):
+            raise ConfigError(f"experiment argument {name!r} is {kind.__name__}; got {value!r}") from None
+    return values
+
+
+def check_fields(config):
+    """Raises ConfigError where a key is unknown or missing, or a value is of the wrong type or out of range."""
+    seen = set()
+    for section in config:
+        names = config[section]
+        if not isinstance(names, ml_collections.ConfigDict):
+            raise ConfigError(f"unknown config key {section!r}. {suggest(section, FIELDS)}")
+        for name in names:
+            key = f"{section}.{name}"
+            field = field_of(key)
+            seen.add(key)
+            config[section][name] = _checked(key, field, config[section][name])
+    missing = sorted(set(FIELDS) - seen)
+    if missing:
+        raise ConfigError(f"config keys are missing: {', '.join(missing)}; start from g16net.config.default()")
+
+
+def _checked(key, field, value):
+    if value is None and field.optional:
+        return None
+    if field.type is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if field.type is tuple and isinstance(value, list):
+        value = tuple(value)
+    right = isinstance(value, field.type) and (field.type is bool or not isinstance(value, bool))
+    if right and field.type is tuple:
+        right = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+    numbers = value if isinstance(value, tuple) else (value,)
+    finite = all(math.isfinite(v) for v in numbers if isinstance(v, float))  # infinity is above 0, and nan passes tests
+    if not right or not finite or (field.check and not field.check(value)):
+        hint = (
+            suggest(value, field.rule[len("one of ") :].split(", "))
+            if field.rule.startswith("one of") and isinstance(value, str)
+            else ""
+        )
+        raise ConfigError(
+            f"config key {key!r} ({field.comment}) is {_describe(field)}; got {value!r}. "
+            f"{'' if finite else 'Numbers must be finite. '}{hint or 'For example: ' + str(example(field))}"
+        )
+    return value
+
+
+def _describe(field):
+    kind = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "a list of numbers"}
+    text = kind[field.type] + (f", {field.rule}" if field.rule else "")
+    return text + (" (or none)" if field.optional else "")
+
+
+def example(field):
+    """The field's default as one would type it."""
+    value = field.default
+    if isinstance(value, tuple):
+        return ",".join(str(v) for v in value) or "128,160"
+    return {True: "true", False: "false"}.get(value, value) if isinstance(value, bool) else value
+
+
+def save(config, path):
+    """Writes `config` as JSON."""
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(config.to_dict(), file, indent=2, sort_keys=True)
+        file.write("\n")
+
+
+def load(path):
+    """Reads what `save` wrote; fields added since then take their defaults."""
+    with open(path, encoding="utf-8") as file:
+        stored = json.load(file)
+    config = default()
+    for section, names in stored.items():
+        for name, value in names.items():
+            field_of(f"{section}.{name}")
+            config[section][name] = tuple(value) if isinstance(value, list) else value
+    check_fields(config)
+    return config
+
+
+def differences(old, new) -> Tuple[str, ...]:
+    """Lines `key: old -> new` for every field in which two configs differ."""
+    return tuple(
+        f"{key}: {old[section][name]} -> {new[section][name]}"
+        for key in FIELDS
+        for section, name in [key.split(".")]
+        if old[section][name] != new[section][name]
+    )

@@ -1,0 +1,278 @@
+"""The paper's training recipe as a config, its small form for a demonstration, and the derivation of what is left open.
+
+Every experiment file starts from `get_config` and changes what it is about. `resolve` turns a config into numbers:
+it checks the fields and their combinations and fills each derived one, without opening data or devices.
+"""
+
+import math
+
+from g16net.config import fields
+from g16net.config import ipu as ipu_settings
+from g16net.errors import ConfigError, suggest
+from g16net.models import architecture
+
+# alpha of mixup and lambda of CutMix by variant, as published; larger networks are regularised more
+MIXING = {"B0": (0.1, 1.0), "B1": (0.1, 0.95), "B2": (0.1, 0.9), "B3": (0.2, 0.9), "B4": (0.2, 0.85), "B5": (0.2, 0.8)}
+MIXING["B6"] = MIXING["B7"] = MIXING["B5"]  # not published: as the largest published size
+
+RATE_PER_IMAGE = 2.0**-14  # learning rate, and 1 - decay of the mean square, for each image of the global batch
+FINETUNE_BATCH, FINETUNE_RATE_PER_IMAGE = 512, 2.0**-11
+
+# The parts of a network from the end, as `finetune.layers` names them.
+PARTS = ("top", "block7", "block6", "block5", "block4", "block3", "block2", "block1", "stem")
+
+# Fields that may differ between the run that made a workdir and a later command on it.
+FREE_SECTIONS = ("eval", "finetune", "export", "benchmark", "inspect", "predict", "checkpoint", "runtime", "ipu")
+FREE_KEYS = (
+    "data.dir",
+    "data.cache",
+    "data.cache_dir",
+    "data.allow_changed",
+    "data.parallel",
+    "data.service",
+    "data.eval_size",
+    "data.eval_split",
+)
+
+
+def get_config(arg=""):
+    """The recipe for ImageNet, or with `small` or `demo` its form for small sets.
+
+    Args (after the experiment's colon): `variant=B0`, `resolution=native|half`; `small` for sets of hundreds to
+    thousands of images; `demo`: the embedded digits.
+    """
+    args = fields.parse_arg(arg, variant="", resolution="native", small=False, demo=False)
+    config = fields.default()
+    config.data.resolution = args.resolution
+    config.model.variant = args.variant or ("CIFAR" if args.demo else "B0")
+    config.data.mixup, config.data.cutmix = MIXING.get(config.model.variant, (0.0, 1.0))
+    if args.small or args.demo:
+        _small(config)
+    if args.demo:
+        _demo(config)
+    return config
+
+
+def _small(config):
+    """A short cosine run. Some hundred steps are too few for 350 epochs' average of 0.97 an epoch, for 5 epochs of
+    warm-up, or for a mean square of 0.998."""
+    config.run.epochs = 30
+    config.run.global_batch = 32
+    config.optim.learning_rate = 0.01
+    config.optim.decay = 0.9
+    config.schedule.name = "cosine"
+    config.schedule.warmup_epochs = 1.0
+    config.regularise.average = 0.5
+    config.finetune.decay = 0.9
+
+
+def _demo(config):
+    """Minutes on two CPU cores: 1,437 digits, which have no mirror images, where the paper's epochs would be hours."""
+    config.data.name = "digits"
+    config.data.crop = "pad"
+    config.data.flip = False
+    config.data.mixup, config.data.cutmix = 0.0, 1.0
+    config.run.epochs = 15
+    config.eval.batch = 120  # 359 test images are three
+
+
+def resolve(config):
+    """A checked, locked copy of `config` in which every derived field but the source's own has its number.
+
+    ConfigError for a field or a combination that cannot be.
+    """
+    config = config.copy_and_resolve_references()
+    fields.check_fields(config)
+    variant = variant_of(config)
+    if config.data.train_size is None:
+        config.data.train_size = _train_size(config, variant)
+    if config.data.cache_size is None:
+        config.data.cache_size = config.data.train_size * 8 // 7
+    if config.data.eval_size is None:
+        config.data.eval_size = variant.native
+    if config.regularise.dropout is None:
+        config.regularise.dropout = variant.dropout
+    if config.optim.learning_rate is None:
+        config.optim.learning_rate = RATE_PER_IMAGE * config.run.global_batch
+    if config.optim.decay is None:
+        config.optim.decay = 1 - RATE_PER_IMAGE * config.run.global_batch
+        if not 0 <= config.optim.decay < 1:
+            raise ConfigError(
+                f"run.global_batch={config.run.global_batch} leaves no decay by the recipe's 1 - 2^-14 x batch; "
+                "give it: --config.optim.decay=0.9"
+            )
+    _resolve_finetune(config, variant)
+    if config.eval.batch is None:
+        config.eval.batch = min(config.run.global_batch, 256)
+    if config.runtime.strategy in ipu_settings.STRATEGIES:
+        ipu_settings.resolve(config)
+    _check_combinations(config)
+    _check_sizes(config, variant)
+    trained_parts(config)
+    return config.lock()
+
+
+def variant_of(config):
+    """The `architecture.Variant` that `config` builds."""
+    return architecture.scaled(config.model.variant, config.model.width, config.model.depth)
+
+
+def network(config):
+    """The arguments of `costs.counts.count` that `config` gives, as a dict."""
+    model = config.model
+    return {
+        "variant": variant_of(config),
+        "group_size": model.group_size,
+        "expand_ratio": model.expand_ratio,
+        "norm": model.norm,
+    }
+
+
+def dtype_of(precision):
+    """The dtype of compute of a `runtime.precision`: "mixed_bfloat16" -> "bfloat16"."""
+    return precision.rpartition("_")[2]
+
+
+def _train_size(config, variant):
+    if config.data.resolution == "native":
+        return variant.native
+    if variant.half is None:
+        known = ", ".join(name for name, v in architecture.VARIANTS.items() if v.half)
+        raise ConfigError(
+            f"data.resolution=half is not published for {config.model.variant} (it is for {known}); "
+            "choose the pixels: --config.data.train_size="
+            f"{nearest_sizes(math.isqrt(variant.native**2 // 2), variant.native)[0]}"
+        )
+    return variant.half
+
+
+def _resolve_finetune(config, variant):
+    finetune = config.finetune
+    if not finetune.sizes:
+        fitting = nearest_sizes(variant.native, config.data.train_size, variant.stride)
+        finetune.sizes = (min(fitting, key=lambda size: abs(size - variant.native)),)
+    if finetune.global_batch is None:
+        finetune.global_batch = min(FINETUNE_BATCH, config.run.global_batch)
+    if finetune.learning_rate is None:
+        finetune.learning_rate = FINETUNE_RATE_PER_IMAGE * finetune.global_batch
+    if finetune.decay is None:
+        finetune.decay = max(1 - RATE_PER_IMAGE * finetune.global_batch, 0.0)
+
+
+def _check_sizes(config, variant):
+    """Sizes between which weights wander must leave the same remainder by the network's stride."""
+    train_size, stride = config.data.train_size, variant.stride
+    for key, sizes in (("finetune.sizes", config.finetune.sizes), ("data.progressive", config.data.progressive)):
+        for size in sizes:
+            if size % stride != train_size % stride:
+                raise ConfigError(
+                    f"{key}: {size} pixels leave the remainder {size % stride} by the stride {stride} of "
+                    f"{config.model.variant}, the training size {train_size} leaves {train_size % stride}, and the "
+                    "padding would shift; take " + " or ".join(map(str, nearest_sizes(size, train_size, stride)))
+                )
+    sizes = config.data.progressive
+    if sizes and config.runtime.strategy in ipu_settings.STRATEGIES:
+        raise ConfigError(
+            f"data.progressive needs a program of any image size, which runtime.strategy={config.runtime.strategy} has "
+            "not; leave it empty, or train by size with runs that follow each other"
+        )
+    if sizes and (sizes[-1] != train_size or len(sizes) > config.run.epochs):
+        raise ConfigError(
+            f"data.progressive={','.join(map(str, sizes))} must end with data.train_size={train_size} and have at most "
+            f"run.epochs={config.run.epochs} sizes; set --config.data.train_size={sizes[-1]} or other sizes"
+        )
+
+
+def trained_parts(config):
+    """`finetune.layers` as a tuple of names from the end; ConfigError where it has a gap or is the whole network."""
+    given = [part for part in config.finetune.layers.replace(" ", "").split(",") if part]
+    for part in given:
+        if part not in PARTS:
+            raise ConfigError(f"finetune.layers: no part {part!r}. {suggest(part, PARTS)}")
+    deepest = max((PARTS.index(part) for part in given), default=0)
+    whole = PARTS[: deepest + 1]
+    if set(given) != set(whole):
+        raise ConfigError(
+            f"finetune.layers={config.finetune.layers} would train in pieces; the trained parts reach to the end "
+            f"without a gap: --config.finetune.layers={','.join(whole)}"
+        )
+    if whole == PARTS:
+        raise ConfigError("finetune.layers names the whole network, which is training: drop stem, or use --mode=train")
+    return whole
+
+
+def progressive_sizes(variant, resolution, parts=4):
+    """At most `parts` growing training sizes from about half the final one on, for `data.progressive`.
+
+    All leave the final size's remainder by the network's stride, as 'SAME' padding asks for.
+    """
+    variant = architecture.VARIANTS[variant]
+    last = (variant.half or variant.native) if resolution == "half" else variant.native
+    wanted = [last // 2 + (last - last // 2) * part // (parts - 1) for part in range(parts)]
+    return tuple(sorted({nearest_sizes(size, last, variant.stride)[-1] for size in wanted}))
+
+
+def _check_combinations(config):
+    if config.schedule.name == "exponential" and config.schedule.warmup_epochs >= config.run.epochs:
+        raise ConfigError(
+            f"schedule.warmup_epochs={config.schedule.warmup_epochs:g} leaves nothing of "
+            f"run.epochs={config.run.epochs}; set --config.schedule.warmup_epochs={config.run.epochs / 10:g}"
+        )
+    if config.eval.weights == "average" and config.regularise.average == 0:
+        raise ConfigError(
+            "eval.weights=average needs averaged weights, but regularise.average=0 turns them off; "
+            "set --config.eval.weights=raw"
+        )
+    if config.data.cutmix < 1 and config.run.global_batch < 2:
+        raise ConfigError("data.cutmix needs a partner in the batch: run.global_batch is 1, set it to 2 or more")
+    split = config.runtime.micro_batch or config.runtime.grad_accumulation
+    if config.data.mix_on_device and (split or config.runtime.strategy != "default"):
+        raise ConfigError(
+            "data.mix_on_device mixes the whole batch in one pass of one device, with runtime.strategy=default and "
+            f"without runtime.micro_batch or grad_accumulation; got {config.runtime.strategy}"
+            f"{' and smaller passes' if split else ''}: mix on the host"
+        )
+    if config.runtime.strategy in ipu_settings.STRATEGIES:
+        for name in ("dynamic_loss_scale", "max_skipped"):
+            if config.runtime[name]:
+                raise ConfigError(
+                    f"runtime.{name} waits for values that are not finite, and float16 on an IPU saturates instead; "
+                    "leave it out"
+                )
+        if config.runtime.recompute:
+            raise ConfigError("runtime.recompute is for CPUs and GPUs; IPUs have ipu.recompute, which is on by default")
+    if config.runtime.dynamic_loss_scale and config.runtime.precision != "mixed_float16":
+        raise ConfigError(
+            "runtime.dynamic_loss_scale is for runtime.precision=mixed_float16; got "
+            f"{config.runtime.precision}: leave it out"
+        )
+    if config.data.cache != "none" and config.data.service:
+        raise ConfigError(
+            f"data.cache={config.data.cache} keeps images here, but data.service reads them elsewhere; drop one of them"
+        )
+    if config.data.cache == "decoded" and not config.data.cache_dir:
+        raise ConfigError("data.cache=decoded writes to disk: name a folder with --config.data.cache_dir=DIR")
+
+
+def nearest_sizes(size, train_size, stride=32):
+    """The sizes below and above `size` (or itself) with the remainder of `train_size` by the network's total stride.
+
+    'SAME' padding keeps its alignment between two sizes only where their remainders are equal.
+    """
+    below = size - (size - train_size) % stride
+    return (below,) if below == size else (below, below + stride)
+
+
+def training_key(config):
+    """What decides the training of a resolved config, as text: equal texts mean equal trained weights."""
+    keys = [key for key in fields.FIELDS if key.split(".")[0] not in FREE_SECTIONS and key not in FREE_KEYS]
+    return repr([(key, config[key.split(".")[0]][key.split(".")[1]]) for key in keys])
+
+
+def training_differences(old, new):
+    """The fields that make the training of `new` another one than that of `old`, as lines `key: old -> new`."""
+    return [
+        line
+        for line in fields.differences(old, new)
+        if line.split(".")[0] not in FREE_SECTIONS and line.split(":")[0] not in FREE_KEYS
+    ]

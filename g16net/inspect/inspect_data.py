@@ -1,0 +1,181 @@
+"""A look at the data before training: counts, classes, sizes, duplicates, speed, and a sheet of augmented images."""
+
+import csv
+import os
+import time
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from g16net import compat
+from g16net.data import duplicates, formats, transforms
+from g16net.data.order import Order
+from g16net.errors import UserError
+from g16net.report import sheet
+from g16net.run import assemble
+
+SAMPLE = 256  # images whose size is looked at
+TURNED_SAMPLE = 4096  # images whose orientation is looked at
+ROWS, COLUMNS = 6, 8  # of the sheet
+
+
+def inspect_data(config, workdir):
+    """Writes `WORKDIR/contact_sheet.png`, and `WORKDIR/duplicates.csv` where images are there twice.
+
+    Returns counts, classes, sizes in pixels, duplicates and images a second.
+    """
+    train, test = assemble.open_sources(config)
+    heights, widths = image_sizes(train).T
+    turned, looked_at = turned_images(train)
+    if turned and not config.data.exif:
+        logging.warning(
+            "%d of %d images looked at are stored turned or mirrored, as their EXIF orientation says, and are taken as "
+            "they are stored; --config.data.exif=true puts them upright",
+            turned, looked_at,
+        )  # fmt: skip
+    images, labels = first_images(config, train, ROWS * COLUMNS)
+    path = sheet.draw(
+        images,
+        [train.class_names[label] for label in labels],
+        os.path.join(workdir, "contact_sheet.png"),
+        columns=COLUMNS,
+    )
+    return {
+        "source": config.data.name,
+        "training_images": train.num_examples,
+        "test_images": test.num_examples,
+        "classes": train.num_classes,
+        "class_names": preview(train.class_names),
+        "images_per_class": class_counts(train),
+        "height": spread(heights),
+        "width": spread(widths),
+        "turned_by_exif": f"{turned} of {looked_at}",
+        "train_size": config.data.train_size,
+        **twice(train, test, config.inspect.duplicates, workdir),
+        "images_per_second": round(speed(config, train), 1),
+        "contact_sheet": path,
+    }
+
+
+def image_sizes(source, most=SAMPLE):
+    """int [images, 2]: height and width of up to `most` images spread over the source; UserError where none is read."""
+    sizes = _looked_at(source, most, transforms.image_extent)
+    if not sizes:
+        raise UserError(
+            f"{source.name}, split {source.split}: not one of {min(most, source.num_examples)} images looked at can be "
+            "read; are they JPEG, PNG, GIF or BMP?"
+        )
+    return np.array(sizes)
+
+
+def turned_images(source, most=TURNED_SAMPLE):
+    """Of up to `most` images spread over the source, how many an EXIF orientation turns or mirrors, and of how many."""
+    if not source.encoded:
+        return 0, min(most, source.num_examples)
+    found = _looked_at(source, most, formats.orientation)
+    return sum(int(orientation) != 1 for orientation in found), len(found)
+
+
+def _looked_at(source, most, function):
+    """`function(image)` of images spread over the source, without those that cannot be read."""
+    order = Order(stop=min(most, source.num_examples), batch=1, seed=0, epochs=1)
+    rows = source.stream(order).unbatch()
+    found = rows.map(lambda row: function(source.read(row)["image"]), num_parallel_calls=tf.data.AUTOTUNE)
+    return list(compat.ignore_errors(found).as_numpy_iterator())
+
+
+def twice(train, test, most, workdir):
+    """Figures of the images that are there twice, of up to `most` of each split; their names go to a file.
+
+    `test_in_training`: test images whose bytes (`same_bytes`) or pictures (`alike`) are in the training split.
+    `in_two_classes`: training images that are in another class too. `repeated`: those whose bytes are there before.
+    """
+    if not most:
+        return {}
+    logging.info(
+        "Comparing %s training and %s test images (--config.inspect.duplicates=0 leaves that out)",
+        f"{min(most, train.num_examples):,}", f"{min(most, test.num_examples):,}",
+    )  # fmt: skip
+    seen, tested = duplicates.look(train, most), duplicates.look(test, most)
+    found = {
+        "test_in_training": (tested, seen, duplicates.between(tested, seen)),
+        "in_two_classes": (seen, seen, duplicates.across_classes(seen)),
+    }
+    figures = {"compared": f"{len(seen.ids):,} of {train.num_examples:,} training and {len(tested.ids):,} of "
+               f"{test.num_examples:,} test images"}  # fmt: skip
+    rows = []
+    for kind, (first, second, pairs) in found.items():
+        same = sum(pair.same for pair in pairs)
+        figures[kind] = {"same_bytes": same, "alike": len(pairs) - same}
+        names = [
+            (names_of(source, some.ids[[pair[side] for pair in pairs]]), some.labels)
+            for side, (source, some) in enumerate(((test if first is tested else train, first), (train, second)))
+        ]
+        for n, pair in enumerate(pairs):
+            (one, labels), (other, others) = names
+            rows.append(
+                [kind, "same bytes" if pair.same else "alike", one[n], train.class_names[labels[pair.first]], other[n],
+                 train.class_names[others[pair.second]]]
+            )  # fmt: skip
+    figures["repeated"] = duplicates.repeated(seen)
+    if rows:
+        figures["duplicates"] = os.path.join(workdir, "duplicates.csv")
+        with open(figures["duplicates"], "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            csv.writer(file).writerows([["kind", "how", "image", "class", "other", "its class"], *rows])
+        for kind, how, one, label, other, its in rows[:3]:
+            logging.warning("%s (%s): %s of %s, %s of %s", kind.replace("_", " "), how, one, label, other, its)
+    return figures
+
+
+def names_of(source, ids):
+    """Where a person finds these images."""
+    return [name.decode("utf-8", "backslashreplace") for name in source.locate(ids).numpy()] if len(ids) else []
+
+
+def first_images(config, source, count):
+    """The first `count` training images as the network gets them, uint8, and their labels (of the larger share)."""
+    images, labels = [], []
+    for batch, targets in assemble.train_batches(config, source):
+        images.append(batch.numpy())
+        labels.append(main_labels(targets.numpy()))
+        if sum(map(len, images)) >= count:
+            break
+    return np.concatenate(images)[:count], np.concatenate(labels)[:count]
+
+
+def main_labels(targets):
+    """The class ids of plain targets [batch], or those of the largest weight of mixed ones [batch, terms, 2]."""
+    if targets.ndim == 1:
+        return targets
+    ids, weights = targets[..., 0], targets[..., 1]
+    return ids[np.arange(len(ids)), weights.argmax(1)].astype(int)
+
+
+def class_counts(source):
+    """Least, mean and most images of a class; None where counting would mean reading every record."""
+    if source.labels is None:
+        return None
+    counts = np.bincount(source.labels, minlength=source.num_classes)
+    return {"least": int(counts.min()), "mean": round(float(counts.mean()), 1), "most": int(counts.max())}
+
+
+def spread(values):
+    """Least, median and most."""
+    return {"least": int(values.min()), "median": int(np.median(values)), "most": int(values.max())}
+
+
+def preview(names, most=10):
+    """The first names in words."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def speed(config, source, seconds=3.0):
+    """Images a second of the training pipeline after its first batches."""
+    batches = iter(assemble.train_batches(config, source))
+    for _ in range(2):
+        next(batches)
+    started, images = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        images += int(tf.shape(next(batches)[0])[0])
+    return images / (time.perf_counter() - started)

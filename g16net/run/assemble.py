@@ -1,0 +1,358 @@
+"""From a resolved config to objects: sources, batches, model, optimizer, loss, trained weights."""
+
+import functools
+import os
+
+from g16net.config import recipe
+from g16net.data import augment as augment_lib
+from g16net.data import cache, identity, mix_on_device, mixing, pipeline, transforms
+from g16net.data.sources import open_source
+from g16net.data.sources.base import relabelled
+from g16net.errors import UserError
+from g16net.models import efficientnet, recompute
+from g16net.optim import schedules
+from g16net.optim.losses import SmoothedCrossEntropy
+from g16net.optim.rmsprop import RMSProp
+from g16net.optim.weight_average import WeightAverage
+from g16net.run import checkpoint, run_data
+
+
+def title(config):
+    """The run in words: `B0 G16 ln_pn`."""
+    changed = [f"{part} {config.model[part]:g}" for part in ("width", "depth") if config.model[part] is not None]
+    return f"{', '.join([config.model.variant] + changed)} G{config.model.group_size} {config.model.norm}"
+
+
+def open_sources(config):
+    """The training and the evaluation source. UserError where the data is not there or not as it should be."""
+    train, test = open_source_of(config, "train"), open_source_of(config, "eval")
+    different = identity.class_differences(train.class_names, test.class_names)
+    if different:
+        raise UserError(
+            f"{run_data.where(config)}: the training split has {train.num_classes} classes and the test split "
+            f"{test.num_classes}; in the test split {', '.join(different)}: give both the same classes"
+        )
+    return train, relabelled(test, train.class_names)
+
+
+def open_eval_source(config, workdir, class_names, what):
+    """The evaluation source for the run in `workdir`, its classes matched by name to those of the run, `class_names`.
+
+    It may have some of them only. UserError, telling `what` to do, where it has others.
+    """
+    source = open_source_of(config, "eval")
+    known = {identity.plain(name) for name in class_names}
+    unknown = [name for name in source.class_names if identity.plain(name) not in known]
+    different = identity.class_differences(class_names, source.class_names)
+    if unknown:
+        raise UserError(
+            f"{run_data.where(config)} has {source.num_classes} classes, the run in {workdir!r} was trained on "
+            f"{len(class_names)}: {', '.join(different)}; {what} on data with classes of the run"
+        )
+    if different:
+        run_data.warn(
+            f"{run_data.where(config)} has {source.num_classes} of the {len(class_names)} classes of the run in "
+            f"{workdir}: {', '.join(different)}"
+        )
+    return relabelled(source, class_names)
+
+
+def open_source_of(config, part):
+    """The source of `part` ("train" or "eval")."""
+    data = config.data
+    options = {}
+    if data.name.startswith("tfds:"):
+        options = {"download": data.download}
+    elif data.name == "tfrecord":
+        options = {"label_offset": data.label_offset}
+    elif data.name == "folder":
+        options = {"holdout": data.holdout, "train_split": data.train_split, "layout": data.layout}
+    elif data.name == "synthetic":
+        options = {"num_examples": data.num_examples, "num_classes": data.num_classes, "size": data.eval_size}
+    split = {"train": data.train_split or "train", "eval": data.eval_split or "validation"}[part]
+    return _open(data.name, split, data.dir or None, tuple(options.items()))
+
+
+@functools.lru_cache(maxsize=8)  # modes that follow each other share what took time to list or count
+def _open(name, split, data_dir, options):
+    return open_source(name, split, data_dir, **dict(options))
+
+
+def train_batches(config, source, start_epoch=0, start_step=0, shard=(0, 1), size=None):
+    """Batches of (uint8 images, targets) from any step of any epoch on, endless.
+
+    `shard`: (index, count) of this worker; `size`: pixels, by default `data.train_size`. Targets are class ids, or ids
+    and weights where the batch is mixed.
+    """
+    return pipeline.train_batches(
+        kept(config, source),
+        train_transform(config, size),
+        config.run.global_batch,
+        config.run.seed,
+        start_epoch=start_epoch,
+        start_step=start_step,
+        shard=shard,
+        mix=mix(config),
+        max_corrupt=config.data.max_corrupt,
+        num_parallel_calls=config.data.parallel,
+        service=config.data.service or None,
+        judge=judge(config, config.data.jpeg and config.data.crop == "box"),
+    )
+
+
+def eval_batches(config, source, size, batch=None, shard=(0, 1)):
+    """Batches of (uint8 images, labels, weights) at `size` pixels, every image once over all workers.
+
+    `batch`: images in one, by default `eval.batch`.
+    """
+    return pipeline.eval_batches(
+        source,
+        eval_transform(config, size),
+        batch or config.eval.batch,
+        shard=shard,
+        max_corrupt=config.data.max_corrupt,
+        judge=judge(config),
+    )
+
+
+def judge(config, jpeg=False):
+    """`encoded bytes -> (why, large)` for images that could not be decoded, see `transforms.reason`."""
+    return functools.partial(transforms.reason, max_pixels=config.data.max_pixels, jpeg=jpeg)
+
+
+def eval_preprocessing(config, size):
+    """How an image becomes the test image of `size` pixels, as arguments of `transforms.eval_image`."""
+    data = config.data
+    fit = "resize" if data.crop == "pad" else "crop"
+    return {"size": size, "fit": fit, "resize": data.resize, "max_pixels": data.max_pixels, "exif": data.exif}
+
+
+def eval_transform(config, size):
+    """`(record, seed) -> record` with the test image of `size` pixels; draws nothing."""
+    preprocessing = eval_preprocessing(config, size)
+    return lambda record, seed: dict(record, image=transforms.eval_image(record["image"], **preprocessing))
+
+
+def kept(config, source):
+    """`source` as `data.cache` keeps it; reads it whole where that is not none."""
+    data = config.data
+    if data.cache == "encoded":
+        return cache.in_memory(source)
+    if data.cache == "decoded":
+        return cache.on_disk(source, data.cache_size, data.cache_dir, data.max_corrupt, data.max_pixels, data.exif)
+    return source
+
+
+def mix(config):
+    """`(images, labels, seed) -> (images, targets)` by mixup and CutMix, or None where both are off."""
+    data = config.data
+    cutmix = data.cutmix_version if data.cutmix < 1 else None
+    if not data.mixup and not cutmix:
+        return None
+
+    if data.mix_on_device:
+        return lambda images, labels, seed: mix_on_device.draws(images, labels, seed, data.mixup, cutmix, data.cutmix)
+
+    def function(images, labels, seed):
+        batch, height, width = images.shape[:3]
+        m, box = mixing.draw(batch, height, width, seed, data.mixup, cutmix, data.cutmix)
+        return mixing.mix(images, labels, m, box)
+
+    return function
+
+
+def augment(config):
+    """The policy on one training image, or None."""
+    data = config.data
+    if data.augment == "autoaugment":
+        return augment_lib.auto_augment()
+    if data.augment == "randaugment":
+        return augment_lib.rand_augment(data.randaugment_layers, data.randaugment_magnitude)
+    return None
+
+
+def train_transform(config, size=None):
+    """`(record, seed) -> record` with the training image of `size` (default: `data.train_size`) pixels."""
+    data, policy = config.data, augment(config)
+    size = size or data.train_size
+
+    def box(record, seed):
+        return transforms.train_image(
+            record["image"],
+            size,
+            seed,
+            area=(data.area_min, 1.0),
+            boxes=record.get("boxes"),
+            flip=data.flip,
+            augment=policy,
+            resize=data.resize,
+            jpeg=data.jpeg,
+            max_pixels=data.max_pixels,
+            exif=data.exif,
+        )
+
+    def pad(record, seed):
+        image = transforms.small_image(
+            record["image"],
+            size,
+            seed,
+            pad=size // 8,
+            flip=data.flip,
+            resize=data.resize,
+            max_pixels=data.max_pixels,
+            exif=data.exif,
+        )
+        return image if policy is None else policy(image, transforms.derive(seed, 3))
+
+    prepare = {"box": box, "pad": pad}[data.crop]
+    return lambda record, seed: dict(record, image=prepare(record, seed))
+
+
+def progressive_parts(config, first=0, last=None):
+    """The epochs from `first` to before `last` as `(size, begin, end)`, by the parts of `data.progressive`."""
+    sizes, epochs = config.data.progressive or (config.data.train_size,), config.run.epochs
+    last = epochs if last is None else last
+    ends = [epochs * (part + 1) // len(sizes) for part in range(len(sizes))]
+    parts = [(size, max(begin, first), min(end, last)) for size, begin, end in zip(sizes, [0] + ends, ends)]
+    return [part for part in parts if part[1] < part[2]]
+
+
+def model(config, num_classes, size=None):
+    """The network of `config` for images of `size` pixels, or of any size."""
+    return efficientnet.build(
+        variant=recipe.variant_of(config),
+        group_size=config.model.group_size,
+        expand_ratio=config.model.expand_ratio,
+        norm=config.model.norm,
+        num_classes=num_classes,
+        input_size=size,
+        activation=config.model.activation,
+        norm_groups=config.model.norm_groups,
+        norm_group_size=config.model.norm_group_size,
+        norm_epsilon=config.model.norm_epsilon,
+        strided_groups=config.model.strided_groups,
+        dropout=config.regularise.dropout,
+        survival_prob=config.regularise.survival_prob,
+        mean=config.model.mean,
+        std=config.model.std,
+        proxy_epsilon=config.model.proxy_epsilon,
+        quadrature=config.model.quadrature,
+        seed=config.run.seed,
+    )
+
+
+def training_model(config, network):
+    """What to compile and fit: the network, with recomputation where asked for, and behind the mixing where the device
+    does that."""
+    network = recompute.recomputing(network) if config.runtime.recompute else network
+    return mix_on_device.training_model(network) if config.data.mix_on_device and mix(config) else network
+
+
+def schedule(config, steps_per_epoch):
+    """The learning-rate schedule over the whole run."""
+    steps = config.run.epochs * steps_per_epoch
+    warmup = config.schedule.warmup_epochs * steps_per_epoch
+    base = config.optim.learning_rate
+    if config.schedule.name == "exponential":
+        return schedules.ExponentialStaircase(
+            base, steps, warmup, drops=config.schedule.drops, rate=config.schedule.drop_rate
+        )
+    if config.schedule.name == "cosine":
+        return schedules.Cosine(base, steps, warmup)
+    return base
+
+
+def optimizer(config, steps_per_epoch, accumulation=1, guard="none"):
+    """The optimizer of a training, see `rmsprop`."""
+    return rmsprop(config, schedule(config, steps_per_epoch), config.optim.decay, accumulation, guard)
+
+
+def rmsprop(config, learning_rate, rho, accumulation=1, guard="none"):
+    """TensorFlow 1's RMSProp with weight decay inside, as the recipe has it.
+
+    `accumulation` and `guard`: see `compat.Optimizer`.
+    """
+    return RMSProp(
+        learning_rate,
+        rho=rho,
+        momentum=config.optim.momentum,
+        epsilon=config.optim.epsilon,
+        weight_decay=config.optim.weight_decay,
+        accumulation=accumulation,
+        guard=guard,
+    )
+
+
+def guard(config):
+    """What the optimizer does with gradients that are not finite, see `compat.Optimizer`."""
+    return "skip" if config.runtime.max_skipped else "report"
+
+
+def loss(config, num_classes):
+    """Cross-entropy of logits with the label smoothing of `config`."""
+    return SmoothedCrossEntropy(num_classes, label_smoothing=config.regularise.label_smoothing)
+
+
+def trained(config, workdir, size=None, weights=None, network=None):
+    """`(model, class_names)`: the network with the newest weights of `workdir`, and the classes that these were trained
+    on.
+
+    Args:
+        size: pixels of its images; None: any.
+        weights: "average", "raw" or "finetuned"; None: `eval.weights`.
+        network: one of the same config, to read the weights into; None, or one of other classes: a new one.
+    """
+    weights = weights or config.eval.weights
+    class_names = run_data.class_names(workdir)
+    fine = weights == "finetuned"
+    folder, manifest = _newest(*(finetuned_folder(config, workdir), "finetune") if fine else (workdir, "train"))
+    class_names = _classes_of(manifest, class_names)
+    if network is None or network.output_shape[-1] != len(class_names):
+        network = model(config, len(class_names), size)
+    if fine:
+        checkpoint.read(folder, checkpoint.model_state(network))
+        return network, class_names
+    average = WeightAverage(network, config.regularise.average)
+    if weights == "average":
+        checkpoint.read(folder, checkpoint.state(average=average))
+        average.copy_to()
+    else:
+        checkpoint.read(folder, checkpoint.model_state(network))
+    return network, class_names
+
+
+def _newest(folder, mode):
+    newest, manifest = checkpoint.newest_whole(os.path.join(folder, "checkpoints"))
+    if newest is None:
+        raise UserError(f"{folder!r} holds no checkpoint; make one first with --mode={mode}")
+    return newest, manifest
+
+
+def _classes_of(manifest, otherwise):
+    """The class names that the checkpoint itself keeps, or `otherwise` where it is of a version that kept none."""
+    return list(manifest["data"]["classes"]) if manifest.get("data") else otherwise
+
+
+def finetuned_folder(config, workdir):
+    """The folder of the fine-tuning that `eval.finetune_size` picks, or of the only one there is.
+
+    UserError where there is none.
+    """
+    top = os.path.join(workdir, config.finetune.folder)
+    size, sizes = config.eval.finetune_size, finetuned_sizes(config, workdir)
+    if size is None and len(sizes) == 1:
+        (size,) = sizes
+    if size not in sizes:
+        there = f"there is {', '.join(map(str, sizes))}" if sizes else "none is there"
+        raise UserError(
+            f"eval.weights=finetuned, eval.finetune_size={size}: no such finished fine-tuning in {top!r}; {there}. "
+            + (f"Set --config.eval.finetune_size={sizes[0]}" if sizes else "Make it first with --mode=finetune")
+        )
+    return os.path.join(top, str(size))
+
+
+def finetuned_sizes(config, workdir):
+    """The sizes whose fine-tuning in `finetune.folder` is finished, in order."""
+    top = os.path.join(workdir, config.finetune.folder)
+    names = os.listdir(top) if os.path.isdir(top) else []
+    return sorted(int(n) for n in names if n.isdigit() and os.path.exists(os.path.join(top, n, "finetune.json")))

@@ -1,0 +1,260 @@
+"""The devices that train together, as far as TensorFlow itself runs them: CPUs, GPUs, TPUs, several processes."""
+
+import functools
+import json
+import os
+import re
+
+import tensorflow as tf
+from absl import logging
+
+from g16net import compat, native
+from g16net.config import batches
+from g16net.errors import RunError, UserError
+from g16net.optim.losses import Top1
+from g16net.run import scoring, workers
+from g16net.run.updates import CountUpdates, cut
+
+
+def connect(config):
+    """What must come before anything else is asked of TensorFlow: devices are cut, other processes joined."""
+    if config.runtime.strategy == "mirrored":
+        _local_devices(config.runtime.virtual_cpus)
+    elif config.runtime.strategy == "multiworker":
+        _multiworker(*_cluster(config))
+    elif config.runtime.strategy == "tpu":
+        _tpu(config.runtime.tpu)
+
+
+def _strategy(config):
+    """The `tf.distribute` strategy of the run."""
+    name = config.runtime.strategy
+    if name == "default":
+        return tf.distribute.get_strategy()
+    check_keras(name)
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy(_local_devices(config.runtime.virtual_cpus))
+    if name == "multiworker":
+        return _multiworker(*_cluster(config))
+    return _tpu(config.runtime.tpu)
+
+
+def check_keras(name):
+    """UserError where this process's Keras cannot train with the strategy `name`."""
+    if compat.KERAS3:
+        raise UserError(
+            f"runtime.strategy={name} needs tf-keras, and this process runs Keras {compat.KERAS_VERSION}, which cannot "
+            "fit on several workers (keras-team/keras#20585); set TF_USE_LEGACY_KERAS=1, which launch.py does itself"
+        )
+
+
+def _local_devices(virtual_cpus):
+    """The names of the devices to mirror on; None: TensorFlow's choice, all GPUs."""
+    if not virtual_cpus:
+        return None
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    present = len(tf.config.get_logical_device_configuration(cpu) or [cpu])
+    if present != virtual_cpus:
+        try:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * virtual_cpus)
+        except RuntimeError as error:
+            raise UserError(
+                f"runtime.virtual_cpus={virtual_cpus} comes too late: this process has started TensorFlow with "
+                f"{present}; set it in a new process"
+            ) from error
+    return [f"CPU:{i}" for i in range(virtual_cpus)]
+
+
+def _cluster(config):
+    addresses, index = workers.cluster(config)
+    return tuple(addresses), index
+
+
+@functools.lru_cache(maxsize=None)  # a process can join one cluster once
+def _multiworker(addresses, index):
+    os.environ["TF_CONFIG"] = json.dumps(
+        {"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": index}}
+    )
+    logging.info("Worker %d of %d at %s waits for the others", index, len(addresses), addresses[index])
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+@functools.lru_cache(maxsize=None)
+def _tpu(name):
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
+        raise UserError(
+            f"runtime.strategy=tpu found no TPU by runtime.tpu={name!r} ({compat.reason(error)}); give the TPU's "
+            "name, or `local` on a TPU virtual machine"
+        ) from error
+
+
+class Devices:
+    """What differs between kinds of hardware in the one training loop; here everything that TensorFlow itself runs.
+
+    Attributes:
+        strategy: the `tf.distribute` strategy under whose scope to build, compile and restore.
+        replicas: copies of the model that train together, over all workers.
+        shard: `(index, count)` of this process's part of the data.
+        chief: whether this process writes the run's files.
+        micro_batch, accumulation: images in one pass of a replica, and passes in one weight update.
+    """
+
+    shard = (0, 1)
+    on_ipu = False
+
+    def __init__(self, config):
+        self.config = config
+        self.strategy = _strategy(config)
+        self.replicas = self.strategy.num_replicas_in_sync
+        if config.runtime.strategy == "multiworker":
+            addresses, index = _cluster(config)
+            self.shard = index, len(addresses)
+
+    @functools.cached_property
+    def _split(self):
+        """Only training asks for it: a run may be evaluated on other devices."""
+        runtime = self.config.runtime
+        return batches.split(
+            self.config.run.global_batch, self.replicas, runtime.micro_batch, runtime.grad_accumulation
+        )
+
+    @property
+    def micro_batch(self):
+        return self._split[0]
+
+    @property
+    def accumulation(self):
+        return self._split[1]
+
+    @property
+    def chief(self):
+        return self.shard[0] == 0
+
+    @property
+    def local_replicas(self):
+        """Replicas of this process."""
+        return self.replicas // self.shard[1]
+
+    def check(self, updates_per_epoch):
+        """Raises ConfigError where an epoch of so many weight updates cannot be run; before a model is built."""
+        self._split  # noqa: B018
+
+    def check_rest(self, updates_per_epoch, done):
+        """Raises ConfigError where an epoch cannot be gone on with after `done` weight updates; Keras takes any."""
+
+    def prepare(self, model):
+        """Readies a new model for training."""
+
+    def evaluation_scope(self):
+        """Context in which to build a model that is only evaluated."""
+        return self.strategy.scope()
+
+    @property
+    def optimizer_accumulation(self):
+        """Passes that the optimizer itself adds up."""
+        return self.accumulation
+
+    def optimizer(self, optimizer):
+        """The optimizer to compile with: in float16 the loss is scaled up and its gradients down."""
+        if self.config.runtime.precision != "mixed_float16":
+            return optimizer
+        return compat.scale_loss(optimizer, self.config.runtime.loss_scale, self.config.runtime.dynamic_loss_scale)
+
+    def metrics(self, loss):
+        """The metrics to compile with."""
+        return [Top1()]
+
+    @property
+    def steps_per_execution(self):
+        """Keras' steps in one call of the device."""
+        return self.config.runtime.steps_per_execution * self.accumulation
+
+    def steps(self, updates):
+        """What `fit` has to be told to make so many weight updates."""
+        return updates * self.accumulation
+
+    def feed(self, data):
+        """From batches of this process's images of a weight update to what `fit` takes."""
+        if self.accumulation * self.local_replicas > 1:
+            data = cut(data, self.micro_batch).prefetch(2 * self.local_replicas)
+        return self.distributed(data)
+
+    def distributed(self, data):
+        """From batches of one replica to those of all; the replicas of a process take them in turn."""
+        if self.config.runtime.strategy == "default":
+            return data
+        return self.strategy.distribute_datasets_from_function(lambda _: data)
+
+    def callbacks(self, callbacks):
+        """Callbacks that count weight updates, as `fit` takes them."""
+        return callbacks if self.accumulation == 1 else [CountUpdates(callbacks, self.accumulation)]
+
+    def scorer(self, model, source, batches=None):
+        """What adds up an evaluation of the model's present weights: see `scoring.Scorer`."""
+        return scoring.Scorer(self.config, model, source, self, batches)
+
+    def sum_over_workers(self, values):
+        """The sum of a float32 vector over all processes, which must ask for it at the same time."""
+        if self.shard[1] == 1:
+            return values
+        return self._sum(tf.constant(values, tf.float32)).numpy() / self.local_replicas
+
+    @functools.cached_property
+    def _sum(self):
+        strategy = self.strategy
+        return tf.function(lambda v: strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: v), axis=None))
+
+    def any(self, flag):
+        """Whether `flag` is true in any process."""
+        return bool(self.sum_over_workers([float(bool(flag))])[0])
+
+    def equal(self, value):
+        """Whether a whole number is the same in all processes; false in at least one of them otherwise."""
+        return round(float(self.sum_over_workers([float(value)])[0])) == value * self.shard[1]
+
+    def failed(self, error):
+        """The RunError that says what ended a run of several workers, or None where `error` is of another kind."""
+        if self.shard[1] > 1 and lost_worker(error):
+            return RunError(
+                f"worker {self.shard[0]} of {self.shard[1]} lost the others ({compat.reason(error)[:200]}); "
+                "start all workers again with the same command: they go on from the newest checkpoint"
+            )
+        return None
+
+    def __str__(self):
+        gpus = tf.config.list_physical_devices("GPU")
+        if gpus:
+            text = f"{len(gpus)} GPU"
+        else:
+            text = f"CPU, {native.cores()} cores"
+        if self.replicas > 1:
+            text += f", {self.replicas} replicas in {self.shard[1]} process{'es' if self.shard[1] > 1 else ''}"
+        if self.accumulation > 1:
+            text += f", micro batch {self.micro_batch} x {self.accumulation} accumulated"
+        return text
+
+
+def lost_worker(error):
+    """Whether an error in a run of several workers says that another of them is gone.
+
+    A device's own failures (cuDNN, XLA, Poplar) are INTERNAL too, and files of a bucket or batches of a data service
+    can be UNAVAILABLE: those are this worker's.
+    """
+    gone = (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+    )
+    if isinstance(error, tf.errors.InternalError):
+        return _OF_WORKERS.search(str(error)) is not None
+    return isinstance(error, gone) and _OF_DATA.search(str(error)) is None
+
+
+_OF_WORKERS = re.compile(r"collective|nccl|rpc\b|remote peer|coordination|heartbeat|barrier|connection reset", re.I)
+_OF_DATA = re.compile(r"dispatcher|data service|tf\.data|http request|libcurl", re.I)

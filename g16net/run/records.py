@@ -1,0 +1,114 @@
+"""What a run writes: JSON files that are whole or not there, record lines, and the versions that made them."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+
+import g16net
+from g16net.errors import UserError
+
+
+def write_json(path, value):
+    """Writes `value` as JSON so that a reader never sees half a file."""
+    partial = f"{path}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+    os.replace(partial, path)
+
+
+_locks = {}  # held to the end of the process, however it ends
+
+
+def lock(workdir):
+    """Makes this process the one that trains in `workdir`. UserError, naming the other one, where there is another."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    path = os.path.realpath(os.path.join(workdir, ".lock"))
+    if path in _locks:
+        return
+    file = open(path, "a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise UserError(
+            f"{workdir!r} is in use: {holder} trains there; wait for it, stop it, or give another --workdir"
+        ) from None
+    except OSError:  # a file system without locks
+        file.close()
+        return
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    _locks[path] = file
+
+
+def append_line(path, value):
+    """Appends `value` as one JSON line."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def read_lines(path):
+    """The records of a file of JSON lines; a last line cut off by a crash is left out."""
+    records = []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+    return records
+
+
+def by_epoch(records):
+    """Epoch records in order, the newest of each epoch (a resumed run repeats those after its checkpoint)."""
+    newest = {record["epoch"]: record for record in records if record.get("kind") == "epoch"}
+    return [newest[epoch] for epoch in sorted(newest)]
+
+
+def versions():
+    """Versions of everything that decides a run's numbers."""
+    import numpy
+    import tensorflow as tf
+
+    from g16net import compat
+
+    return {
+        "g16net": g16net.__version__,
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": compat.KERAS_VERSION,
+        "numpy": numpy.__version__,
+        "machine": platform.platform(),
+    }
+
+
+def command():
+    """The command line as a user could type it."""
+    return shlex.join([os.path.basename(sys.argv[0])] + sys.argv[1:])
+
+
+def finish(workdir, mode, started, figures):
+    """Writes `WORKDIR/<mode>.json`: the command, the versions, the wall time in seconds and the mode's figures.
+
+    `started`: by `time.monotonic`.
+    """
+    result = {
+        "mode": mode,
+        "command": command(),
+        "versions": versions(),
+        "wall_seconds": round(time.monotonic() - started, 3),
+        **figures,
+    }
+    write_json(os.path.join(workdir, f"{mode}.json"), result)
+    return result

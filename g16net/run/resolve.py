@@ -1,0 +1,49 @@
+"""From what a command names (an experiment, data, a workdir, assignments) to the resolved config of its run."""
+
+import os
+
+from g16net import config as config_lib
+from g16net.config import experiments, recipe
+from g16net.data.detect import detect, prepared_imagenet
+from g16net.errors import UserError
+from g16net.run.start import start_tensorflow
+
+
+def resolve(assignments, experiment, data=None, workdir=None):
+    """`(config, name, demo)` of the experiment, the data and the assignments on the command line.
+
+    Without an experiment, the config of the run in `workdir`.
+    """
+    if not experiment:
+        stored = workdir and os.path.join(workdir, "config.json")
+        if not stored or not os.path.exists(stored):
+            raise UserError("name an experiment: --experiment=g16_ln_pn (see --list), or the --workdir of a run")
+        config = config_lib.load(stored)
+        demo = False
+    else:
+        config = experiments.load(experiment)
+        demo = config.data.name == "auto" and not data and not any(k.startswith("data.name") for k, _ in assignments)
+    if data:
+        config.data.name, config.data.dir = detect(data)
+    config_lib.override(config, assignments)
+    if demo or config.data.name == "auto":
+        found = prepared_imagenet(config.data.dir)
+        demo = not found
+        if found:
+            config.data.name, config.data.dir = found
+        elif config.data.dir:
+            config.data.name, config.data.dir = detect(config.data.dir)
+            demo = False
+        else:
+            config = experiments.load(experiment, demo=True)
+            config_lib.override(config, assignments)
+    if experiment and config.init.checkpoint:  # of a run that goes on, config.json has what the weights brought
+        start_tensorflow(devices=False)
+        from g16net.weights import detect as foreign_weights
+
+        foreign_weights.settle(config, {key for key, _ in assignments})
+    name = experiments.run_name(experiment, demo) if experiment else os.path.basename(workdir)
+    for key in ("dir", "cache_dir"):  # the run is resumed from any folder
+        if config.data[key] and "://" not in config.data[key]:
+            config.data[key] = os.path.abspath(os.path.expanduser(config.data[key]))
+    return recipe.resolve(config), name, demo

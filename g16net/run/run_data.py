@@ -1,0 +1,174 @@
+"""What data a run was trained on: kept with the run and in its checkpoints, and compared before anything is written.
+
+    WORKDIR/data.json      the facts of the training split (`data.identity`), and where it lay
+    WORKDIR/classes.json   the class names alone, for people and scripts
+    checkpoints/STEP/manifest.json   the facts again, as "data": what these weights were trained on
+
+The newest checkpoint is believed first. Runs of versions that kept no facts have the class names alone: these are
+compared, and the facts of what the run goes on with are kept from then on.
+
+A resumed run is the run that was interrupted, so its training split must be the one that it was begun with, wherever it
+lies by now; `data.allow_changed` lets it go on with another one of the same classes. A finished run is never trained
+again, and its folder may have changed since.
+"""
+
+import functools
+import json
+import os
+
+from absl import logging
+
+from g16net.data import identity
+from g16net.errors import UserError
+from g16net.run import checkpoint, records
+
+FILE = "data.json"
+
+
+def begun(workdir):
+    """Whether `workdir` holds a run. What ended before its first epoch and checkpoint left nothing, and is none."""
+    return any(os.path.exists(os.path.join(workdir, name)) for name in ("checkpoints", "records.jsonl", "train.json"))
+
+
+def known(workdir):
+    """The facts of the data that the run in `workdir` was trained on, or its {"classes"} alone; None: it says none."""
+    data = checkpoint.newest_manifest(os.path.join(workdir, "checkpoints")).get("data") or _read(workdir, FILE)
+    if data:
+        return data
+    classes = _read(workdir, "classes.json")
+    return {"classes": classes} if classes else None
+
+
+def class_names(workdir):
+    """The class names of the run in `workdir`; UserError where none is."""
+    data = known(workdir)
+    if not data:
+        raise UserError(f"{workdir!r} holds no trained run (no classes.json); train there first with --mode=train")
+    return list(data["classes"])
+
+
+def class_names_of_weights(path):
+    """The class names of what `init.checkpoint` names: a workdir, a checkpoint's folder, or a `.keras` file in a run's
+    folder (or in that of its fine-tuning). None where nothing tells them."""
+    if os.path.isdir(path) and not os.path.exists(os.path.join(path, "state.index")):
+        data = known(path) or checkpoint.newest_manifest(path).get("data") or known(os.path.dirname(path.rstrip("/")))
+    elif os.path.isdir(path):
+        data = checkpoint.manifest_of(path).get("data") or known(os.path.dirname(os.path.dirname(path.rstrip("/"))))
+    else:
+        folder = os.path.dirname(os.path.abspath(path))
+        data = known(folder) or known(os.path.dirname(os.path.dirname(folder)))
+    return list(data["classes"]) if data else None
+
+
+def finished(config, workdir):
+    """Whether the training in `workdir` has reached the last epoch of `config`."""
+    return checkpoint.newest_manifest(os.path.join(workdir, "checkpoints")).get("epoch", 0) >= config.run.epochs
+
+
+def check(config, workdir, source, done):
+    """Compares the training split `source` with the one that the run in `workdir` was begun with. Writes nothing.
+
+    Args:
+        done: whether the run is finished, so that it is only used.
+
+    Returns:
+        What differs, in words, where the run may be used all the same; empty where nothing does.
+
+    Raises:
+        UserError: other classes; another training split for a run that would be resumed; another data set for a
+            finished one.
+    """
+    old = known(workdir) if begun(workdir) else None
+    if old is None:
+        return ""
+    new, here = facts(config, source), where(config)
+    changed = identity.differences(old, new)
+    weights = f"--workdir=NEW --config.init.checkpoint={workdir}"
+    restore = "Restore the data" + (f", or name that of the run{_was(old, new)}" if _was(old, new) else "")
+    if identity.class_differences(old["classes"], new["classes"]):
+        raise UserError(
+            f"{workdir!r} was trained on other classes than {here} has: {'; '.join(changed)}. {restore}. To train on "
+            f"these classes, give another --workdir; from the weights of this run: {weights}"
+        )
+    if "digest" not in old and not done:
+        warn(
+            f"{workdir} is of a version that kept no record of its training split: its classes are those of {here}; "
+            "whether the images are the same, nobody can tell"
+        )
+    if not changed:
+        return ""
+    text = "; ".join(changed)
+    if config.data.allow_changed:
+        warn(f"{workdir}: the training split is not the one that the run was begun with: {text}")
+        return text
+    if not done:
+        raise UserError(
+            f"{workdir!r} was begun with another training split than {here} is now: {text}. A run that is resumed goes "
+            f"on exactly where it was, with its own data. {restore}; or start a new run from its weights: {weights}; "
+            "or let it go on with the changed data: --config.data.allow_changed=true"
+        )
+    if old.get("dir") is not None and old["dir"] != new["dir"]:
+        raise UserError(
+            f"{workdir!r} was trained on another data set than {here}: {text}. {restore}; or train on this one in "
+            "another --workdir. --mode=evaluate shows the run's figures on it; for more: "
+            "--config.data.allow_changed=true"
+        )
+    warn(
+        f"{workdir} is finished, and its training split has changed since: {text}. It is not trained again; another "
+        "--workdir trains on the data as it is now"
+    )
+    return text
+
+
+def remark(config, workdir, source):
+    """Says in the log where the training split `source` is not the one of the run in `workdir`, which is only looked
+    at or evaluated."""
+    old, new = known(workdir) if begun(workdir) else None, facts(config, source)
+    changed = identity.differences(old, new) if old else []
+    if changed:
+        was, what = _was(old, new), "; ".join(changed)
+        warn(f"{where(config)} is not the data that the run in {workdir} was trained on{was}: {what}")
+
+
+@functools.lru_cache(maxsize=None)
+def warn(text):
+    """Logs `text` once: the command line compares before it writes, and each mode for those who call it."""
+    logging.warning("%s", text)
+
+
+def keep(config, workdir, source):
+    """Writes the facts of `source` beside the run in `workdir`, after `check` has let it pass; a finished run keeps
+    those that it has."""
+    new = facts(config, source)
+    if _read(workdir, "classes.json") != new["classes"]:
+        records.write_json(os.path.join(workdir, "classes.json"), new["classes"])
+    old = _read(workdir, FILE)
+    if old != new and not (old and finished(config, workdir)):
+        records.write_json(os.path.join(workdir, FILE), new)
+
+
+def facts(config, source):
+    """The facts of the training split `source`, with the place where it lies, which is only for messages and for
+    telling a changed folder from another one."""
+    return {
+        "source": config.data.name,
+        "dir": os.path.realpath(config.data.dir) if config.data.dir else "",
+        **source.contents(),
+    }
+
+
+def where(config):
+    """The data of `config` in words."""
+    return f"{config.data.name} {config.data.dir}".strip()
+
+
+def _was(old, new):
+    return f" (--data={old['dir']})" if old.get("dir", "") not in ("", new["dir"]) else ""
+
+
+def _read(workdir, name):
+    try:
+        with open(os.path.join(workdir, name), encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,62 @@
+"""What an evaluation adds up: top-1, top-5, cross-entropy and weight of every image, in float64."""
+
+import tensorflow as tf
+
+from g16net.optim.losses import SmoothedCrossEntropy, in_top
+from g16net.run import assemble
+from g16net.run.updates import cut
+
+# Prepared test images of so many bytes are kept for the next evaluation; their decoding takes longer than the network
+# on small images, and training evaluates twice an epoch.
+KEPT_BYTES = 256 * 2**20
+
+
+class Scorer:
+    """Adds up the figures of a model's present weights on one source; traced once for each test size.
+
+    The images of the last size stay prepared between calls where they take at most `KEPT_BYTES`.
+
+    Args: as `evaluate.Evaluator`; each replica of `devices` takes its part of the images.
+    """
+
+    def __init__(self, config, model, source, devices, batches=None):
+        self.config, self.model, self.source, self.devices = config, model, source, devices
+        self._batches = batches or self._images
+        self._cross_entropy = SmoothedCrossEntropy(source.num_classes, label_smoothing=0.0, reduction="none")
+        self._step = tf.function(self._sums, autograph=False)
+        self._size = self._data = None  # what is prepared
+
+    def __call__(self, size, confusion=False):
+        """Yields, for each batch of test images of `size` pixels, the sums over its images as float64 [4]: top-1,
+        top-5, cross-entropy, weight; with `confusion` also int64 [classes, classes], the images of each (true class,
+        predicted class)."""
+        if size != self._size:
+            self._data = self.devices.distributed(self._batches(size))
+            self._size = size
+        for batch in self._data:
+            yield [values.numpy() for values in self._step(batch, confusion)]
+
+    def _images(self, size):
+        local = self.devices.local_replicas
+        batch = -(-self.config.eval.batch // self.devices.replicas)
+        data = assemble.eval_batches(self.config, self.source, size, batch=batch * local, shard=self.devices.shard)
+        if self.source.num_examples * size**2 * 3 <= KEPT_BYTES:
+            data = data.cache()
+        return data if local == 1 else cut(data, batch)
+
+    def _sums(self, batch, count):
+        """Sums over the replicas: those of the figures and, where asked for, the confusion matrix."""
+        strategy = self.devices.strategy
+        own = strategy.run(self._replica_sums, args=(*batch, count))
+        return [strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None) for values in own]
+
+    def _replica_sums(self, images, labels, weights, count):
+        logits = tf.cast(self.model(images, training=False), tf.float32)
+        right = [in_top(labels, logits, k) for k in (1, 5)]
+        values = [tf.cast(r, tf.float32) for r in right] + [self._cross_entropy(labels, logits), tf.ones_like(weights)]
+        sums = tf.stack([tf.reduce_sum(tf.cast(v * weights, tf.float64)) for v in values])
+        if not count:
+            return (sums,)
+        predicted = tf.math.top_k(logits, 1).indices[:, 0]  # of equal logits the lower class, as in `in_top`
+        classes, sound = self.source.num_classes, tf.cast(weights > 0, tf.int64)
+        return sums, tf.math.confusion_matrix(labels, predicted, classes, weights=sound, dtype=tf.int64)

@@ -1,0 +1,30 @@
+"""Starts TensorFlow quietly."""
+
+import importlib
+import os
+import sys
+import tempfile
+
+
+def start_tensorflow(modules=(), devices=True):
+    """Imports TensorFlow, and `modules`, and finds its devices without its start-up chatter, which no log level hushes
+    since 2.17."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as chatter:
+        os.dup2(chatter.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            for module in modules:
+                importlib.import_module(module)
+            if devices:
+                tf.config.list_physical_devices()
+            tf.get_logger().setLevel("ERROR")  # its hints are for the authors of programs, not for their users
+        except BaseException:
+            chatter.seek(0)
+            os.write(terminal, chatter.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)

@@ -1,0 +1,44 @@
+"""Which hardware a run has: seeds, precision, and the `Devices` for its `runtime.strategy`."""
+
+import tensorflow as tf
+
+from g16net import compat
+from g16net.config.ipu import STRATEGIES as IPU_STRATEGIES
+from g16net.ipu import session
+from g16net.run import workers
+from g16net.run.devices import Devices, check_keras, connect
+
+
+def setup(config):
+    """Prepares this process for `config` and returns the `Devices` on which to build and train."""
+    connect(config)
+    if config.runtime.deterministic and hasattr(tf.config.experimental, "enable_op_determinism"):
+        tf.config.experimental.enable_op_determinism()
+    compat.set_seed(config.run.seed)
+    compat.set_policy(config.runtime.precision)
+    if config.runtime.strategy in IPU_STRATEGIES:
+        return session.Session(config)
+    return Devices(config)
+
+
+def check(config, updates_per_epoch):
+    """UserError where training cannot be done on the devices of `config`, as far as that is known without them."""
+    strategy = config.runtime.strategy
+    if strategy in IPU_STRATEGIES:
+        session.sdk()
+        session.settings.check_steps(config, updates_per_epoch)
+    elif strategy == "default":
+        Devices(config).check(updates_per_epoch)
+    else:
+        check_keras(strategy)
+        if strategy == "multiworker":
+            workers.cluster(config)
+
+
+def chief(config):
+    """Whether this process writes the run's files; known before devices are touched."""
+    if config.runtime.strategy == "multiworker":
+        return workers.cluster(config)[1] == 0
+    if config.runtime.strategy == "popdist":
+        return session.poprun().getInstanceIndex() == 0
+    return True

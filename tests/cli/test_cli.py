@@ -1,0 +1,213 @@
+"""The command line as a user types it: exit status, messages, and the files of a run."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT, call, launch, slow_with_keras3
+
+from g16net import compat
+from g16net.cli import main as cli
+
+# launch.py chooses the Keras generation itself
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
+
+
+@pytest.mark.run
+@pytest.mark.once
+@pytest.mark.parametrize("given", [None, "0"])
+def test_onednn_is_on_where_the_user_says_nothing(given):
+    environment = {key: value for key, value in ENVIRONMENT.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
+    environment.update({"TF_ENABLE_ONEDNN_OPTS": given} if given else {})
+    code = "import os, g16net.cli; print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+    x86 = platform.machine() in ("x86_64", "AMD64") and compat.TF_VERSION >= (2, 9)  # not with the IPU SDK
+    assert done.stdout.decode().split() == [given or ("1" if x86 else "None")]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "installed, expected",
+    [
+        ({"tensorflow": "2.21.0"}, True),
+        ({"tensorflow": "2.6.3+gc3.4"}, False),  # the IPU SDK's
+        ({"tensorflow": "2.6.5"}, False),
+        ({"tensorflow-cpu": "2.9.1"}, True),
+        ({"tensorflow-cpu": "2.8.0"}, False),
+        ({"tf-nightly": "2.22.0.dev20260101"}, True),
+    ],
+)
+def test_onednn_waits_for_a_tensorflow_that_has_it_for_good(installed, expected, monkeypatch):
+    def version(name):
+        if name not in installed:
+            raise cli.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(cli.metadata, "version", version)
+    assert cli.onednn_is_mature() == expected
+
+
+@pytest.mark.run
+@pytest.mark.once
+def test_list_and_help_need_no_tensorflow(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('imported TensorFlow')")
+    listed = launch("--list", PYTHONPATH=str(tmp_path))
+    assert listed.returncode == 0, listed.stderr
+    assert "g16_ln_pn" in listed.stdout and "paper's network" in listed.stdout
+    helped = launch("--help", PYTHONPATH=str(tmp_path))
+    assert "--experiment" in helped.stdout and "--workdir" in helped.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        ([], ["name an experiment", "--list"]),
+        (["--experiment=g16_ln_pn:size=3"], ["'size'", "variant"]),
+        (["--experiment=g16_ln_pn", "--data=/no/such/folder"], ["/no/such/folder", "no such folder"]),
+        (["--experiment=g16_ln_pn", "--config.data.name=tfds:imagenet2012"], ["imagenet2012", "looked"]),
+        (["--experiment=g16_ln_pn", "--nonsense=1"], ["nonsense"]),
+        (["--experiment=g16_ln_pn", "stray"], ["'stray'"]),
+        (["--workdir=/no/such/workdir"], ["name an experiment"]),
+    ],
+)
+def test_mistakes_end_with_status_2_and_one_clear_error(arguments, parts, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    status, shown = call(capsys, *arguments)
+    assert status == 2
+    last = shown[shown.rindex("error: ") :] if "error: " in shown else shown
+    for part in parts:
+        assert part in last
+    assert not os.listdir(tmp_path), "nothing is written before the mistake is found"
+
+
+@pytest.mark.run
+@pytest.mark.once
+def test_a_mistake_is_the_status_of_the_process(tmp_path):
+    result = launch("--experiment=g16_lnpn", cwd=tmp_path)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: ") and "Did you mean 'g16_ln_pn'?" in result.stderr
+
+
+def test_dry_run_says_what_a_run_would_be(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    status, shown = call(capsys, "--experiment=g16_ln_pn", "--dry_run")
+    assert status == 0
+    for part in ("1,696,004", "82,744,832", "digits", "steps", "memory"):
+        assert part in shown, shown
+    assert not os.listdir(tmp_path)
+
+
+FILES = {
+    "checkpoints",
+    "classes.json",
+    "config.json",
+    "curves.png",
+    "evaluate.json",
+    "export.json",
+    "records.jsonl",
+    "saved_model",
+    "tensorboard",
+    "train.json",
+    "versions.json",
+}
+NANO = ["--experiment=g16_ln_pn:demo,variant=NANO", "--config.run.global_batch=128", "--workdir=run"]
+
+
+@slow_with_keras3
+def test_one_command_trains_evaluates_and_exports_and_the_workdir_is_enough_later(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = ["--config.run.epochs=1", "--config.schedule.warmup_epochs=0"]
+    status, shown = call(capsys, *NANO, "--data=digits", *short)
+    assert status == 0 and "DEMO FORM" not in shown, shown
+    assert set(os.listdir("run")) >= FILES
+    figures = {mode: json.loads((tmp_path / "run" / f"{mode}.json").read_text()) for mode in ("train", "evaluate")}
+    assert figures["evaluate"]["images"] == 359
+    assert figures["evaluate"]["top1"] == figures["train"]["top1"]
+
+    status, shown = call(capsys, *NANO, "--data=digits", *short, "--config.model.norm=bn")
+    assert status == 2 and "model.norm: ln_pn -> bn" in shown
+
+    status, shown = call(capsys, "--workdir=run", "--mode=evaluate", "--config.eval.sizes=48,32")
+    assert status == 0, shown
+    rows = json.loads((tmp_path / "run" / "evaluate.json").read_text())["sizes"]
+    assert [row["size"] for row in rows] == [48, 32]
+    assert rows[1]["loss"] == pytest.approx(figures["evaluate"]["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_whole_road_and_again(tmp_path):
+    arguments = ["--experiment=g16_ln_pn:variant=NANO", "--config.run.epochs=2", "--workdir=run"]
+    result = launch(*arguments, cwd=tmp_path, TFDS_DATA_DIR=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("DEMO FORM") == 2
+    assert set(os.listdir(tmp_path / "run")) >= FILES
+    figures = {mode: json.loads((tmp_path / "run" / f"{mode}.json").read_text()) for mode in ("train", "evaluate")}
+    assert figures["evaluate"]["images"] == 359
+    assert figures["evaluate"]["top1"] == figures["train"]["top1"]
+    assert 0 <= figures["train"]["top1"] <= figures["train"]["top5"] <= 1
+    assert figures["train"]["images_per_second"] > 0
+
+    again = launch(*arguments, "--mode=train", cwd=tmp_path, TFDS_DATA_DIR=str(tmp_path))
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["resumed_from_epoch"] == 2
+
+    other = launch(*arguments, "--config.model.norm=bn", cwd=tmp_path, TFDS_DATA_DIR=str(tmp_path))
+    assert other.returncode == 2 and "model.norm: ln_pn -> bn" in other.stderr
+
+    # without an experiment, the workdir's own
+    alone = launch("--workdir=run", "--mode=evaluate", "--config.eval.sizes=32,64", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    sizes = json.loads((tmp_path / "run" / "evaluate.json").read_text())["sizes"]
+    assert [row["size"] for row in sizes] == [32, 64]
+
+    # the export loads where there is only TensorFlow
+    code = (
+        "import sys, tensorflow as tf\n"
+        "model = tf.saved_model.load('run/saved_model')\n"
+        "for size in (32, 47):\n"
+        "    out = model.signatures['serving_default'](images=tf.zeros([2, size, size, 3], tf.uint8))\n"
+        "    assert out['logits'].shape == (2, 10), out\n"
+        "assert not any(name.split('.')[0] == 'g16net' for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=str(tmp_path))
+
+
+def test_the_data_is_found_from_any_folder(tmp_path, monkeypatch):
+    from g16net.cli import main as cli
+
+    for name in ("train/ant", "train/bee", "val/ant"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for data, assignments in (("photos", []), ("./photos/", []), (None, [("data.dir", "photos")])):
+        config, _, _ = cli.resolve(assignments + [("data.cache_dir", "kept")], "g16_ln_pn:small,variant=TINY", data)
+        assert config.data.dir == str(tmp_path / "photos") and config.data.cache_dir == str(tmp_path / "kept")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.resolve([], "g16_ln_pn:small", "~/photos")[0].data.dir == str(tmp_path / "photos")
+
+
+def test_a_flag_of_paths_may_come_again_and_keeps_commas():
+    from g16net.cli import main as cli
+
+    cli.FLAGS(["g16net", "--images=a,b.jpg", "--images=c.jpg", "--runs=one,two"])
+    assert cli.FLAGS.images == ["a,b.jpg", "c.jpg"] and cli.FLAGS.runs == ["one,two"]
+
+
+def test_what_tensorflow_says_of_data_is_told_without_its_nodes(monkeypatch, tmp_path):
+    import tensorflow as tf
+
+    from g16net.cli import main as cli
+    from g16net.errors import RunError
+    from g16net.training import evaluate
+
+    def broken(config, workdir):
+        tf.io.decode_png(b"no picture").numpy()
+
+    monkeypatch.setattr(evaluate, "evaluate", broken)
+    with pytest.raises(RunError, match="--mode=evaluate ended: ") as told:
+        cli.run_mode("evaluate", None, str(tmp_path))
+    assert not any(mark in str(told.value) for mark in ("{{", "}}", "[Op:"))

@@ -1,0 +1,254 @@
+"""The declared fields, their checks and messages; parsing; the recipe's derived numbers."""
+
+import pytest
+
+from g16net import config as config_lib
+from g16net.config import FIELDS, experiments, recipe
+from g16net.errors import ConfigError
+from g16net.models import architecture
+
+pytestmark = pytest.mark.once
+
+
+def test_every_default_passes_its_own_check():
+    config_lib.check_fields(config_lib.default())
+
+
+def test_every_field_has_a_comment():
+    assert all(len(field.comment) > 5 for field in FIELDS.values())
+
+
+def test_variants_are_those_of_the_architecture():
+    assert set(config_lib.VARIANT_NAMES) == set(architecture.VARIANTS)
+
+
+@pytest.mark.parametrize(
+    "assignment, parts",
+    [
+        (("run.epoch", "3"), ["'run.epoch'", "Did you mean 'run.epochs'?"]),
+        (("nonsense.key", "3"), ["'nonsense.key'", "Valid: "]),
+        (("run.epochs", "three"), ["'run.epochs'", "whole number", "'three'", "--config.run.epochs=350"]),
+        (("run.epochs", "2.5"), ["'run.epochs'", "'2.5'"]),
+        (("data.flip", "maybe"), ["'data.flip'", "true or false", "'maybe'"]),
+        (("eval.sizes", "a,b"), ["'eval.sizes'", "list of numbers"]),
+    ],
+)
+def test_override_refuses(assignment, parts):
+    with pytest.raises(ConfigError) as error:
+        config_lib.override(config_lib.default(), [assignment])
+    for part in parts:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("run.epochs", "7", 7),
+        ("data.flip", "false", False),
+        ("eval.sizes", "128,160", (128, 160)),
+        ("eval.sizes", "(128, 160)", (128, 160)),
+        ("optim.learning_rate", "1e-3", 1e-3),
+        ("optim.learning_rate", "none", None),
+        ("model.mean", "1,2,3", (1.0, 2.0, 3.0)),
+        ("model.norm", "bn", "bn"),
+    ],
+)
+def test_override_sets(key, text, value):
+    config = config_lib.default()
+    config_lib.override(config, [(key, text)])
+    section, name = key.split(".")
+    assert config[section][name] == value and type(config[section][name]) is type(value)
+    config_lib.check_fields(config)
+
+
+@pytest.mark.parametrize(
+    "key, value, parts",
+    [
+        ("model.norm", "ln_np", ["'model.norm'", "'ln_np'", "Did you mean 'ln_pn'?"]),
+        ("model.variant", "b0", ["'model.variant'", "Did you mean 'B0'?"]),
+        ("run.epochs", 0, ["'run.epochs'", "at least 1", "got 0"]),
+        ("run.epochs", True, ["'run.epochs'", "got True"]),
+        ("run.epochs", "3", ["'run.epochs'", "got '3'"]),
+        ("optim.decay", 1.0, ["'optim.decay'", "below 1"]),
+        ("data.cutmix", 0.1, ["'data.cutmix'", "0.6"]),
+        ("model.std", (1.0, 0.0, 1.0), ["'model.std'", "above 0"]),
+        ("optim.learning_rate", float("inf"), ["'optim.learning_rate'", "got inf", "finite"]),
+        ("model.mean", (0.0, float("nan"), 0.0), ["'model.mean'", "nan", "finite"]),
+        ("eval.sizes", (4,), ["'eval.sizes'", "at least 8"]),
+    ],
+)
+def test_wrong_values_name_key_value_and_remedy(key, value, parts):
+    config = config_lib.default()
+    section, name = key.split(".")
+    config[section][name] = value
+    with pytest.raises(ConfigError) as error:
+        config_lib.check_fields(config)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_config_is_locked():
+    config = config_lib.default()
+    with pytest.raises((KeyError, AttributeError)):
+        config.run.epoch = 3
+
+
+def test_parse_arg():
+    args = config_lib.parse_arg("variant=B2,demo", variant="B0", demo=False, width=1.0)
+    assert (args.variant, args.demo, args.width) == ("B2", True, 1.0)
+    with pytest.raises(ConfigError, match="Did you mean 'variant'"):
+        config_lib.parse_arg("varian=B2", variant="B0")
+    with pytest.raises(ConfigError, match="float"):
+        config_lib.parse_arg("width=wide", width=1.0)
+
+
+def test_save_and_load(tmp_path):
+    config = recipe.resolve(recipe.get_config("variant=B3,resolution=half"))
+    config_lib.save(config, tmp_path / "config.json")
+    assert config_lib.differences(config_lib.load(tmp_path / "config.json"), config) == ()
+
+
+def test_recipe_derives_the_published_numbers():
+    config = recipe.resolve(recipe.get_config("variant=B4,resolution=half"))
+    assert (config.data.train_size, config.data.eval_size) == (252, 380)
+    assert config.optim.learning_rate == 768 * 2**-14
+    assert config.optim.decay == 0.953125
+    assert config.regularise.dropout == 0.4
+    assert (config.data.mixup, config.data.cutmix) == (0.2, 0.85)
+
+
+def test_half_resolution_is_refused_where_it_is_not_published():
+    with pytest.raises(ConfigError, match="not published for B7.*train_size=4"):
+        recipe.resolve(recipe.get_config("variant=B7,resolution=half"))
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"run.epochs": 4}, "schedule.warmup_epochs"),
+        ({"regularise.average": 0.0}, "eval.weights=raw"),
+        ({"data.cutmix": 0.9, "run.global_batch": 1}, "partner"),
+        ({"run.global_batch": 2**15}, "optim.decay"),
+        ({"data.cache": "decoded"}, "cache_dir"),
+    ],
+)
+def test_impossible_combinations(changes, match):
+    refuses(changes, match)
+
+
+def refuses(changes, match):
+    config = recipe.get_config()
+    for key, value in changes.items():
+        section, name = key.split(".")
+        config[section][name] = value
+    with pytest.raises(ConfigError, match=match):
+        recipe.resolve(config)
+
+
+@pytest.mark.parametrize(
+    "arg, sizes",
+    [
+        ("variant=B0", (128, 160, 192, 224)),
+        ("variant=B2,resolution=half", (96, 128, 160, 192)),
+        ("variant=B3,parts=3", (172, 236, 300)),
+        ("variant=TINY", (16, 32)),
+        ("demo", (16, 24, 32)),
+    ],
+)
+def test_progressive_sizes_grow_and_keep_the_remainder(arg, sizes):
+    config = recipe.resolve(experiments.load(f"g16_ln_pn_progressive:{arg}"))
+    assert config.data.progressive == sizes and config.data.train_size == sizes[-1]
+    assert len({size % architecture.VARIANTS[config.model.variant].stride for size in sizes}) == 1
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"data.progressive": (100, 224)}, "data.progressive: 100 pixels.*96 or 128"),
+        ({"data.progressive": (128, 192)}, "must end with data.train_size=224"),
+        ({"data.progressive": tuple(range(32, 225, 32)), "run.epochs": 6}, "at most run.epochs=6"),
+        ({"data.progressive": (128, 224), "runtime.strategy": "ipu"}, "runtime.strategy=ipu"),
+    ],
+)
+def test_progressive_sizes_that_cannot_be(changes, match):
+    refuses(changes, match)
+
+
+def test_nearest_sizes_keep_the_remainder():
+    assert recipe.nearest_sizes(200, 160) == (192, 224)
+    assert recipe.nearest_sizes(224, 160) == (224,)
+
+
+def test_training_differences_ignore_what_does_not_change_the_training():
+    old = recipe.resolve(recipe.get_config())
+    new = old.copy_and_resolve_references()
+    new.eval.sizes, new.checkpoint.keep = (128,), 9
+    assert recipe.training_differences(old, new) == []
+    new.model.norm = "bn"
+    assert recipe.training_differences(old, new) == ["model.norm: ln_pn -> bn"]
+
+
+SETTINGS = {  # group_size, expand_ratio, norm
+    "g16_ln_pn": (16, 4, "ln_pn"),
+    "g16_ln": (16, 4, "ln"),
+    "g16_gn": (16, 4, "gn"),
+    "g16_gn_pn": (16, 4, "gn_pn"),
+    "g16_bn": (16, 4, "bn"),
+    "g1_gn": (1, 6, "gn"),
+    "g1_bn": (1, 6, "bn"),
+    "g1_ln_pn": (1, 6, "ln_pn"),
+    "g1_bn_aa": (1, 6, "bn"),
+    "g16_ln_pn_progressive": (16, 4, "ln_pn"),
+}
+
+
+def test_all_experiments_are_listed():
+    assert set(SETTINGS) == set(experiments.names())
+    assert all(line.endswith(".") for _, line in experiments.listing())
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+@pytest.mark.parametrize("arg", ["", "variant=B2,resolution=half", "demo"])
+def test_experiments_resolve(name, arg):
+    config = recipe.resolve(experiments.load(f"{name}:{arg}"))
+    assert (config.model.group_size, config.model.expand_ratio, config.model.norm) == SETTINGS[name]
+    assert config.data.name == ("digits" if arg == "demo" else "auto")
+
+
+def test_unknown_experiment_and_argument():
+    with pytest.raises(ConfigError, match="Did you mean 'g16_ln_pn'"):
+        experiments.load("g16_lnpn")
+    with pytest.raises(ConfigError, match="no such file"):
+        experiments.load("nowhere/mine.py")
+    with pytest.raises(ConfigError, match="unknown experiment argument 'size'"):
+        experiments.load("g16_ln_pn:size=3")
+
+
+@pytest.mark.parametrize(
+    "key, value, decides",
+    [
+        ("run.seed", 5, True),
+        ("data.train_size", 96, True),
+        ("data.mixup", 0.3, True),
+        ("data.flip", False, True),
+        ("data.area_min", 0.5, True),
+        ("model.norm", "bn", True),
+        ("optim.learning_rate", 0.5, True),
+        ("schedule.drops", 7, True),
+        ("regularise.average", 0.5, True),
+        ("data.eval_size", 96, False),
+        ("data.cache", "encoded", False),
+        ("eval.batch", 3, False),
+        ("runtime.precision", "mixed_bfloat16", False),
+    ],
+)
+def test_what_decides_a_training_may_not_change_in_its_workdir(key, value, decides):
+    run, other = recipe.get_config(), recipe.get_config()
+    section, field = key.split(".")
+    other[section][field] = value
+    if key == "data.train_size":
+        other.finetune.sizes = (224,)
+    run, other = recipe.resolve(run), recipe.resolve(other)
+    different = {line.split(":")[0] for line in recipe.training_differences(run, other)}
+    assert (key in different) == decides
+    assert (recipe.training_key(run) != recipe.training_key(other)) == decides

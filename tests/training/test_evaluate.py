@@ -1,0 +1,119 @@
+"""Evaluation does nothing twice, and says what the present weights give."""
+
+import contextlib
+import inspect
+import io
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from g16net import compat
+from g16net.cli import main as cli
+from g16net.config import experiments, recipe
+from g16net.optim.weight_average import WeightAverage
+from g16net.run import assemble
+from g16net.training import evaluate, runtime
+
+pytestmark = pytest.mark.run
+
+
+def tiny():
+    return recipe.resolve(experiments.load("g16_ln_pn:demo,variant=NANO"))
+
+
+def test_no_weights_and_no_program_are_made_twice_in_one_command(tmp_path, monkeypatch):
+    evaluations, networks, programs = [], [], []
+    call, model, sums = evaluate.Evaluator.__call__, assemble.model, evaluate.Evaluator._sums
+
+    def counted(self, size, *rest):
+        evaluations.append(call(self, size, *rest))
+        return evaluations[-1]
+
+    monkeypatch.setattr(evaluate.Evaluator, "__call__", counted)
+    monkeypatch.setattr(assemble, "model", lambda *args: networks.append(args) or model(*args))
+    monkeypatch.setattr(evaluate.Evaluator, "_sums", lambda *args: programs.append(args) or sums(*args))
+    arguments, fields = cli.split_assignments(
+        ["launch.py", "--experiment=g16_ln_pn:demo,variant=NANO", "--data=digits", f"--workdir={tmp_path}"]
+        + ["--config.run.epochs=2", "--config.run.global_batch=128", "--config.schedule.warmup_epochs=0"]
+    )
+    cli.FLAGS(arguments)
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cli.execute(fields) == 0
+    # The first epoch's average is its weights; the last epoch's figures are the run's. Then --mode=evaluate.
+    assert (len(evaluations), len(networks), len(programs)) == (4, 1, 1)
+    trained, evaluated = (json.loads((tmp_path / f"{mode}.json").read_text()) for mode in ("train", "evaluate"))
+    for name in ("top1", "top5", "loss"):
+        assert trained[name] == evaluated[name] == evaluations[2][name]
+    assert trained["top1_raw"] == evaluations[1]["top1"]
+    assert evaluate.kept(cli.resolve(fields, "g16_ln_pn:demo,variant=NANO", "digits")[0], [32]) is None  # it is over
+
+
+def test_a_network_that_modes_share_has_the_weights_that_each_asks_for(tmp_path):
+    config = tiny()
+    devices, (source, test) = runtime.setup(config), assemble.open_sources(config)
+    runs = {}
+    for name in ("a", "b"):
+        compat.set_seed(ord(name))
+        config_of = config.copy_and_resolve_references()
+        config_of.run.seed = ord(name)
+        model = assemble.model(config_of, 10, 32)
+        average = WeightAverage(model, 0.5)
+        average.update()
+        save(tmp_path / name, model, average, source)
+        runs[name] = evaluate.Evaluator(config, model, test, devices)(32)
+    assert runs["a"]["loss"] != runs["b"]["loss"]
+    with evaluate.sharing():
+        for name in ("a", "b", "a"):
+            assert evaluate.evaluate(config, str(tmp_path / name))["loss"] == pytest.approx(runs[name]["loss"], 1e-6)
+        other = config.copy_and_resolve_references()
+        other.model.norm = "ln"
+        assert evaluate.kept(recipe.resolve(other), [32]) is None
+
+
+def save(workdir, model, average, source):
+    from g16net.run import checkpoint, records
+
+    workdir.mkdir()
+    records.write_json(str(workdir / "classes.json"), list(source.class_names))
+    variables = checkpoint.state(model, None, average)
+    checkpoint.Checkpoints(str(workdir / "checkpoints"), variables, background=False).save(1, epoch=1)
+
+
+def test_test_images_are_prepared_once_for_small_sets(monkeypatch):
+    config = tiny()
+    devices, source = runtime.setup(config), assemble.open_source_of(config, "eval")
+    reads = tf.Variable(0)
+
+    def read(row):
+        reads.assign_add(1)
+        return source.read(row)
+
+    counting = source._replace(read=read)
+    model = assemble.model(config, 10, 32)
+    for kept, factor in ((2**28, 1), (0, 2)):
+        monkeypatch.setattr(evaluate, "KEPT_BYTES", kept)
+        evaluator = evaluate.Evaluator(config, model, counting, devices)
+        reads.assign(0)
+        first = evaluator(32)
+        for weight in model.trainable_weights:
+            weight.assign(weight.numpy() + np.float32(0.01))
+        second = evaluator(32)
+        assert first["loss"] != second["loss"] and first["images"] == second["images"] == 359
+        assert int(reads) == factor * 359
+
+
+def test_autograph_leaves_layers_as_they_are_written():
+    class Here(tf.keras.layers.Layer):
+        def call(self, inputs, training=None):
+            self.ran = inspect.currentframe().f_code.co_filename
+            return inputs
+
+    cls = compat.register(Here)
+    image = tf.keras.Input((2,))
+    layer = cls()
+    tf.keras.Model(image, layer(image))
+    assert layer.ran == __file__
+    assert list(inspect.signature(layer.call).parameters) == ["inputs", "training"]
+    assert inspect.getfullargspec(layer.call).args[-2:] == ["inputs", "training"]
