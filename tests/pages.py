@@ -21,7 +21,7 @@ class Block(NamedTuple):
 
 
 def paths():
-    """Every page for readers, relative to the root; the API reference, whose content is the docstrings', is left out."""
+    """Every page for readers, relative to the root, without the API reference, which is made of docstrings."""
     found = [os.path.join(ROOT, "README.md")] + sorted(glob.glob(os.path.join(ROOT, "docs", "*.md")))
     return [os.path.relpath(path, ROOT) for path in found]
 
