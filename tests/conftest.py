@@ -40,8 +40,8 @@ def tier(request):
 def fresh_flags():
     """The command line is one for the whole process: what a test parsed is forgotten after it."""
     yield
-    if "g16net.cli" in sys.modules:
-        sys.modules["g16net.cli"].FLAGS.unparse_flags()
+    if "g16net.cli.main" in sys.modules:
+        sys.modules["g16net.cli.main"].FLAGS.unparse_flags()
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,12 @@ def check(config, file=""):
         runners.check(file)
 
 
+def check_workdir(config, workdir, before=(), file=""):
+    """UserError where there is no export to verify, and none of the modes `before` makes it."""
+    if "export" not in before:
+        runners.check(file or formats.path_of(config, workdir))
+
+
 def verify_export(config, workdir, file=""):
     """Compares the export at `file` (default: of `export.format` in `workdir`) with the newest checkpoint.
 

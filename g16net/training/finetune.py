@@ -75,7 +75,14 @@ def starting_weights(config, workdir):
     return {"weights": weights, "step": manifest["step"], "checkpoint": digest[:16]}
 
 
-def check_workdir(config, workdir):
+def check_data(config, workdir, source, before=()):
+    """UserError where the training split `source` cannot be fine-tuned on; `before`: modes that come first."""
+    steps_per_epoch(config, source)
+    if "train" not in before:
+        run_data.check(config, workdir, source, done=True)
+
+
+def check_workdir(config, workdir, before=()):
     """UserError where the run in `workdir` cannot be fine-tuned as asked: not trained to its end, or other fine-tunings
     there."""
     start = starting_weights(config, workdir)

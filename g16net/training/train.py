@@ -131,6 +131,12 @@ def train(config, workdir):
     return figures
 
 
+def check_data(config, workdir, source, before=()):
+    """UserError where the run in `workdir` cannot go on with the training split `source`. Writes nothing."""
+    steps_per_epoch(config, source)
+    run_data.check(config, workdir, source, run_data.finished(config, workdir))
+
+
 def check_workers(config, devices, source):
     """UserError, in every worker, where the workers of a run would train on different data."""
     if not devices.equal(int(run_data.facts(config, source)["digest"][:4], 16)):
