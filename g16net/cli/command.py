@@ -14,6 +14,7 @@ from g16net.config import recipe
 from g16net.errors import RunError, UserError, suggest
 from g16net.run import resolve
 from g16net.run.start import start_tensorflow
+from g16net.run.workdir import Workdir
 
 DEMO_START = (
     "No ImageNet is prepared here and no data was named: this is the experiment's DEMO FORM on scikit-learn's 1,797\n"
@@ -63,7 +64,7 @@ def execute(assignments, main):
     chief = runtime.chief(config)
     if chief:
         # an evaluation with other weights or sizes leaves the run's config as it is
-        new = not os.path.exists(os.path.join(workdir, "config.json"))
+        new = not os.path.exists(Workdir(workdir).config)
         keep = "train" in rows or new and any(row.of_run for row in rows.values())
         settle_workdir(config, workdir, lock="train" in rows, keep_config=keep)
     if demo:
@@ -97,8 +98,8 @@ def check_workdir(rows, config, workdir):
             if "check_workdir" in row.checks:
                 modes.function(mode, "check_workdir")(config, workdir, before, **options(mode))
         before.append(mode)
-    path = os.path.join(workdir, "config.json")
-    if any(row.of_run for row in rows.values()) and run_data.begun(workdir) and os.path.exists(path):
+    path = Workdir(workdir).config
+    if any(row.of_run for row in rows.values()) and Workdir(workdir).begun and os.path.exists(path):
         different = recipe.training_differences(recipe.resolve(config_lib.load(path)), config)
         if different:
             raise UserError(
@@ -142,8 +143,8 @@ def settle_workdir(config, workdir, lock, keep_config):
         if lock:
             records.lock(workdir)
         if keep_config:
-            config_lib.save(config, os.path.join(workdir, "config.json"))
-            records.write_json(os.path.join(workdir, "versions.json"), records.versions())
+            config_lib.save(config, Workdir(workdir).config)
+            records.write_json(Workdir(workdir).versions, records.versions())
     except OSError as error:
         raise UserError(
             f"cannot write to --workdir={workdir}: {error.strerror}; name a folder you may write to"

@@ -96,10 +96,16 @@ FIELDS = {
         1, int, "CutMix: 1 draws the area of the patch, as the paper; 2 fixes it", "1 or 2", lambda v: v in (1, 2)
     ),
     "data.mix_on_device": Field(False, bool, "mix in the model's input instead of on the host"),
-    "data.cache": _one_of("none", ("none", "encoded", "decoded"), "what is kept of images: encoded bytes in memory, or decoded uint8 on disk"),
+    "data.cache": _one_of(
+        "none",
+        ("none", "encoded", "decoded"),
+        "what is kept of images: encoded bytes in memory, or decoded uint8 on disk",
+    ),
     "data.cache_size": _at_least(None, 8, "pixels of the decoded cache; None: train_size x 8 / 7", optional=True),
     "data.cache_dir": Field("", str, "folder of the decoded cache"),
-    "data.label_offset": Field(None, int, "number subtracted from stored labels; None: the source's own rule", optional=True),
+    "data.label_offset": Field(
+        None, int, "number subtracted from stored labels; None: the source's own rule", optional=True
+    ),
     "data.layout": _one_of(
         "auto", ("auto", "classes"), "how a folder is read; classes: its subfolders are classes, whatever their names"
     ),
@@ -138,10 +144,18 @@ FIELDS = {
     "model.proxy_epsilon": _above_zero(0.03, "added to the proxy variance"),
     "model.quadrature": _one_of("quantile", ("quantile", "gauss_hermite"), "how the proxy statistics are integrated"),
     "model.mean": Field(
-        (123.68, 116.78, 103.94), tuple, "mean per channel, subtracted from images of 0..255", "3 numbers", lambda v: len(v) == 3
+        (123.68, 116.78, 103.94),
+        tuple,
+        "mean per channel, subtracted from images of 0..255",
+        "3 numbers",
+        lambda v: len(v) == 3,
     ),
     "model.std": Field(
-        (1.0, 1.0, 1.0), tuple, "deviation per channel, by which images are divided", "3 numbers above 0", lambda v: len(v) == 3 and min(v) > 0
+        (1.0, 1.0, 1.0),
+        tuple,
+        "deviation per channel, by which images are divided",
+        "3 numbers above 0",
+        lambda v: len(v) == 3 and min(v) > 0,
     ),
     # optimiser
     "optim.learning_rate": _above_zero(None, "peak learning rate; None: 2^-14 x global batch", optional=True),
@@ -160,16 +174,29 @@ FIELDS = {
     "schedule.name": _one_of("exponential", ("exponential", "cosine", "constant"), "course of the learning rate"),
     "schedule.warmup_epochs": _at_least(5.0, 0, "epochs of linear warm-up", kind=float),
     "schedule.drops": _at_least(146, 1, "equal steps of the exponential schedule"),
-    "schedule.drop_rate": Field(0.97, float, "factor of each step of the exponential schedule", "above 0 and up to 1", lambda v: 0 < v <= 1),
+    "schedule.drop_rate": Field(
+        0.97, float, "factor of each step of the exponential schedule", "above 0 and up to 1", lambda v: 0 < v <= 1
+    ),
     # regularisation
     "regularise.label_smoothing": _fraction(0.1, "probability taken from the true class", closed=False),
     "regularise.dropout": Field(
-        None, float, "dropout rate before the last layer; None: the variant's", "at least 0 and below 1", lambda v: 0 <= v < 1, True
+        None,
+        float,
+        "dropout rate before the last layer; None: the variant's",
+        "at least 0 and below 1",
+        lambda v: 0 <= v < 1,
+        True,
     ),
     "regularise.survival_prob": Field(
-        0.8, float, "survival probability of the last block in stochastic depth; 1 turns it off", "above 0 and up to 1", lambda v: 0 < v <= 1
+        0.8,
+        float,
+        "survival probability of the last block in stochastic depth; 1 turns it off",
+        "above 0 and up to 1",
+        lambda v: 0 < v <= 1,
     ),
-    "regularise.average": _fraction(0.97, "decay per epoch of the averaged weights; 0 turns averaging off", closed=False),
+    "regularise.average": _fraction(
+        0.97, "decay per epoch of the averaged weights; 0 turns averaging off", closed=False
+    ),
     # fine-tuning (mode finetune)
     "finetune.layers": Field("top", str, "trained parts from the end, such as top,block7,block6; the rest is frozen"),
     "finetune.sizes": _sizes(
@@ -183,7 +210,10 @@ FIELDS = {
         None, "peak learning rate of the cosine; None: 2^-11 x finetune.global_batch", optional=True
     ),
     "finetune.warmup_epochs": _at_least(
-        5.0, 0, "epochs of linear warm-up; the published 5 outlast the run, whose rate peaks at a tenth; 0: none", kind=float
+        5.0,
+        0,
+        "epochs of linear warm-up; the published 5 outlast the run, whose rate peaks at a tenth; 0: none",
+        kind=float,
     ),
     "finetune.decay": Field(
         None,
@@ -210,7 +240,9 @@ FIELDS = {
         ("default", "mirrored", "multiworker", "tpu", "ipu", "popdist"),
         "devices that train together: one, this machine's GPUs, several machines, a TPU, IPUs, IPUs under poprun",
     ),
-    "runtime.workers": Field("", str, "multiworker: HOST:PORT of each worker, the chief first; slurm; empty: from TF_CONFIG"),
+    "runtime.workers": Field(
+        "", str, "multiworker: HOST:PORT of each worker, the chief first; slurm; empty: from TF_CONFIG"
+    ),
     "runtime.worker": _at_least(None, 0, "multiworker: which of them this is; None: by its host name", optional=True),
     "runtime.tpu": Field("local", str, "name of the TPU, or local on a TPU virtual machine"),
     "runtime.virtual_cpus": _at_least(0, 0, "mirrored: cut the CPU into so many devices, to try it without GPUs"),
@@ -256,10 +288,10 @@ FIELDS = {
     "ipu.offload": Field(False, bool, "keep the optimizer's state in the host's memory (remote buffers)"),
     "ipu.stochastic_rounding": Field(False, bool, "round float16 results at random"),
     "ipu.io_tiles": _at_least(0, 0, "tiles that move data while the others compute"),
-    "ipu.eval_micro_batch": _at_least(
-        None, 1, "images per evaluation pass; None: runtime.micro_batch", optional=True
+    "ipu.eval_micro_batch": _at_least(None, 1, "images per evaluation pass; None: runtime.micro_batch", optional=True),
+    "ipu.connection": _one_of(
+        "ALWAYS", ("ALWAYS", "ON_DEMAND", "PRE_COMPILE"), "how the device is taken; PRE_COMPILE: compile without one"
     ),
-    "ipu.connection": _one_of("ALWAYS", ("ALWAYS", "ON_DEMAND", "PRE_COMPILE"), "how the device is taken; PRE_COMPILE: compile without one"),
     "ipu.version": _one_of("ipu2", ("ipu2", "ipu21"), "hardware to compile for in PRE_COMPILE"),
     # where weights come from, and checkpoints
     "init.checkpoint": Field(
@@ -267,7 +299,9 @@ FIELDS = {
         str,
         "run, checkpoint, or weights of timm, keras.applications or TensorFlow 1 to start from; empty: from scratch",
     ),
-    "init.weights": _one_of("average", ("average", "raw"), "which weights of that run to take; average falls back to raw"),
+    "init.weights": _one_of(
+        "average", ("average", "raw"), "which weights of that run to take; average falls back to raw"
+    ),
     "checkpoint.keep": _at_least(3, 1, "newest checkpoints to keep; the best one is kept as well"),
     "checkpoint.every_epochs": _at_least(1, 1, "epochs between checkpoints"),
     "checkpoint.every_steps": _at_least(None, 1, "weight updates between checkpoints within an epoch", optional=True),
@@ -275,9 +309,7 @@ FIELDS = {
     # evaluation
     "eval.batch": _at_least(None, 1, "images per evaluation step; None: as in training, at most 256", optional=True),
     "eval.every_epochs": _at_least(1, 1, "epochs between evaluations during training"),
-    "eval.weights": _one_of(
-        "average", ("average", "raw", "finetuned"), "which weights to evaluate and export"
-    ),
+    "eval.weights": _one_of("average", ("average", "raw", "finetuned"), "which weights to evaluate and export"),
     "eval.finetune_size": _at_least(
         None, 8, "size of the fine-tuning whose weights are taken; None: the only one", optional=True
     ),
@@ -290,7 +322,9 @@ FIELDS = {
     "export.precision": _one_of(
         "float16", ("float32", "float16", "int8"), "TFLite: precision of the weights; int8: of activations too"
     ),
-    "export.calibration": _at_least(128, 1, "TFLite int8: training images from which the ranges of activations are taken"),
+    "export.calibration": _at_least(
+        128, 1, "TFLite int8: training images from which the ranges of activations are taken"
+    ),
     "export.check_images": _at_least(256, 1, "test images on which an export is compared with its checkpoint"),
     # benchmark
     "benchmark.tasks": _choices("train,infer", ("train", "infer"), "what to time"),

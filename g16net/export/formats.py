@@ -9,6 +9,7 @@ from g16net.errors import ConfigError, UserError
 from g16net.export import compare, folding, onnx_graph, runners, saved_model, tflite
 from g16net.models import portable
 from g16net.run import assemble
+from g16net.run.workdir import Workdir
 
 
 def path_of(config, workdir):
@@ -21,7 +22,7 @@ def path_of(config, workdir):
         "ipu_serving": "ipu_serving",
     }[config.export.format]
     folder = assemble.finetuned_folder(config, workdir) if config.eval.weights == "finetuned" else workdir
-    return os.path.join(folder, name)
+    return Workdir(folder).file(name)
 
 
 def check(config):

@@ -17,9 +17,9 @@ from g16net import compat, sweep
 from g16net import config as config_lib
 from g16net.cli import main as cli
 from g16net.cli.modes import MODES
-from g16net.run import resolve
 from g16net.config import experiments, recipe
 from g16net.data import detect
+from g16net.run import resolve
 from g16net.weights import detect as foreign_weights
 
 sys.path.insert(0, os.path.join(pages.ROOT, "docs"))

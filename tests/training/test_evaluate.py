@@ -14,7 +14,7 @@ from g16net.cli import command
 from g16net.cli import main as cli
 from g16net.config import experiments, recipe
 from g16net.optim.weight_average import WeightAverage
-from g16net.run import assemble, scoring
+from g16net.run import assemble, resolve, scoring
 from g16net.training import evaluate, runtime
 
 pytestmark = pytest.mark.run
@@ -48,7 +48,9 @@ def test_no_weights_and_no_program_are_made_twice_in_one_command(tmp_path, monke
     for name in ("top1", "top5", "loss"):
         assert trained[name] == evaluated[name] == evaluations[2][name]
     assert trained["top1_raw"] == evaluations[1]["top1"]
-    assert evaluate.kept(resolve.resolve(fields, "g16_ln_pn:demo,variant=NANO", "digits")[0], [32]) is None  # it is over
+    assert (
+        evaluate.kept(resolve.resolve(fields, "g16_ln_pn:demo,variant=NANO", "digits")[0], [32]) is None
+    )  # it is over
 
 
 def test_a_network_that_modes_share_has_the_weights_that_each_asks_for(tmp_path):

@@ -16,11 +16,10 @@ from tensorflow import keras
 from tf1_checkpoints import published_variables, write_checkpoint
 
 from g16net import compat
-from g16net.run import resolve
 from g16net.config import recipe
 from g16net.errors import UserError
 from g16net.models import efficientnet
-from g16net.run import assemble
+from g16net.run import assemble, resolve
 from g16net.training import warm_start
 from g16net.weights import detect as foreign_weights
 from g16net.weights import keras_applications as convert
