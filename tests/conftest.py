@@ -53,6 +53,15 @@ def any_operations():
         config.disable_op_determinism()
 
 
+@pytest.fixture
+def cache_home(tmp_path, monkeypatch):
+    """What runs remember for each other, this test alone knows; the native operations are built once for all."""
+    from g16net import native
+
+    native.library()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def memory():
     """Graphs and models of a module are freed at its end: Keras keeps them, and glibc what was freed."""
