@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from g16net import config
-from g16net.cli import main as cli
+from g16net.cli import command
 from g16net.config import recipe
 from g16net.errors import ConfigError, RunError
 from g16net.inspect import channels
@@ -68,7 +68,7 @@ def test_the_mode_keeps_each_channel(tmp_path, monkeypatch):
     monkeypatch.setattr(channels.assemble, "trained", lambda config, workdir: (model, "abc"))
     monkeypatch.setattr(channels.assemble, "open_eval_source", lambda *args: None)
     monkeypatch.setattr(channels.assemble, "eval_batches", lambda *args: batches)
-    assert cli.run_mode("channels", recipe.resolve(config.default()), str(tmp_path))
+    assert command.run_mode("channels", recipe.resolve(config.default()), str(tmp_path))
     shown = json.loads((tmp_path / "channels.json").read_text())
     kept = json.loads(open(shown["moments"]).read())["layers"]
     assert [row["layer"] for row in shown["layers"]] == [row["layer"] for row in kept] and len(kept) == 10

@@ -16,11 +16,10 @@ from tensorflow import keras
 from tf1_checkpoints import published_variables, write_checkpoint
 
 from g16net import compat
-from g16net.cli import main as cli
 from g16net.config import recipe
 from g16net.errors import UserError
 from g16net.models import efficientnet
-from g16net.run import assemble
+from g16net.run import assemble, resolve
 from g16net.training import warm_start
 from g16net.weights import detect as foreign_weights
 from g16net.weights import keras_applications as convert
@@ -54,7 +53,7 @@ def timm_file(tmp_path, timm_model):
 def settled(path, experiment="g1_bn:variant=TINY", **fields):
     assignments = [("init.checkpoint", str(path)), ("data.name", "digits"), ("data.train_size", "32")]
     assignments += [(key.replace("__", "."), value) for key, value in fields.items()]
-    return cli.resolve(assignments, experiment)[0]
+    return resolve.resolve(assignments, experiment)[0]
 
 
 def test_timm_starts_a_run_with_its_own_normalisation(timm_file):

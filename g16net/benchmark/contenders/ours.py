@@ -57,10 +57,11 @@ def main(options):
             targets = tf.random.uniform([batch], 0, classes, tf.int32)
             data = devices.feed(tf.data.Dataset.from_tensors((images(size, batch), targets)).repeat())
         data = waiting.watch(data) if waiting else data
-        trainer.fit(data, steps_per_epoch=devices.steps_per_execution, verbose=0)  # makes the function below
+        steps = devices.updates.steps_per_execution
+        trainer.fit(data, steps_per_epoch=steps, verbose=0)  # makes the function below
         batches, step = iter(data), trainer.train_function
         facts = {} if pipeline else {"multiply_adds": 3 * macs(run, size), "native": native.enabled()}
-        done = devices.micro_batch * devices.steps_per_execution
+        done = devices.updates.micro_batch * steps
         return contenders.Work(
             lambda: step(batches),
             done,
