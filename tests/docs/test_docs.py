@@ -63,11 +63,11 @@ def test_commands_resolve_or_are_marked(page, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     real = detect.detect
     monkeypatch.setattr(
-        detect, "detect", lambda text: real(text) if ":" in text or text in detect.NAMES else ("folder", text)
+        resolve, "detect", lambda text: real(text) if ":" in text or text in detect.NAMES else ("folder", text)
     )
-    monkeypatch.setattr(detect, "prepared_imagenet", lambda folder="": ("tfds:imagenet2012", folder))
+    monkeypatch.setattr(resolve, "prepared_imagenet", lambda folder="": ("tfds:imagenet2012", folder))
     monkeypatch.setattr(foreign_weights, "inspect", lambda path: None)
-    monkeypatch.setattr(cli, "start_tensorflow", lambda *args, **kwargs: None)
+    monkeypatch.setattr(resolve, "start_tensorflow", lambda *args, **kwargs: None)
     for block, commands in shell_blocks(page):
         for command in commands:
             words = ours(command)
