@@ -643,7 +643,7 @@ def test_evaluation_draws_its_first_batch_on_the_host(machine):
     run = session.Session(config)
     source = assemble.open_source_of(config, "eval")
     with pytest.raises(RunError, match="first batch of the test images cannot be made: .*label outside 0..1"):
-        run.evaluator(None, source._replace(num_classes=2))
+        run.scorer(None, source._replace(num_classes=2))
 
 
 def test_errors_of_poplar_are_no_lost_workers(machine):

@@ -96,7 +96,7 @@ def test_test_images_are_prepared_once_for_small_sets(monkeypatch):
     counting = source._replace(read=read)
     model = assemble.model(config, 10, 32)
     for kept, factor in ((2**28, 1), (0, 2)):
-        monkeypatch.setattr(evaluate, "KEPT_BYTES", kept)
+        monkeypatch.setattr(scoring, "KEPT_BYTES", kept)
         evaluator = evaluate.Evaluator(config, model, counting, devices)
         reads.assign(0)
         first = evaluator(32)
