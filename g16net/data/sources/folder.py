@@ -65,9 +65,17 @@ def open_folder(split, data_dir=None, holdout=HOLDOUT, train_split="", layout="a
             image = tf.io.read_file(locate(row["id"]))
         return {"image": image, "label": all_labels[row["id"]], "id": row["id"]}
 
+    def begin(place):
+        try:
+            with open(os.path.join(root, paths[place]), "rb") as file:
+                return file.read(2**20)
+        except OSError:
+            return b""
+
     return indexed(
         "folder", listing.split, len(labels), listing.class_names, read, locate, True, sizes.mean(), labels,
-        contents=lambda: identity.of_files(listing.class_names, listing.names, labels, sizes),
+        contents=lambda: identity.of_files(listing.class_names, listing.names, labels, sizes, begin),
+        files=lambda: [os.path.join(root, path) for path in paths],
     )  # fmt: skip
 
 
