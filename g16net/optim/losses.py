@@ -86,7 +86,7 @@ def _check_exact(y_true, num_classes):
         exact = {"bfloat16": 2**8, "float16": 2**11}.get(y_true.dtype.name, num_classes)
         if num_classes > exact + 1:
             raise ValueError(
-                f"class ids of {num_classes} classes came as {y_true.dtype.name}, which has whole numbers up to {exact}: "
+                f"ids of {num_classes} classes came as {y_true.dtype.name}, which has whole numbers up to {exact}: "
                 'give class ids as integers, or make the logits float32 (the last layer with dtype="float32")'
             )
 
@@ -156,6 +156,9 @@ class SmoothedCrossEntropy(keras.losses.Loss):
         if rows is None:
             ids, weights = split_terms(y_true)
             right = tf.reduce_sum(weights * tf.gather(log_probs, ids, batch_dims=1), axis=-1)
+            # CPUs raise for ids out of range, but XLA takes the nearest class and GPUs take a logarithm of 0.
+            inside = tf.reduce_all((ids >= 0) & (ids < self.num_classes), axis=-1)
+            right = tf.where(inside, right, float("nan"))
         else:
             weights = rows
             right = tf.reduce_sum(rows * log_probs, axis=-1)

@@ -324,3 +324,19 @@ def test_class_ids_in_floats_that_cannot_hold_them_are_refused(dtype, most):
                 assert in_top(ids, logits, 1).numpy().tolist() == [1, 1]
         rows = tf.cast(tf.one_hot([classes - 1, 0], classes), dtype)
         assert in_top(rows, logits, 1).numpy().tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "ids", [[0, 1, 3], [[-1], [0], [1]], [[[0, 0.5], [3, 0.5]], [[1, 1], [0, 0]], [[2, 1], [0, 0]]]]
+)
+def test_class_ids_out_of_range_never_pass_for_a_class(ids):
+    """Where the device has no exception to raise, the loss is no number: labels from 1 train no other class."""
+    logits, ids = tf.constant(np.eye(3, dtype=np.float32) * 5), np.asarray(ids)
+    ids = tf.constant(ids, tf.float32 if ids.ndim == 3 else tf.int32)
+    outside = np.array([np.min(row[..., 0] if ids.shape.rank == 3 else row) < 0 or
+                        np.max(row[..., 0] if ids.shape.rank == 3 else row) > 2 for row in ids.numpy()])  # fmt: skip
+    loss = SmoothedCrossEntropy(3)
+    values = tf.function(loss.call, jit_compile=True)(ids, logits).numpy()
+    assert np.isnan(values).tolist() == outside.tolist() and outside.sum() == 1
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        loss.call(ids, logits)
