@@ -80,7 +80,7 @@ def on_disk(source, size, folder, max_corrupt=0.01, max_pixels=transforms.MAX_PI
     key = _fingerprint(source, size, max_pixels, exif)
     name = f"{source.name}-{source.split}-{size}px-{key}".replace("/", "-").replace(":", "-")
     images, labels, reasons = (os.path.join(folder, name + end) for end in (".npy", ".labels.npy", ".left_out.json"))
-    if not os.path.exists(labels):
+    if not all(map(os.path.exists, (images, labels, reasons))):
         _write(source, size, images, labels, reasons, max_corrupt, max_pixels, exif)
     known = np.load(labels, allow_pickle=False)
     one = size * size * 3
@@ -222,9 +222,24 @@ def _fingerprint(source, size, max_pixels, exif):
         for text in source.locate(np.array([0, source.num_examples - 1])).numpy()
     ]
     facts = [source.name, source.split, source.num_examples, source.example_bytes, source.class_names, ends, size]
-    facts += [source.contents()["digest"]] if source.contents else []
-    facts += [max_pixels, exif, DECODING]
+    if source.contents:
+        contents = source.contents()
+        facts += [contents["digest"], contents.get("class_samples"), contents.get("label_offset")]
+    facts += [_written(source.files()) if source.files else None, max_pixels, exif, DECODING]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
+def _written(paths):
+    """A digest of when each of `paths` was written: an image that is edited need not change its size."""
+    times = hashlib.sha256()
+    for path in paths:
+        try:
+            times.update(
+                b"%d," % tf.io.gfile.stat(path).mtime_nsec if "://" in path else b"%d," % os.stat(path).st_mtime_ns
+            )
+        except (OSError, tf.errors.OpError):
+            times.update(b"gone,")
+    return times.hexdigest()[:12]
 
 
 def memory():

@@ -5,8 +5,10 @@ never about where the data lies or when it was copied, and cost no more than wha
 copied folder has the same facts, and no image is read for them. Classes are compared by name.
 
     {"classes": [name, ...], "images": int, "class_images": [int, ...] or None, "class_digests": [text, ...] or None,
-     "digest": text}
+     "digest": text, "class_samples": [text or None, ...]}
 
+Where classes agree in the names and sizes of their files, as bitmaps that are numbered in each class do, these could
+change places unnoticed: `class_samples`, which is there in this case alone, tells them by the bytes of a few files.
 `class_images` and `class_digests` are None where labels are not known without reading the records.
 """
 
@@ -17,9 +19,10 @@ import unicodedata
 import numpy as np
 
 MOST = 5  # classes that a message names
+SAMPLES = 3  # files of a class whose bytes are looked at where names and sizes do not tell it from another
 
 
-def of_files(class_names, names, labels, sizes):
+def of_files(class_names, names, labels, sizes, read=None):
     """The facts of image files.
 
     Args:
@@ -27,16 +30,27 @@ def of_files(class_names, names, labels, sizes):
         names: of the files, relative to the split's folder, in any order; a leading class folder is no part of the
             fingerprint.
         labels, sizes: int [files]: class and bytes of each.
+        read: `(place in names) -> bytes` that tell a file from others, for `class_samples`; None: without them.
     """
     lines = [[] for _ in class_names]
     folders = [f"{name}/" for name in class_names]
-    for name, label, size in zip(names, np.asarray(labels).tolist(), np.asarray(sizes).tolist()):
+    for place, (name, label, size) in enumerate(zip(names, np.asarray(labels).tolist(), np.asarray(sizes).tolist())):
         name = name.replace("\\", "/")
         if name.startswith(folders[label]):
             name = name[len(folders[label]) :]
-        lines[label].append(f"{plain(name)}\0{size}")
-    digests = [_digest("\n".join(sorted(some))) for some in lines]
-    return _by_class(class_names, [len(some) for some in lines], digests)
+        lines[label].append((f"{plain(name)}\0{size}", place))
+    lines = [sorted(some) for some in lines]
+    digests = [_digest("\n".join(line for line, _ in some)) for some in lines]
+    facts = _by_class(class_names, [len(some) for some in lines], digests)
+    like = collections.Counter(digests)
+    if read and any(like[digest] > 1 and some for digest, some in zip(digests, lines)):
+        facts["class_samples"] = [
+            _digest(b"".join(map(bytes.fromhex, (_digest(read(place)) for _, place in some[:SAMPLES]))))
+            if like[digest] > 1 and some
+            else None
+            for digest, some in zip(digests, lines)
+        ]
+    return facts
 
 
 def of_arrays(class_names, images, labels):
@@ -83,7 +97,9 @@ def reordered(facts, class_names):
     place = {plain(name): i for i, name in enumerate(facts["classes"])}
     order = [place[plain(name)] for name in class_names]
     columns = {
-        key: facts[key] and [facts[key][i] for i in order] for key in ("class_images", "class_digests") if key in facts
+        key: facts[key] and [facts[key][i] for i in order]
+        for key in ("class_images", "class_digests", "class_samples")
+        if key in facts
     }
     return {**facts, "classes": list(class_names), **columns}
 
@@ -116,7 +132,7 @@ def differences(old, new):
         return classes + _renamed(old, new)
     found = order_differences(old["classes"], new["classes"])
     if old.get("digest") in (None, new["digest"]):
-        return found
+        return found + _changed_places(old, reordered(new, old["classes"]))
     new = reordered(new, old["classes"])
     if not old["class_digests"] or not new["class_digests"]:
         if old["images"] != new["images"]:
@@ -131,6 +147,19 @@ def differences(old, new):
             lines.append(f"{name!r}: {now:,} images as before, but not the same ones")
     more = [f"{len(lines) - MOST} more classes"] if len(lines) > MOST else []
     return found + lines[:MOST] + more
+
+
+def _changed_places(old, new):
+    """Classes of equal names and sizes whose files hold something else; those that changed places, with one another."""
+    before, now = old.get("class_samples"), new.get("class_samples")
+    if not before or not now:
+        return []
+    owner = {sample: name for name, sample in zip(old["classes"], before) if sample}
+    changed = [(name, b) for name, a, b in zip(old["classes"], before, now) if a and b and a != b]
+    return [
+        f"{name!r} holds the images of {owner[sample]!r}" if sample in owner else f"{name!r}: not the same images"
+        for name, sample in changed[:MOST]
+    ] + ([f"{len(changed) - MOST} more classes"] if len(changed) > MOST else [])
 
 
 def _renamed(old, new):

@@ -11,6 +11,7 @@ is refused with both; `data.layout=classes` then says that every folder is a cla
 import collections
 import functools
 import os
+import re
 import unicodedata
 from typing import Dict, NamedTuple, Sequence
 
@@ -23,6 +24,13 @@ from g16net.errors import UserError
 
 # Names of folders in a class folder that say nothing of the images in them: CLASS/images/IMAGE.
 GENERIC = frozenset("images image imgs img photos photo pictures pics jpg jpeg jpegs png jpegimages data raw".split())
+# Names, before a number, of folders over which one set was spread: HAM10000_images_part_1, batch_0, fold2.
+PARTS = GENERIC | frozenset("part parts batch chunk shard fold kfold subset split archive zip folder dir".split())
+# Names of folders with a drawing for each image of the folder beside them.
+TARGETS = frozenset(
+    "mask masks label labels annotation annotations annot annots segmentation segmentations gt groundtruth "
+    "ground_truth ground-truth labelmasks".split()
+)
 PICTURES = (
     ".webp .tif .tiff .heic .heif .avif .jp2 .jpe .jfif .ppm .pgm .pbm .pnm .dcm .dng .cr2 .nef .svg .npy"
 ).split()
@@ -101,6 +109,7 @@ def understand(folder, split="", train_split="", layout="auto"):
     if not training:
         _refuse_without_training(look, by_name, shaped, others)
         _refuse_equal(look, inner)
+        _refuse_no_classes(look, inner)
         return Layout(look.path, {}, ())
 
     settled = {name: around(shaped[name]) for name in training}
@@ -113,6 +122,7 @@ def understand(folder, split="", train_split="", layout="auto"):
         if path != by_name[name].path:
             walk.once(logging.INFO, f"{walk.shown(by_name[name].path)}: the classes lie in {walk.shown(path)}")
         _refuse_equal(settled[name], settled[name].inner)
+        _refuse_no_classes(settled[name], settled[name].inner)
     beside = sorted(one.name for one in look.folders if one.name not in found and not walk.wrote(one.path))
     if beside:
         walk.once(logging.INFO, f"{root}: beside the splits, these are no part of the data: {_listed(beside)}")
@@ -248,11 +258,12 @@ def _refuse_equal(look, inner):
     """UserError where "classes" are splits of unknown names, or hold one another's names."""
     root = walk.shown(look.path)
     nested = [one for one in inner if one.nested]
-    sets = {one.name: {name.lower() for name in _names(one)} - GENERIC for one in nested}
+    held = {one.name: around(one) for one in nested}  # SET/images/CLASS is compared by its classes
+    sets = {name: {inside.lower() for inside in _names(one)} - GENERIC for name, one in held.items()}
     beside = {one.name.lower() for one in inner}
     for one in nested:
         same = sets[one.name] & (beside - {one.name.lower()})
-        if len(same) * 2 > len(one.inner):
+        if len(same) * 2 > len(held[one.name].inner):
             raise UserError(
                 f"{root}: the folder {one.name!r} holds folders of the names beside it ({_listed(sorted(same))}): a "
                 f"copy of the set, or another split? Move it out, or name one: --data={walk.shown(one.path)}"
@@ -284,6 +295,55 @@ def _refuse_equal(look, inner):
             f"{root}: the images lie in folders below the class folders; what lies in {walk.shown(example)} counts as "
             f"{walk.shown(nested[0].name)}",
         )
+
+
+def _refuse_no_classes(look, inner):
+    """UserError where the names of all "classes" say that they are none: the parts over which a set was spread, images
+    beside their masks, or a folder of class folders beside something else."""
+    root, names = walk.shown(look.path), sorted(one.name for one in inner)
+    remedy = f"If {_listed(names)} are the classes: --config.data.layout=classes"
+    parts = [re.match(r"(.*?)[\W_]*\d+\W*$", name.lower(), re.DOTALL) for name in names]
+    stems = {part and part.group(1) for part in parts}
+    (stem, *more) = stems
+    if len(names) > 1 and not more and stem and re.split(r"[\W_]+", stem)[-1] in PARTS:
+        raise UserError(
+            f"{root}: {_listed(names)} look like parts of one set, not like classes; images must lie as "
+            f"{root}/CLASS/IMAGE.jpg{tables(look)}. {remedy}"
+        )
+    lower = {name.lower() for name in names}
+    if lower <= GENERIC | TARGETS and lower & GENERIC and lower & TARGETS:
+        raise UserError(
+            f"{root}: {_listed(names)} look like images and their masks or labels, not like classes; images must lie "
+            f"as {root}/CLASS/IMAGE.jpg{tables(look)}. {remedy}"
+        )
+    for one in inner:
+        if len(names) > 1 and one.name.lower() in GENERIC and one.nested and len(one.inner) > 1:
+            raise UserError(
+                f"{root}: {one.name!r} holds the folders {_listed(sorted(_names(one)))}, and beside it lie "
+                f"{_listed([name for name in names if name != one.name])}: which are the classes? If those in it: "
+                f"--data={walk.shown(one.path)}. {remedy}"
+            )
+
+
+def warn_of_alike(class_names, root):
+    """Says in the log which classes have the same name but for case, blanks and what copying appends."""
+    plain, alike = {}, []
+    for name in class_names:
+        plain.setdefault(_bare(name), []).append(name)
+    for name, same in plain.items():
+        copied = re.match(r"(.+?)( copy)?( ?\(\d+\))?$", name, re.DOTALL).group(1)
+        others = same[1:] or (plain.get(copied, []) if copied != name else [])
+        alike += [(same[0], others[0])] if others and len(name) > 1 else []
+    if alike:
+        walk.once(
+            logging.WARNING,
+            f"{walk.shown(root)}: classes of nearly the same name are trained as different ones: "
+            f"{_listed([f'{a!r} and {b!r}' for a, b in alike])}; where they are one class, join their folders",
+        )
+
+
+def _bare(name):
+    return re.sub(r"[\s_-]+", " ", name.casefold()).strip()
 
 
 def _unlabelled(look, classes):

@@ -52,6 +52,8 @@ def label_rows(y_true, num_classes):
     )
     if rank is None:
         raise ValueError(f"the targets' rank is unknown; give them a shape with tf.ensure_shape: {forms}")
+    if not (rank == 2 and columns == num_classes):
+        _check_exact(y_true, num_classes)
     if rank == 2 and columns is None:
         some = tf.shape(y_true)[1]
         fits = tf.debugging.Assert(
@@ -73,6 +75,20 @@ def label_rows(y_true, num_classes):
         f"targets of the shape {y_true.shape} ({y_true.dtype.name}) do not fit logits of {num_classes} classes: "
         f"{forms}. Give the data, the model and the loss the same number of classes"
     )
+
+
+def _check_exact(y_true, num_classes):
+    """ValueError where class ids come in floats that cannot tell so many apart: bfloat16 has 257 as 256.
+
+    tf-keras brings targets of floats to the dtype of the logits before a loss or a metric sees them.
+    """
+    if y_true.dtype.is_floating:
+        exact = {"bfloat16": 2**8, "float16": 2**11}.get(y_true.dtype.name, num_classes)
+        if num_classes > exact + 1:
+            raise ValueError(
+                f"ids of {num_classes} classes came as {y_true.dtype.name}, which has whole numbers up to {exact}: "
+                'give class ids as integers, or make the logits float32 (the last layer with dtype="float32")'
+            )
 
 
 def check_logits(y_pred):
@@ -140,6 +156,9 @@ class SmoothedCrossEntropy(keras.losses.Loss):
         if rows is None:
             ids, weights = split_terms(y_true)
             right = tf.reduce_sum(weights * tf.gather(log_probs, ids, batch_dims=1), axis=-1)
+            # CPUs raise for ids out of range, but XLA takes the nearest class and GPUs take a logarithm of 0.
+            inside = tf.reduce_all((ids >= 0) & (ids < self.num_classes), axis=-1)
+            right = tf.where(inside, right, float("nan"))
         else:
             weights = rows
             right = tf.reduce_sum(rows * log_probs, axis=-1)

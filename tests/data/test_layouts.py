@@ -186,6 +186,9 @@ HELD = {  # class folders without splits: (lines, all classes)
     "classes named like tests": (["{test_tube,bullet_train,flask}/a.jpg*5"], ["bullet_train", "flask", "test_tube"]),
     "folders in every class": (["ant/{red,black}/a.jpg*5", "bee/{wild,honey}/a.jpg*5"], ["ant", "bee"]),
     "junk at every level": (["{ant,bee}/a.jpg*5", "{.git,@eaDir}/a.jpg", "ant/.thumbs/a.jpg*5"], ["ant", "bee"]),
+    "classes with numbers": (["class_{1,2,3}/a.jpg*5"], ["class_1", "class_2", "class_3"]),
+    "numbers alone": (["{0,1,10}/a.jpg*5"], ["0", "1", "10"]),
+    "a class of masks": (["{gloves,masks}/a.jpg*5"], ["gloves", "masks"]),
     "runs beside the classes": (["{ant,bee}/a.jpg*5", "runs/g16/{versions.json,curves.png}"], ["ant", "bee"]),
 }  # fmt: skip
 
@@ -256,6 +259,25 @@ REFUSED = {  # lines, message
     ),
     "a class whose name is no UTF-8": (["{ant,bee}/a.jpg*3", "caf\udce9/a.jpg"],
         r"caf\\xe9: the name of this class folder"),
+    "parts of one set, as HAM10000's": (
+        ["HAM10000_images_part_{1,2}/a.jpg*3", "HAM10000_metadata.csv"],
+        "look like parts of one set.*labels in HAM10000_metadata.csv are not read.*layout=classes",
+    ),
+    "parts of one set in folders of pictures, as NIH's": (
+        ["images_{001,002,003}/images/a.png*3"], "images_001, images_002, images_003 look like parts of one set",
+    ),
+    "parts of a training split": (
+        ["train/part{1,2}/a.jpg*3", "test/part{1,2}/a.jpg*3"], "train: part1, part2 look like parts of one set",
+    ),
+    "folds": (["{Fold 1,Fold 2}/a.jpg*3"], "Fold 1, Fold 2 look like parts of one set"),
+    "images and their masks": (["{images,masks}/a.png*3"], "look like images and their masks.*layout=classes"),
+    "a set and its segmentations, as CUB's": (
+        ["CUB/images/{ant,bee}/a.jpg*3", "CUB/{parts,attributes}/a.txt", "segmentations/{ant,bee}/a.png*3"],
+        "CUB, segmentations hold folders of the same names .ant, bee.*--data=.*/CUB alone",
+    ),
+    "a wrapper beside something else": (
+        ["images/{ant,bee}/a.jpg*3", "other/a.jpg*3"], "'images' holds the folders ant, bee.*--data=.*/images",
+    ),
     "one class in two forms of Unicode": (["{caf\u00e9,cafe\u0301}/a.jpg*3"],
         "two class folders are called 'caf\u00e9'"),
 }  # fmt: skip
@@ -311,6 +333,33 @@ def test_what_is_left_out_is_counted_and_told_once(tmp_path, caplog):
         "1 no regular file",
     ):
         assert part in told
+
+
+@pytest.mark.parametrize(
+    "names, told",
+    [
+        ("{Cat,cat,dog}", "'Cat' and 'cat'"),
+        ("{cat,cat ,dog}", "'cat' and 'cat '"),
+        ("{cat,cat - Copy,dog}", "'cat - Copy' and 'cat'"),
+        ("{cat,cat (1),dog}", "'cat (1)' and 'cat'"),
+        ("{t-shirt,T_shirt}", "'T_shirt' and 't-shirt'"),
+        ("{a,A,b}", None),  # letters
+        ("{shot (1),shot (2)}", None),
+        ("{cat 1,cat 2,cat}", None),
+    ],
+)
+def test_classes_of_nearly_one_name_are_told(tmp_path, caplog, names, told):
+    make(tmp_path, f"{names}/a.jpg*5")
+    opened(tmp_path)
+    lines = [record.getMessage() for record in caplog.records if "nearly the same name" in record.getMessage()]
+    assert len(lines) == (told is not None) and (not told or told in lines[0])
+
+
+def test_a_second_training_split_is_told(tmp_path, caplog):
+    make(tmp_path, "{train,train (1),val}/{ant,bee}/a.jpg*3")
+    assert opened(tmp_path)[1] == "val"
+    (told,) = [record.getMessage() for record in caplog.records if "is not read" in record.getMessage()]
+    assert "'train' is the training split; 'train (1)'" in told
 
 
 def test_images_of_any_name_are_read_and_located(tmp_path):

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from g16net import compat
-from g16net.optim.losses import SmoothedCrossEntropy, Top1, Top5, main_class, targets
+from g16net.optim.losses import SmoothedCrossEntropy, Top1, Top5, in_top, main_class, targets
 
 MIXING = np.load(helpers.GOLDEN / "mixing.npz")
 
@@ -306,3 +306,37 @@ def test_early_stopping_waits_for_a_rising_accuracy():
     stop = keras.callbacks.EarlyStopping(monitor="top1", patience=1, min_delta=0.1, restore_best_weights=True)
     history = model.fit(x, np.array([0, 1, 0, 1]), epochs=6, verbose=0, callbacks=[stop]).history["top1"]
     assert max(history) == 1.0 and float(stop.best) == 1.0
+
+
+@pytest.mark.parametrize("dtype, most", [("bfloat16", 257), ("float16", 2049)])
+def test_class_ids_in_floats_that_cannot_hold_them_are_refused(dtype, most):
+    """tf-keras gives a loss the targets in the dtype of half-precision logits; id 257 would be 256."""
+    for classes, forms in ((most, None), (most + 1, "came as")):
+        logits = tf.one_hot([classes - 1, 0], classes, 20.0, 0.0)
+        for ids in ([classes - 1, 0], [[classes - 1], [0]], [[[classes - 1, 1.0]], [[0, 1.0]]]):
+            ids = tf.cast(ids, dtype)
+            if forms:
+                with pytest.raises(ValueError, match=f"{forms} {dtype}.*as integers"):
+                    SmoothedCrossEntropy(classes).call(ids, logits)
+                with pytest.raises(ValueError, match=forms):
+                    in_top(ids, logits, 1)
+            else:
+                assert in_top(ids, logits, 1).numpy().tolist() == [1, 1]
+        rows = tf.cast(tf.one_hot([classes - 1, 0], classes), dtype)
+        assert in_top(rows, logits, 1).numpy().tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "ids", [[0, 1, 3], [[-1], [0], [1]], [[[0, 0.5], [3, 0.5]], [[1, 1], [0, 0]], [[2, 1], [0, 0]]]]
+)
+def test_class_ids_out_of_range_never_pass_for_a_class(ids):
+    """Where the device has no exception to raise, the loss is no number: labels from 1 train no other class."""
+    logits, ids = tf.constant(np.eye(3, dtype=np.float32) * 5), np.asarray(ids)
+    ids = tf.constant(ids, tf.float32 if ids.ndim == 3 else tf.int32)
+    outside = np.array([np.min(row[..., 0] if ids.shape.rank == 3 else row) < 0 or
+                        np.max(row[..., 0] if ids.shape.rank == 3 else row) > 2 for row in ids.numpy()])  # fmt: skip
+    loss = SmoothedCrossEntropy(3)
+    values = tf.function(loss.call, jit_compile=True)(ids, logits).numpy()
+    assert np.isnan(values).tolist() == outside.tolist() and outside.sum() == 1
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        loss.call(ids, logits)

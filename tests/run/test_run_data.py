@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from helpers import call as launch
 from helpers import changed
+from PIL import Image
 
 from g16net import config as config_lib
 from g16net.config import experiments
@@ -111,6 +112,7 @@ def test_a_folder_that_was_moved_or_copied_has_the_same_facts(tmp_path):
         [str(path.relative_to(tmp_path / "classes")) for path in reversed(paths)],
         [first["classes"].index(path.parent.name) for path in reversed(paths)],
         [path.stat().st_size for path in reversed(paths)],
+        lambda place: paths[::-1][place].read_bytes(),
     )
     assert again == first and first["images"] == 24 and first["class_images"] == [8, 8, 8]
 
@@ -188,6 +190,72 @@ def test_the_decoded_cache_belongs_to_its_images(tmp_path):
     os.rename(tmp_path / "data/train/ant/1a.png", tmp_path / "data/train/ant/1z.png")
     names.append(cache._fingerprint(open_source("folder", "train", str(tmp_path / "data")), 32, 10**6, False))
     assert names[0] != names[1]
+
+
+def test_an_edit_that_keeps_the_size_makes_another_decoded_cache(tmp_path):
+    def name():
+        return cache._fingerprint(open_source("folder", "train", str(tmp_path / "data")), 32, 10**6, False)
+
+    photos(tmp_path / "data", ("ant", "bee"), train=4)
+    path, first = tmp_path / "data/train/ant/0.png", name()
+    assert name() == first
+    written = path.stat().st_mtime_ns
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(written + 1, written + 1))
+    assert name() != first
+
+
+def test_a_decoded_cache_of_which_a_file_is_gone_is_made_again(tmp_path):
+    source = open_source("folder", "train", str(photos(tmp_path / "data", ("ant", "bee"), train=4)))
+    cache.on_disk(source, 8, str(tmp_path / "cache"))
+    for path in sorted((tmp_path / "cache").iterdir()):
+        path.unlink()
+        kept = cache.on_disk(source, 8, str(tmp_path / "cache"))
+        assert path.exists() and kept.read({"id": tf.constant(0, tf.int64)})["image"].shape == (8, 8, 3)
+
+
+def test_labels_read_with_another_offset_make_another_decoded_cache(tmp_path):
+    (tmp_path / "labels.txt").write_text("0\n1\n2\n")
+    with tf.io.TFRecordWriter(str(tmp_path / "train-00000-of-00001")) as writer:
+        for number in range(2100):  # more than are looked at to find an offset that is wrong
+            features = {
+                "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"x"])),
+                "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[1 + number % 2])),
+            }
+            writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+    names = [
+        cache._fingerprint(open_source("tfrecord", "train", str(tmp_path), label_offset=offset), 32, 10**6, False)
+        for offset in (0, 1)
+    ]
+    assert names[0] != names[1]
+
+
+def bitmaps(root, classes=("ant", "bee", "cat")):
+    """Pictures of one size in bytes, numbered in each class."""
+    for label, name in enumerate(classes):
+        for number in range(4):
+            place = root / "train" / name / f"{number}.bmp"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full([8, 8, 3], 50 * label + number, np.uint8)).save(place)
+    return root
+
+
+def test_classes_of_equal_names_and_sizes_cannot_change_places_unnoticed(tmp_path):
+    root = bitmaps(tmp_path / "data")
+    before = facts_of("folder", "train", str(root))
+    shutil.copytree(root, tmp_path / "copy")
+    assert identity.differences(before, facts_of("folder", "train", str(tmp_path / "copy"))) == []
+    for name, to in (("ant", "x"), ("bee", "ant"), ("x", "bee")):
+        os.rename(root / "train" / name, root / "train" / to)
+    now = facts_of("folder", "train", str(root))
+    told = ["'ant' holds the images of 'bee'", "'bee' holds the images of 'ant'"]
+    assert now["digest"] == before["digest"] and identity.differences(before, now) == told
+    assert identity.differences({**before, "class_samples": None}, now) == []  # a run that kept none
+    other = identity.reordered(now, ("cat", "bee", "ant"))
+    assert identity.differences(before, other)[1:] == told
+    os.rename(root / "train/ant/0.bmp", root / "train/ant/first.bmp")
+    os.rename(root / "train/bee/0.bmp", root / "train/bee/zero.bmp")
+    assert "class_samples" not in facts_of("folder", "train", str(root))  # names tell: no file is read
 
 
 # By name

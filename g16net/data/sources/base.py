@@ -34,6 +34,7 @@ class Source(NamedTuple):
         contents: () -> the facts of `identity` that tell this split from another one.
         fault: `(row, judge) -> (why, large)` for a row that `read` raises on, as `pipeline.fault`, where the encoded
             bytes are no longer at hand.
+        files: () -> the paths of the files that hold the examples, where there are some.
     """
 
     name: str
@@ -51,11 +52,12 @@ class Source(NamedTuple):
     held_bytes: float = 0.0
     contents: Optional[Callable[[], dict]] = None
     fault: Optional[Callable] = None
+    files: Optional[Callable[[], Sequence[str]]] = None
 
 
 def indexed(
     name, split, num_examples, class_names, read, locate, encoded, example_bytes, labels=None, held_bytes=0.0,
-    contents=None,
+    contents=None, files=None,
 ):  # fmt: skip
     """A source whose `read` finds any example by its id: each epoch's order is one permutation of all ids."""
 
@@ -77,7 +79,7 @@ def indexed(
 
     return Source(
         name, split, num_examples, len(class_names), tuple(class_names), encoded, stream, read, locate,
-        float(example_bytes), labels, None, float(held_bytes), once(contents),
+        float(example_bytes), labels, None, float(held_bytes), once(contents), files=files,
     )  # fmt: skip
 
 

@@ -65,9 +65,17 @@ def open_folder(split, data_dir=None, holdout=HOLDOUT, train_split="", layout="a
             image = tf.io.read_file(locate(row["id"]))
         return {"image": image, "label": all_labels[row["id"]], "id": row["id"]}
 
+    def begin(place):
+        try:
+            with open(os.path.join(root, paths[place]), "rb") as file:
+                return file.read(2**20)
+        except OSError:
+            return b""
+
     return indexed(
         "folder", listing.split, len(labels), listing.class_names, read, locate, True, sizes.mean(), labels,
-        contents=lambda: identity.of_files(listing.class_names, listing.names, labels, sizes),
+        contents=lambda: identity.of_files(listing.class_names, listing.names, labels, sizes, begin),
+        files=lambda: [os.path.join(root, path) for path in paths],
     )  # fmt: skip
 
 
@@ -102,6 +110,13 @@ def list_images(split, data_dir=None, holdout=HOLDOUT, train_split="", layout="a
         chosen = choose(split, found.splits, walk.shown(data_dir), _remedy(found, data_dir))
         trained = choose(train_split or TRAIN, found.splits, walk.shown(data_dir))
         root, training = found.splits[chosen], chosen == trained
+        unused = sorted(name for name in found.splits if role(name) == TRAIN and name not in (trained, chosen))
+        if unused:
+            walk.once(
+                logging.WARNING,
+                f"{walk.shown(data_dir)}: {trained!r} is the training split; {listed(map(repr, unused))} by its name "
+                f"holds training images too and is not read; --config.data.train_split={unused[0]} names it",
+            )
         own = layouts.class_folders(root, passed)
         class_names = list(own if training else layouts.class_folders(found.splits[trained]))
         if not training:
@@ -120,6 +135,7 @@ def list_images(split, data_dir=None, holdout=HOLDOUT, train_split="", layout="a
             _check_classes(found.splits[name], layouts.class_folders(found.splits[name]), class_names)
     if training or not found.splits:
         _check_training(root, own, class_names, labels, data_dir)
+        layouts.warn_of_alike(class_names, root)
     if not found.splits:
         held = held_out_by_name([path.partition(os.sep)[2] for path in paths], labels, holdout)
         keep = held != training

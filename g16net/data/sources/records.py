@@ -95,6 +95,7 @@ def sharded(name, split, shards, class_names, parse, cycle=CYCLE, window=WINDOW,
         part=part,
         held_bytes=3.0 * min(window, num_examples) * shards.sizes / max(num_examples, 1),
         contents=once(contents),
+        files=lambda: list(shards.paths),
     )
 
 

@@ -67,7 +67,8 @@ def open_tfrecord(
         }
 
     def contents():
-        return identity.of_records(class_names, map(os.path.basename, paths), counts, sizes)
+        facts = identity.of_records(class_names, map(os.path.basename, paths), counts, sizes)
+        return {**facts, "label_offset": label_offset}
 
     return sharded("tfrecord", split, shards, class_names, parse, cycle, window, contents)
 
