@@ -79,6 +79,10 @@ class GroupNorm(keras.layers.Layer):
         gamma, beta = (None if v is None else tf.convert_to_tensor(v) for v in (self.gamma, self.beta))
         return norm_activation(inputs, gamma, beta, self.used_groups, self.strided, self.epsilon, self.activation)
 
+    def normalised(self, x):
+        """The float32 `x` normalised, before scale, shift and activation."""
+        return norm_activation(x, None, None, self.used_groups, self.strided, self.epsilon, None)
+
     def compute_output_shape(self, input_shape):
         return input_shape
 
@@ -177,6 +181,10 @@ class BatchNorm(keras.layers.Layer):
             return activated(tf.cast(y, inputs.dtype))  # TensorFlow makes all of it a part of the convolution before
 
         return compat.in_training(training, trained, inferred) if self.trainable else inferred()
+
+    def normalised(self, x):
+        """The float32 `x` normalised by the moving averages, before scale, shift and activation."""
+        return (x - self.moving_mean) * tf.math.rsqrt(self.moving_variance + self.epsilon)
 
     def compute_output_shape(self, input_shape):
         return input_shape

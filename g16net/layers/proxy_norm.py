@@ -154,6 +154,10 @@ class ProxyNormActivation(keras.layers.Layer):
         )
         return (out, inv_std) if self.delayed_scale else out
 
+    def normalised(self, x):
+        """The float32 `x` normalised, before scale, shift and activation."""
+        return norm_activation(x, None, None, self.used_groups, self.strided, self.epsilon, None)
+
     def compute_output_shape(self, input_shape):
         return (input_shape, (input_shape[-1],)) if self.delayed_scale else input_shape
 

@@ -82,9 +82,6 @@ VARIANTS = {
     "NANO": Variant(0.0625, 0.3, 0.0, 32, stage2_stride=1, stages=(1, 2, 7)),
 }
 
-# bn: batch, gn: group, ln: layer norm (over height, width and channels); _pn: with proxy-normalised activations.
-NORMS = ("bn", "gn", "ln", "ln_pn", "gn_pn")
-
 
 class Block(NamedTuple):
     """One MBConv block. `groups` are those of its spatial convolution, which has `expanded_channels` channels."""
