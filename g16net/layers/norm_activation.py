@@ -31,7 +31,9 @@ def check_activation(activation, optional=False):
         raise ValueError(f"activation must be one of {names}; got {activation!r}")
 
 
-def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None, fused=None):
+def norm_activation(
+    x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None, pooled=False, fused=None
+):
     """See the module's head.
 
     Args:
@@ -42,16 +44,24 @@ def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre
         epsilon: added to the variance.
         activation: a name in `ACTIVATIONS`, or None.
         centre, scale: float32 [channels], or None; no scale without a centre.
+        pooled: whether to return `(y, pixel_means(y))`; the native operation has the means without a pass over y.
         fused: True or False for one of the two forms; None for the faster: `plain` where a compiler fuses it.
 
     Returns:
         A tensor of the shape and dtype of `x`.
     """
     if fused is None and native.enabled(x.dtype):
-        return native.norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre, scale)
+        y, means = native.norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre, scale)
+        return (y, means) if pooled else y
     if fused is None:
         fused = not compat.compiled_device()
-    return (_fused if fused else _plain)(x, gamma, beta, groups, strided, epsilon, activation, centre, scale)
+    y = (_fused if fused else _plain)(x, gamma, beta, groups, strided, epsilon, activation, centre, scale)
+    return (y, pixel_means(y)) if pooled else y
+
+
+def pixel_means(y):
+    """The means of `y` [batch, height, width, channels] over its pixels, float32 [batch, channels]."""
+    return tf.reduce_mean(tf.cast(y, tf.float32), axis=[1, 2])
 
 
 def pixel_sums(x):

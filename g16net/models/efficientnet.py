@@ -98,19 +98,21 @@ def build(
             name=layer,
         )(x)
 
-    def normalise(x, prefix, activation=None, **proxy):
-        groups = {"groups": norm_groups, "group_size": norm_group_size, "strided": strided_groups}
-        layer = norm_layer(norm, x.shape[-1], activation, epsilon=norm_epsilon, name=f"{prefix}norm", **groups, **proxy)
+    def normalise(x, prefix, activation=None, **others):
+        grouping = norm_groups, norm_group_size, strided_groups
+        layer = norm_layer(norm, x.shape[-1], activation, *grouping, norm_epsilon, name=f"{prefix}norm", **others)
         return layer(x)
 
-    def norm_act(x, prefix, delayed_scale=False):
-        """Norm and activation; with proxy norm and `delayed_scale` a pair (centred activation, scale)."""
+    def norm_act(x, prefix, delayed_scale=False, pooled=False):
+        """Norm and activation; with proxy norm and `delayed_scale` a pair (centred activation, scale). With `pooled`
+        followed by the activation's means over pixels."""
         if not proxied:
-            return normalise(x, prefix, activation)
+            return normalise(x, prefix, activation, pooled=pooled)
         return normalise(
             x,
             prefix,
             activation,
+            pooled=pooled,
             proxy_epsilon=proxy_epsilon,
             delayed_scale=delayed_scale,
             quadrature=quadrature,
@@ -130,9 +132,9 @@ def build(
             kernel_initializer=initializer(f"{prefix}conv", "fan_in"),
             name=f"{prefix}conv",
         )(x)
-        x = norm_act(x, prefix, delayed_scale=True)
+        x = norm_act(x, prefix, delayed_scale=True, pooled=True)
         x = layers.SqueezeExcite(
-            block.se_width, activation=activation, seed=layer_seed(f"{prefix}se"), name=f"{prefix}se"
+            block.se_width, activation, pooled=True, seed=layer_seed(f"{prefix}se"), name=f"{prefix}se"
         )(x)
         x = conv(x, block.out_channels, f"{prefix}project_conv")
         x = normalise(x, f"{prefix}project_")

@@ -187,6 +187,42 @@ def test_batch_norm_with_its_activation_equals_both_apart(activation, dtype):
     assert one.get_config()["activation"] == activation
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "cls, options",
+    [(BatchNorm, {}), (GroupNorm, {}), (LayerNorm, {})]
+    + [(ProxyNormActivation, {"groups": 1, "delayed_scale": delayed}) for delayed in (False, True)],
+)
+def test_means_over_pixels_are_a_further_output(cls, options, policy):
+    with compat.policy(policy):
+        layers = [cls(activation="swish", **options, **more) for more in ({}, {"pooled": True})]
+    for training in (False, True) if cls is BatchNorm else (None,):
+        alone, both = (
+            layer(tf.constant(X), **({} if training is None else {"training": training})) for layer in layers
+        )
+        alone = alone if isinstance(alone, tuple) else (alone,)
+        assert len(both) == len(alone) + 1
+        for value, right in zip(both, alone):
+            np.testing.assert_array_equal(np.array(value, "float32"), np.array(right, "float32"))
+        means = np.array(alone[0], "float32").mean((1, 2))
+        np.testing.assert_allclose(both[-1], means, atol=1e-6 if policy == "float32" else 1e-2)
+    image = keras.Input((None, None, 8))
+    described = [(tuple(t.shape), tf.as_dtype(t.dtype)) for t in layers[1](image)]
+    assert described[0] == ((None, None, None, 8), compat.compute_dtype(layers[1]))
+    assert described[-1] == ((None, 8), tf.float32)
+    shapes = layers[1].compute_output_shape((2, 4, 4, 8))
+    assert len(shapes) == len(both) and tuple(shapes[0]) == (2, 4, 4, 8) and tuple(shapes[-1]) == (2, 8)
+
+
+def test_a_second_pass_leaves_the_averages():
+    layer = BatchNorm(activation="swish")
+    first = layer(tf.constant(X), training=True)
+    before = values(layer.non_trainable_weights)
+    np.testing.assert_array_equal(layer(tf.constant(X), training=True, move=False), first)
+    for value, right in zip(values(layer.non_trainable_weights), before):
+        np.testing.assert_array_equal(value, right)
+
+
 def test_frozen_batch_norm_leaves_its_averages():
     layer = BatchNorm()
     layer.trainable = False
