@@ -214,14 +214,9 @@ def set_seed(seed):
         tf.random.set_seed(seed)
 
 
-def set_policy(name):
-    """Sets the dtype policy of layers made from now on."""
-    keras.mixed_precision.set_global_policy(name)
-
-
 @contextlib.contextmanager
 def policy(name):
-    """Context in which layers are made with the dtype policy `name`; afterwards the one before holds again."""
+    """Context in which layers and models are made with the dtype policy `name`; then the previous one holds again."""
     before = keras.mixed_precision.global_policy()
     keras.mixed_precision.set_global_policy(name)
     try:

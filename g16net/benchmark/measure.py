@@ -96,18 +96,9 @@ def pass_seconds(stack, shape, dtype, seconds):
     return found[0], found[1], max(found[2] - found[1], 0.3 * found[1])  # noise must not make a pass free
 
 
-class policy:
-    """A block in which layers compute in `dtype`."""
-
-    def __init__(self, dtype):
-        self.name = dtype if dtype == "float32" else f"mixed_{dtype}"
-
-    def __enter__(self):
-        self.before = keras.mixed_precision.global_policy().name
-        compat.set_policy(self.name)
-
-    def __exit__(self, *_):
-        compat.set_policy(self.before)
+def policy(dtype):
+    """Context in which layers are made that compute in `dtype`."""
+    return compat.policy(dtype if dtype == "float32" else f"mixed_{dtype}")
 
 
 def times(run, seconds, least=3):

@@ -28,6 +28,7 @@ def check(config):
         )
 
 
+@runtime.in_precision
 def channels(config, workdir):
     """Figures by depth, over the first images of the evaluation split, of `eval.weights` at `data.eval_size`.
 

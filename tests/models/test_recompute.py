@@ -47,12 +47,9 @@ def training_pass(trained, variables):
 def test_equals_the_network(norm, policy):
     if policy == "mixed_bfloat16" and compat.TF_VERSION < (2, 8):
         pytest.skip("TensorFlow 2.6 has no bfloat16 convolution on the CPU")
-    compat.set_policy(policy)
-    try:
+    with compat.policy(policy):
         plain, other = network(norm), network(norm)
         trained = recompute.recomputing(other)
-    finally:
-        compat.set_policy("float32")
     assert [compat.name_of(v) for v in trained.trainable_variables] == [
         compat.name_of(v) for v in other.trainable_variables
     ]
