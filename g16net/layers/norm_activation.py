@@ -31,9 +31,7 @@ def check_activation(activation, optional=False):
         raise ValueError(f"activation must be one of {names}; got {activation!r}")
 
 
-def norm_activation(
-    x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None, pooled=False, fused=None
-):
+def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None, pooled=False):
     """See the module's head.
 
     Args:
@@ -45,17 +43,15 @@ def norm_activation(
         activation: a name in `ACTIVATIONS`, or None.
         centre, scale: float32 [channels], or None; no scale without a centre.
         pooled: whether to return `(y, pixel_means(y))`; the native operation has the means without a pass over y.
-        fused: True or False for one of the two forms; None for the faster: `plain` where a compiler fuses it.
 
     Returns:
         A tensor of the shape and dtype of `x`.
     """
-    if fused is None and native.enabled(x.dtype):
+    if native.enabled(x.dtype):
         y, means = native.norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre, scale)
         return (y, means) if pooled else y
-    if fused is None:
-        fused = not compat.compiled_device()
-    y = (_fused if fused else _plain)(x, gamma, beta, groups, strided, epsilon, activation, centre, scale)
+    form = plain if compat.compiled_device() else fused  # a compiler fuses the plain form itself
+    y = form(x, gamma, beta, groups, strided, epsilon, activation, centre, scale)
     return (y, pixel_means(y)) if pooled else y
 
 
@@ -91,7 +87,8 @@ def _statistics(x, groups, strided, epsilon):
     return mean, tf.math.rsqrt(variance + epsilon), pixels
 
 
-def _plain(x, gamma, beta, groups, strided, epsilon, activation, centre, scale):
+def plain(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None):
+    """`norm_activation` in TensorFlow operations."""
     y = tf.cast(x, tf.float32)
     if groups is not None:
         mean, inv_std, _ = _statistics(y, groups, strided, epsilon)
@@ -145,7 +142,8 @@ def _activation_and_slope(activation, u):
     return u, lambda dz: dz
 
 
-def _fused(x, gamma, beta, groups, strided, epsilon, activation, centre, scale):
+def fused(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None):
+    """`norm_activation` with a gradient by hand."""
     dtype, channels = x.dtype, x.shape[-1]
     given = [value is not None for value in (gamma, beta, centre, scale)]
     gamma = tf.ones([channels]) if gamma is None else gamma

@@ -122,11 +122,11 @@ def scaled(variant, width=None, depth=None):
     return get_variant(variant)._replace(**{name: value for name, value in given.items() if value is not None})
 
 
-def round_width(channels, width, divisor=8):
-    """`channels * width` to the nearest multiple of `divisor`, at least one, never down by more than 10 %."""
+def round_width(channels, width):
+    """`channels * width` to the nearest multiple of 8, at least 8, never down by more than 10 %."""
     scaled = channels * width
-    rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
-    return rounded if rounded >= 0.9 * scaled else rounded + divisor
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * scaled else rounded + 8
 
 
 def round_depth(repeats, depth):

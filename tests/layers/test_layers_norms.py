@@ -7,7 +7,7 @@ from tensorflow import keras
 
 from g16net import compat
 from g16net.layers import BatchNorm, GroupNorm, LayerNorm, ProxyNormActivation
-from g16net.layers.norm_activation import ACTIVATIONS, norm_activation
+from g16net.layers.norm_activation import ACTIVATIONS, fused, norm_activation, plain
 
 RANDOM = np.random.RandomState(0)
 X = (RANDOM.randn(3, 5, 6, 8) * RANDOM.uniform(0.5, 2, [3, 1, 1, 8]) + RANDOM.randn(8)).astype("float32")
@@ -45,17 +45,17 @@ def test_scale_and_center_are_optional(cls, scale, center):
     ] * center
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("form", [plain, fused])
 @pytest.mark.parametrize("groups, strided", [(1, False), (2, False), (4, False), (4, True), (8, True)])
-def test_statistics(groups, strided, fused):
-    y = norm_activation(tf.constant(X), None, None, groups, strided, 1e-3, None, fused=fused)
+def test_statistics(groups, strided, form):
+    y = form(tf.constant(X), None, None, groups, strided, 1e-3, None)
     np.testing.assert_allclose(y, reference(X, groups, strided), atol=2e-6)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_large_mean_and_small_numbers(fused):
+@pytest.mark.parametrize("form", [plain, fused])
+def test_large_mean_and_small_numbers(form):
     for x in (X + 1000, X * 1e-4, X * 1e4):
-        y = norm_activation(tf.constant(x), None, None, 1, False, 1e-12, None, fused=fused)
+        y = form(tf.constant(x), None, None, 1, False, 1e-12, None)
         np.testing.assert_allclose(y, reference(x, 1, False, 1e-12), atol=3e-4)
 
 
@@ -74,17 +74,15 @@ def test_fused_equals_plain(dtype, activation, norm, keep):
     small = {name: (random.randn(8) * 0.5 + one).astype("float32") for name, one in zip("gbcs", (1, 0, 0, 1))}
     weight = tf.constant(random.randn(*X.shape), tf.float32)
 
-    def run(fused):
+    def run(form):
         def function(x, *parameters):
             p = dict(zip(keep, parameters))
-            y = norm_activation(
-                x, p.get("g"), p.get("b"), groups, strided, 1e-3, activation, p.get("c"), p.get("s"), fused=fused
-            )
+            y = form(x, p.get("g"), p.get("b"), groups, strided, 1e-3, activation, p.get("c"), p.get("s"))
             return tf.reduce_sum(tf.cast(y, tf.float32) * weight), y
 
         return gradients(function, [tf.cast(X, dtype)] + [small[name] for name in keep], eager=True)
 
-    ((_, y), dy), ((_, y_plain), dy_plain) = run(True), run(False)
+    ((_, y), dy), ((_, y_plain), dy_plain) = run(fused), run(plain)
     assert y.dtype == y_plain.dtype == tf.as_dtype(dtype).as_numpy_dtype
     # both round once, so they differ by rounding up or down at most
     rounding = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2}[dtype]

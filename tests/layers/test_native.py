@@ -11,6 +11,7 @@ from helpers import pairs
 
 from g16net import compat, native
 from g16net.data import transforms
+from g16net.layers import norm_activation as forms
 from g16net.layers import proxy_norm
 from g16net.layers.norm_activation import norm_activation
 from g16net.native import build
@@ -35,7 +36,7 @@ def case(shape, dtype, seed=0):
 
 
 def plain(*arguments, **options):
-    y = norm_activation(*arguments, fused=False, **options)
+    y = forms.plain(*arguments, **options)
     return y, tf.reduce_mean(tf.cast(y, tf.float32), [1, 2])
 
 
@@ -90,7 +91,7 @@ def test_equals_plain(shape, groups, strided, activation, dtype):
 def test_without_parameters():
     x = case((2, 4, 4, 8), tf.float32)[0]
     found, pooled = pooling(x, None, None, 1, False, 1e-3, None)
-    expected = norm_activation(x, None, None, 1, False, 1e-3, None, fused=False)
+    expected = forms.plain(x, None, None, 1, False, 1e-3, None)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     np.testing.assert_allclose(pooled, tf.reduce_mean(expected, [1, 2]), atol=1e-6)
 
@@ -428,7 +429,7 @@ def test_saved_model_holds_none(tmp_path):
         def __call__(self, x):
             if native.enabled():
                 return native.norm_activation(x, None, None, 1, False, 1e-3, "swish")[0]
-            return norm_activation(x, None, None, 1, False, 1e-3, "swish", fused=False)
+            return forms.plain(x, None, None, 1, False, 1e-3, "swish")
 
         @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
         def prepare(self, image):
