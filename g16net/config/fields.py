@@ -12,7 +12,8 @@ from typing import Any, Callable, NamedTuple, Optional, Tuple
 import ml_collections
 
 from g16net.errors import ConfigError, suggest
-from g16net.models.architecture import NORMS, VARIANTS
+from g16net.models.architecture import VARIANTS
+from g16net.models.norms import NORMS
 
 
 class Field(NamedTuple):

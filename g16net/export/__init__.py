@@ -27,11 +27,11 @@ def export(config, workdir):
     check(config)
     if row.write is None:
         return session.export(config, workdir)
-    compat.set_policy("float32")
     # What is folded, or compared with, may be made for one size of images; a Keras file may not.
     same = kind != "keras" and config.runtime.precision == "float32"
     before = evaluate.kept(config, [config.data.eval_size]) if same else None
-    model, class_names = assemble.trained(config, workdir, network=before and before.model)
+    with compat.policy("float32"):
+        model, class_names = assemble.trained(config, workdir, network=before and before.model)
     source = assemble.open_eval_source(config, workdir, class_names, "compare the export") if row.on_images else None
     path = path_of(config, workdir)
     root, ending = os.path.splitext(path)

@@ -27,8 +27,8 @@ def verify_export(config, workdir, file=""):
     """
     path = file or formats.path_of(config, workdir)
     runner = formats.load(path)
-    compat.set_policy("float32")
-    model, class_names = assemble.trained(config, workdir)
+    with compat.policy("float32"):
+        model, class_names = assemble.trained(config, workdir)
     source = assemble.open_eval_source(config, workdir, class_names, "verify the export")
     figures = {"path": path, "weights": config.eval.weights, **compare.on_images(config, model, runner, source)}
     share = compare.TOLERANCES[compare.precision_of(path)]

@@ -359,8 +359,8 @@ def export(config, workdir):
     Layers compute in `runtime.precision`, as they did in training and evaluation.
     """
     plan = settings.plan(config)._replace(replicas=1)
-    compat.set_policy(config.runtime.precision)
-    model, class_names = assemble.trained(config, workdir)
+    with compat.policy(config.runtime.precision):
+        model, class_names = assemble.trained(config, workdir)
     session = Session(config, plan)
     size, batch = config.data.eval_size, config.ipu.eval_micro_batch or plan.micro_batch
     path = Workdir(workdir).file("ipu_serving")
@@ -370,7 +370,7 @@ def export(config, workdir):
     def to_float(images):
         return tf.cast(images, tf.float32)
 
-    with session.strategy.scope():
+    with session.strategy.scope(), compat.policy(config.runtime.precision):
         served = assemble.model(config, len(class_names), size)
         served.set_weights(model.get_weights())
         if plan.pipelined:

@@ -95,6 +95,7 @@ def _text(config):
     return json.dumps(config.to_dict(), sort_keys=True)
 
 
+@runtime.in_precision
 def evaluate(config, workdir):
     """Evaluates the weights of `workdir` that `eval.weights` names at every size of `eval.sizes`. Returns the figures.
 

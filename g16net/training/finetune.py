@@ -116,6 +116,7 @@ def settings_of(config, files, size, start):
     return settings
 
 
+@runtime.in_precision
 def fit_size(config, workdir, size, start):
     """One fine-tuning at `size` pixels. Returns its figures, which are in its `finetune.json` too."""
     files = Workdir(workdir).finetuning(config.finetune.folder, size)

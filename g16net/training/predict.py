@@ -32,8 +32,8 @@ def predict(config, workdir, images=()):
         images: files, folders (searched for images, with the folders below) and globs.
     """
     paths = find(images)
-    compat.set_policy("float32")
-    model, class_names = assemble.trained(config, workdir)
+    with compat.policy("float32"):
+        model, class_names = assemble.trained(config, workdir)
     prepare = assemble.eval_preprocessing(config, config.data.eval_size)
     predictor = Predictor(model, class_names, prepare, config.predict.top)
     records, shown = [], []

@@ -27,6 +27,7 @@ from g16net.training import callbacks, evaluate, loop, runtime, warm_start
 TIMED_IMAGES = 2000  # an epoch of fewer is over before the share of the CPU time in it matters
 
 
+@runtime.in_precision
 def train(config, workdir):
     """Trains `config` (resolved) in `workdir` to its last epoch, resuming what is there. Returns the figures.
 

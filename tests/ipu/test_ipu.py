@@ -39,12 +39,6 @@ def tiny(**changes):
     return changed(config, **changes)
 
 
-@pytest.fixture(autouse=True)
-def policy():
-    yield
-    compat.set_policy("float32")
-
-
 @pytest.fixture
 def machine(monkeypatch):
     """Makes a machine with IPUs, under poprun where that is asked for."""
@@ -381,10 +375,10 @@ def test_every_layer_of_b0_gets_a_stage(machine):
 def test_the_whole_update_compiles_with_xla(precision, monkeypatch):
     """The IPU compiles through XLA: every operation of the form that layers take there must have an XLA kernel."""
     config = tiny(model__variant="NANO", schedule__name="exponential", schedule__drops=4)
-    compat.set_policy(precision)
     monkeypatch.setattr(compat, "compiled_device", lambda: True)
     monkeypatch.setattr(compat, "on_cpu", lambda: False)
-    model = assemble.model(config, 10, 32)
+    with compat.policy(precision):
+        model = assemble.model(config, 10, 32)
     kinds = {type(layer).__name__ for layer in model.layers}
     assert {"GroupConv2D", "ProxyNormActivation", "LayerNorm", "SqueezeExcite", "StochasticDepth"} <= kinds
     optimizer = assemble.optimizer(config, 11)
@@ -458,10 +452,9 @@ def test_updates_equal_those_of_the_whole_batch(mode, machine):
     images, labels = small_data(6, config.run.global_batch)
     expected = plain_weights(images, labels)
     machine(poprun=poprun() if config.runtime.strategy == "popdist" else None)
-    compat.set_policy(config.runtime.precision)
     run = session.Session(config)
     loss = SmoothedCrossEntropy(CLASSES)
-    with run.strategy.scope():
+    with run.strategy.scope(), compat.policy(config.runtime.precision):
         model = small_model()
         run.prepare(model)
         made = run.optimizer(optimizer())
@@ -578,7 +571,6 @@ def trained(tmp_path_factory):
             data__num_classes=10,
         )
         figures = train.train(config, workdir)
-        compat.set_policy("float32")
     return config, workdir, figures
 
 
@@ -706,8 +698,8 @@ def test_serving_export_gives_the_logits_of_the_model(trained, machine):
     images = np.random.RandomState(0).randint(0, 256, [batch, 32, 32, 3]).astype("uint8")
     loaded = tf.saved_model.load(figures["path"])  # TensorFlow 2.6 forgets the variables of what nobody holds
     exported = loaded.signatures["serving_default"](images=tf.constant(images))
-    compat.set_policy(config.runtime.precision)
-    model, _ = assemble.trained(config, workdir)
+    with compat.policy(config.runtime.precision):
+        model, _ = assemble.trained(config, workdir)
     logits = model(images.astype("float32"), training=False)
     np.testing.assert_allclose(exported["logits"], logits, atol=1e-2)  # float16, in another order of operations
     assert tf.float16.as_datatype_enum in types_of(loaded.signatures["serving_default"], "Conv2D")

@@ -35,7 +35,7 @@ ALLOWED = {
     "config": "errors models",
     "weights": "compat config errors extras layers models",
     "run": "__init__ compat config data errors models native optim weights",
-    "report": "config errors run",
+    "report": "config errors models run",
     "ipu": "compat config errors optim run",
     "training": "compat config costs data errors ipu models optim report run weights",
     "export": "compat data errors extras ipu layers models native run training",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import Died, die, slow_with_keras3, tiny, train_until
+from tensorflow import keras
 
 from g16net import compat, export
 from g16net import config as config_lib
@@ -290,10 +291,8 @@ def test_mixing_and_augmentation_train(changes, tmp_path):
 def test_each_precision_trains_with_float32_statistics(changes, tmp_path):
     if changes["runtime__precision"] == "mixed_bfloat16" and compat.TF_VERSION < (2, 8):
         pytest.skip("TensorFlow 2.6 has no bfloat16 convolution on the CPU")
-    try:
-        figures = train.train(tiny(**changes, run__epochs=4, data__train_size=16, data__eval_size=16), str(tmp_path))
-    finally:
-        compat.set_policy("float32")
+    figures = train.train(tiny(**changes, run__epochs=4, data__train_size=16, data__eval_size=16), str(tmp_path))
+    assert keras.mixed_precision.global_policy().name == "float32"  # the caller's own
     losses = [record["loss"] for record in records.read_lines(tmp_path / "records.jsonl")]
     assert losses[-1] < losses[0] and np.isfinite(figures["loss"])
     found = {name: value.dtype for name, value in stored(str(tmp_path)).items()}

@@ -24,7 +24,7 @@ def main(options):
     start_tensorflow()
     import tensorflow as tf
 
-    from g16net import config, native
+    from g16net import compat, config, native
     from g16net.data.waiting import Waiting
     from g16net.run import assemble
     from g16net.training import runtime, train
@@ -41,7 +41,8 @@ def main(options):
         run = settings.copy_and_resolve_references()
         run.data.train_size, run.run.global_batch, run.data.progressive = size, batch, ()
         devices = runtime.setup(run)
-        built = train.build(run, devices, classes, IMAGES_AN_EPOCH // batch)
+        with compat.policy(run.runtime.precision):
+            built = train.build(run, devices, classes, IMAGES_AN_EPOCH // batch)
         return run, devices, built.model, built.trainer
 
     def images(size, batch):
