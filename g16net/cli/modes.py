@@ -96,14 +96,14 @@ MODES: Dict[str, Mode] = {
     ),
     "channels": Mode(
         "statistics of a trained run's channels, layer by layer",
-        "g16net.inspect.channels",
+        "g16net.diagnostics.channels",
         fields=("eval.batch", "data.eval_size", *WEIGHTS),
         checks=("check",),
         trained=True,
     ),
     "inspect_data": Mode(
         "images as the model gets them, their classes, faults and duplicates",
-        "g16net.inspect.inspect_data",
+        "g16net.diagnostics.inspect_data",
         fields=("inspect", "data"),
     ),
     "benchmark_data": Mode(

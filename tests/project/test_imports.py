@@ -39,7 +39,7 @@ ALLOWED = {
     "ipu": "compat config errors optim run",
     "training": "compat config costs data errors ipu models optim report run weights",
     "export": "compat data errors extras ipu layers models native run training",
-    "inspect": "compat data errors layers report run training",
+    "diagnostics": "compat data errors layers report run training",
     "benchmark": "compat config costs data errors extras layers models native report run training",
     "sweep": "config errors run",
     "cli": "__init__ compat config costs data errors export report run sweep training",

@@ -12,8 +12,8 @@ import tensorflow as tf
 from g16net import config
 from g16net.cli import command
 from g16net.config import recipe
+from g16net.diagnostics import channels
 from g16net.errors import ConfigError, RunError
-from g16net.inspect import channels
 from g16net.layers import BatchNorm, GroupNorm
 from g16net.models import efficientnet
 
