@@ -1,6 +1,7 @@
 """What g16net raises for a user to read, and how a message offers the nearest valid word."""
 
 import difflib
+from typing import Iterable
 
 
 class UserError(ValueError):
@@ -15,7 +16,7 @@ class ConfigError(UserError):
     """A wrong key, type, value or combination in a run's configuration."""
 
 
-def suggest(word, words):
+def suggest(word: str, words: Iterable[str]) -> str:
     """` Did you mean 'x'?` for a near miss, otherwise the whole choice."""
     words = sorted(words)
     by_lower = {w.lower(): w for w in words}

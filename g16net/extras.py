@@ -2,11 +2,12 @@
 
 import importlib
 import importlib.util
+from typing import Any
 
 from g16net.errors import UserError
 
 
-def need(module, extra, purpose):
+def need(module: str, extra: str, purpose: str) -> Any:
     """Imports and returns `module`; UserError with the pip command where it is not installed.
 
     Args:
@@ -22,7 +23,7 @@ def need(module, extra, purpose):
         ) from error
 
 
-def find(module, extra, purpose):
+def find(module: str, extra: str, purpose: str) -> Any:
     """As `need`, for a package that another process imports: TensorFlow and torch do not share one well."""
     if importlib.util.find_spec(module) is None:
         raise UserError(f"{purpose} needs the package {module!r}; install it: pip install 'g16net[{extra}]'")

@@ -1,7 +1,7 @@
 """How many groups a grouped convolution has. Pure Python, shared by the layer and the cost tables."""
 
 
-def num_groups(channels, group_size):
+def num_groups(channels: int, group_size: int) -> int:
     """The number of groups in which `channels` channels are convolved when groups should hold `group_size` of them.
 
     `max(channels // group_size, 1)`, as published, where that divides the channels (the groups can then be wider than

@@ -292,7 +292,7 @@ def summaries(rows):
     ]
     for row in own:
         task, size, batch = row.in_cell
-        limit = limits[(*row.in_cell, row.contender.dtype)]
+        limit = limits[row.in_cell + (row.contender.dtype,)]
         seconds = [turn["cpu_seconds"] / turn["images"] for turn in row.turns]
         facts = {key: value for key, value in row.facts.items() if key not in ("multiply_adds", "peak_memory")}
         memory = row.facts["peak_memory"]

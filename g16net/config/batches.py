@@ -1,9 +1,13 @@
 """How a global batch is cut up: micro batch x accumulation x replicas. Pure Python, one rule for all hardware."""
 
+from typing import Optional, Tuple
+
 from g16net.errors import ConfigError
 
 
-def split(global_batch, replicas, micro_batch=None, accumulation=None):
+def split(
+    global_batch: int, replicas: int, micro_batch: Optional[int] = None, accumulation: Optional[int] = None
+) -> Tuple[int, int]:
     """`(micro_batch, accumulation)` with micro batch x accumulation x replicas = global batch.
 
     Args:

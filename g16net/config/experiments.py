@@ -7,6 +7,9 @@ experiment file is the user's own Python and is run as such.
 import ast
 import importlib.util
 import os
+from typing import Any, List, Tuple
+
+from ml_collections import ConfigDict
 
 from g16net.errors import ConfigError, suggest
 
@@ -14,13 +17,13 @@ _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the packa
 FOLDERS = (os.path.join(_HERE, "experiment_files"), os.path.join(os.path.dirname(_HERE), "experiments"))
 
 
-def names(folder=""):
+def names(folder: str = "") -> List[str]:
     """The names of the experiments that ship with g16net, sorted; with `folder` "sweeps" those of the sweeps."""
     folder = os.path.join(_folder(), folder)
     return sorted(name[:-3] for name in os.listdir(folder) if name.endswith(".py") and not name.startswith("_"))
 
 
-def listing():
+def listing() -> List[Tuple[str, str]]:
     """`(name, first line of its docstring)` of each experiment; no experiment is run for it."""
     rows = []
     for name in names():
@@ -29,7 +32,7 @@ def listing():
     return rows
 
 
-def load(text, arg="", **extra):
+def load(text: str, arg: str = "", **extra: bool) -> ConfigDict:
     """The config of the experiment `text`, as `NAME`, `NAME:ARG` or `FILE.py:ARG`.
 
     Args:
@@ -46,17 +49,18 @@ def load(text, arg="", **extra):
     return loaded.get_config(arg)
 
 
-def module(text, folder=""):
+def module(text: str, folder: str = "") -> Tuple[Any, str]:
     """`(module, ARG)` of `NAME:ARG` in `folder` of the experiments, or of `FILE.py:ARG`."""
     name, _, arg = text.partition(":")
     path = _path(name, folder)
     spec = importlib.util.spec_from_file_location(f"g16net_experiment_{os.path.basename(path)[:-3]}", path)
+    assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded, arg
 
 
-def run_name(text, demo):
+def run_name(text: str, demo: bool) -> str:
     """The default folder name of a run of `text`: `g16_ln_pn-variant=B2`."""
     name, _, arg = text.partition(":")
     parts = [os.path.basename(name)[:-3] if name.endswith(".py") else name] + ([arg] if arg else [])

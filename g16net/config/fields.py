@@ -7,9 +7,10 @@ is opened.
 import json
 import math
 import re
-from typing import Any, Callable, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 
 import ml_collections
+from ml_collections import ConfigDict
 
 from g16net.errors import ConfigError, suggest
 from g16net.models.architecture import VARIANTS
@@ -352,7 +353,7 @@ FIELDS = {
 }
 
 
-def default():
+def default() -> ConfigDict:
     """A new config with every field at its default."""
     config = ml_collections.ConfigDict()
     for key, field in FIELDS.items():
@@ -363,14 +364,14 @@ def default():
     return config.lock()
 
 
-def field_of(key):
+def field_of(key: str) -> Field:
     """The declared field named `section.name`; ConfigError with a suggestion where there is none."""
     if key not in FIELDS:
         raise ConfigError(f"unknown config key {key!r}. {suggest(key, FIELDS)}")
     return FIELDS[key]
 
 
-def parse_value(key, text):
+def parse_value(key: str, text: str) -> Any:
     """`text` as the type of the field `key`; ConfigError where it is none, or there is no such field."""
     field = field_of(key)
     if field.optional and text.lower() == "none":
@@ -388,14 +389,15 @@ def parse_value(key, text):
         ) from None
 
 
-def override(config, assignments):
+def override(config: ConfigDict, assignments: Sequence[Tuple[str, str]]) -> None:
     """Sets `[(key, text), ...]`, as they stand on the command line, in `config`."""
     for key, text in assignments:
-        section, name = (key if key in FIELDS else field_of(key)).split(".")
-        config[section][name] = parse_value(key, text)
+        value = parse_value(key, text)
+        section, name = key.split(".")
+        config[section][name] = value
 
 
-def parse_arg(text, **spec):
+def parse_arg(text: Optional[str], **spec: Any) -> ConfigDict:
     """Parses what stands after an experiment's colon: `variant=B2,resolution=half,demo` by `spec` of defaults.
 
     A name alone is True. Returns a ConfigDict; refuses names that `spec` does not have, with a ConfigError.
@@ -408,14 +410,15 @@ def parse_arg(text, **spec):
         kind = type(spec[name])
         try:
             if kind is bool:
-                value = {"": True, "true": True, "1": True, "false": False, "0": False}[value.lower()]
-            values[name] = kind(value)
+                values[name] = {"": True, "true": True, "1": True, "false": False, "0": False}[value.lower()]
+            else:
+                values[name] = kind(value)
         except (KeyError, ValueError):
             raise ConfigError(f"experiment argument {name!r} is {kind.__name__}; got {value!r}") from None
     return values
 
 
-def check_fields(config):
+def check_fields(config: ConfigDict) -> None:
     """Raises ConfigError where a key is unknown or missing, or a value is of the wrong type or out of range."""
     seen = set()
     for section in config:
@@ -463,7 +466,7 @@ def _describe(field):
     return text + (" (or none)" if field.optional else "")
 
 
-def example(field):
+def example(field: Field) -> Any:
     """The field's default as one would type it."""
     value = field.default
     if isinstance(value, tuple):
@@ -471,14 +474,14 @@ def example(field):
     return {True: "true", False: "false"}.get(value, value) if isinstance(value, bool) else value
 
 
-def save(config, path):
+def save(config: ConfigDict, path: str) -> None:
     """Writes `config` as JSON."""
     with open(path, "w", encoding="utf-8") as file:
         json.dump(config.to_dict(), file, indent=2, sort_keys=True)
         file.write("\n")
 
 
-def load(path):
+def load(path: str) -> ConfigDict:
     """Reads what `save` wrote; fields added since then take their defaults."""
     with open(path, encoding="utf-8") as file:
         stored = json.load(file)

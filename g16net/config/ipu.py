@@ -9,11 +9,14 @@ Published configurations: arXiv 2106.03640 and its code, 16 IPUs, global batch 7
 """
 
 import re
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+from ml_collections import ConfigDict
 
 from g16net.config import batches
 from g16net.errors import ConfigError
 from g16net.models import architecture, norms
+from g16net.models.architecture import Variant
 
 STRATEGIES = ("ipu", "popdist")
 
@@ -80,7 +83,7 @@ PUBLISHED = {
 }
 
 
-def published(variant, group_size, norm, resolution):
+def published(variant: str, group_size: int, norm: str, resolution: str) -> Any:
     """The published 16-IPU configuration of a network.
 
     Args:
@@ -114,11 +117,11 @@ class Plan(NamedTuple):
     splits: Tuple[str, ...]
 
     @property
-    def pipelined(self):
+    def pipelined(self) -> bool:
         return self.stages > 1
 
     @property
-    def ipus(self):
+    def ipus(self) -> int:
         return self.replicas * self.ipus_per_replica
 
     def __str__(self):
@@ -129,7 +132,7 @@ class Plan(NamedTuple):
         )
 
 
-def resolve(config):
+def resolve(config: ConfigDict) -> None:
     """Fills the fields that an IPU run derives into `config` (unlocked, its sizes resolved) and checks the run.
 
     Raises:
@@ -155,7 +158,7 @@ def resolve(config):
     _check(config, stages)
 
 
-def plan(config):
+def plan(config: ConfigDict) -> "Plan":
     """The `Plan` of a resolved config."""
     splits = parse_splits(config.ipu.splits)
     return Plan(
@@ -182,7 +185,7 @@ def _fill_published(config):
     config.ipu.offload = config.ipu.offload or row.offload
 
 
-def filling(in_flight, schedule, io_tiles):
+def filling(in_flight: int, schedule: str, io_tiles: int) -> Tuple[int, int]:
     """`(step, least)`: the micro-batches of one run of a pipeline must be a multiple of `step`, and at least `least`.
 
     `in_flight` are in the pipeline at a time. Where I/O tiles move data beside the computation, the Grouped schedule
@@ -193,7 +196,7 @@ def filling(in_flight, schedule, io_tiles):
     return in_flight, in_flight
 
 
-def forward_steps(config, stages, wanted=1):
+def forward_steps(config: ConfigDict, stages: int, wanted: int = 1) -> int:
     """Micro-batches of a replica in one program of evaluation or serving: about `wanted`, as the pipeline allows."""
     if stages == 1:
         return min(wanted, EVAL_STEPS)
@@ -201,7 +204,7 @@ def forward_steps(config, stages, wanted=1):
     return up_to_multiple(max(min(wanted, EVAL_STEPS), least), stages)
 
 
-def up_to_multiple(number, step):
+def up_to_multiple(number: int, step: int) -> int:
     """The least multiple of `step` that is not below `number`."""
     return -(-number // step) * step
 
@@ -251,7 +254,7 @@ def _check(config, stages):
         )
 
 
-def check_steps(config, updates_per_epoch):
+def check_steps(config: ConfigDict, updates_per_epoch: int) -> None:
     """Raises ConfigError where an epoch does not consist of whole calls of the device, or a counter would overflow."""
     calls = config.runtime.steps_per_execution
     if updates_per_epoch % calls:
@@ -271,7 +274,7 @@ def check_steps(config, updates_per_epoch):
         )
 
 
-def check_rest(config, updates_per_epoch, done):
+def check_rest(config: ConfigDict, updates_per_epoch: int, done: int) -> None:
     """Raises ConfigError where what is left of an epoch, `done` updates into it, is no whole number of calls.
 
     The SDK shortens a call that is longer than that, and refuses a remainder.
@@ -288,7 +291,7 @@ def check_rest(config, updates_per_epoch, done):
     )
 
 
-def device_seed(seed, index):
+def device_seed(seed: int, index: int) -> int:
     """The seed of the devices of process `index`: that of the run in the first, unrelated ones in the others.
 
     The SDK gives each replica of a process its own stream, the same ones in every process with the same seed.
@@ -301,27 +304,29 @@ def device_seed(seed, index):
     return (mixed ^ mixed >> 31) % (LARGEST_INTEGER + 1)
 
 
-def power_of_two(number):
+def power_of_two(number: int) -> int:
     """The least power of two that is not below `number`."""
     return 1 << (number - 1).bit_length()
 
 
-def parse_splits(text):
+def parse_splits(text: str) -> Tuple[str, ...]:
     """`"2b, 4a"` -> `("2b", "4a")`; the empty text is no pipeline."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def split_points(variant):
+def split_points(variant: Union[str, Variant]) -> List[str]:
     """Names before which a network can be cut, in order: every block, and the top."""
     return [block.name for block in architecture.blocks(variant)] + ["top"]
 
 
-def check_splits(splits, variant):
+def check_splits(splits: Sequence[str], variant: Union[str, Variant]) -> None:
     """Raises ConfigError where a name is unknown, doubled or out of order."""
     points = split_points(variant)
     for name in splits:
         if name not in points:
-            raise ConfigError(f"ipu.splits: the network has no block {name!r}. Valid, in order: {', '.join(points)}")
+            raise ConfigError(
+                f"ipu.splits: the network has no block {name!r}. Valid, in order: {', '.join(points)}"
+            )
     ordered = sorted(set(splits), key=points.index)
     if list(splits) != ordered:
         raise ConfigError(
@@ -333,7 +338,7 @@ def check_splits(splits, variant):
 _BLOCK = re.compile(r"block(\d+[a-z]+)_")
 
 
-def block_of(layer_name):
+def block_of(layer_name: str) -> Optional[str]:
     """The part of the network that a layer belongs to: "stem", "3b" or "top"."""
     match = _BLOCK.match(layer_name)
     if match:
@@ -341,7 +346,7 @@ def block_of(layer_name):
     return "stem" if layer_name == "normalize" or layer_name.startswith("stem_") else "top"
 
 
-def split_stages(layer_names, splits):
+def split_stages(layer_names: Sequence[str], splits: Sequence[str]) -> Dict[str, int]:
     """Maps each layer to its pipeline stage.
 
     Args:
@@ -354,7 +359,7 @@ def split_stages(layer_names, splits):
     Raises:
         ConfigError: for a name that is no block of these layers, or is out of order.
     """
-    points = list(dict.fromkeys(block_of(name) for name in layer_names))[1:]
+    points = [str(block) for block in dict.fromkeys(block_of(name) for name in layer_names)][1:]
     stages, pending = {}, list(splits)
     for name in layer_names:
         if pending and block_of(name) == pending[0]:

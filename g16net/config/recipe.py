@@ -4,6 +4,9 @@ No data and no devices are opened. The recipe itself is `experiments/g16_ln_pn.p
 """
 
 import math
+from typing import Any, Dict, List, Tuple
+
+from ml_collections import ConfigDict
 
 from g16net.config import experiments, fields
 from g16net.config import ipu as ipu_settings
@@ -30,12 +33,12 @@ FREE_KEYS = (
 )
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     """The recipe as a config, of the experiment `g16_ln_pn`; `arg` as after its colon."""
     return experiments.load("g16_ln_pn", arg)
 
 
-def resolve(config):
+def resolve(config: ConfigDict) -> ConfigDict:
     """A checked, locked copy of `config` in which every derived field but the source's own has its number.
 
     ConfigError for a field or a combination that cannot be.
@@ -71,12 +74,12 @@ def resolve(config):
     return config.lock()
 
 
-def variant_of(config):
+def variant_of(config: ConfigDict) -> architecture.Variant:
     """The `architecture.Variant` that `config` builds."""
     return architecture.scaled(config.model.variant, config.model.width, config.model.depth)
 
 
-def network(config):
+def network(config: ConfigDict) -> Dict[str, Any]:
     """The arguments of `costs.counts.count` that `config` gives, as a dict."""
     model = config.model
     return {
@@ -87,7 +90,7 @@ def network(config):
     }
 
 
-def dtype_of(precision):
+def dtype_of(precision: str) -> str:
     """The dtype of compute of a `runtime.precision`: "mixed_bfloat16" -> "bfloat16"."""
     return precision.rpartition("_")[2]
 
@@ -142,7 +145,7 @@ def _check_sizes(config, variant):
         )
 
 
-def trained_parts(config):
+def trained_parts(config: ConfigDict) -> Tuple[str, ...]:
     """`finetune.layers` as a tuple of names from the end; ConfigError where it has a gap or is the whole network."""
     given = [part for part in config.finetune.layers.replace(" ", "").split(",") if part]
     for part in given:
@@ -160,15 +163,15 @@ def trained_parts(config):
     return whole
 
 
-def progressive_sizes(variant, resolution, parts=4):
+def progressive_sizes(variant: str, resolution: str, parts: int = 4) -> Tuple[int, ...]:
     """At most `parts` growing training sizes from about half the final one on, for `data.progressive`.
 
     All leave the final size's remainder by the network's stride, as 'SAME' padding asks for.
     """
-    variant = architecture.VARIANTS[variant]
-    last = (variant.half or variant.native) if resolution == "half" else variant.native
+    row = architecture.VARIANTS[variant]
+    last = (row.half or row.native) if resolution == "half" else row.native
     wanted = [last // 2 + (last - last // 2) * part // (parts - 1) for part in range(parts)]
-    return tuple(sorted({nearest_sizes(size, last, variant.stride)[-1] for size in wanted}))
+    return tuple(sorted({nearest_sizes(size, last, row.stride)[-1] for size in wanted}))
 
 
 def _check_combinations(config):
@@ -213,7 +216,7 @@ def _check_combinations(config):
         raise ConfigError("data.cache=decoded writes to disk: name a folder with --config.data.cache_dir=DIR")
 
 
-def nearest_sizes(size, train_size, stride=32):
+def nearest_sizes(size: int, train_size: int, stride: int = 32) -> Tuple[int, ...]:
     """The sizes below and above `size` (or itself) with the remainder of `train_size` by the network's total stride.
 
     'SAME' padding keeps its alignment between two sizes only where their remainders are equal.
@@ -222,13 +225,13 @@ def nearest_sizes(size, train_size, stride=32):
     return (below,) if below == size else (below, below + stride)
 
 
-def training_key(config):
+def training_key(config: ConfigDict) -> str:
     """What decides the training of a resolved config, as text: equal texts mean equal trained weights."""
     keys = [key for key in fields.FIELDS if key.split(".")[0] not in FREE_SECTIONS and key not in FREE_KEYS]
     return repr([(key, config[key.split(".")[0]][key.split(".")[1]]) for key in keys])
 
 
-def training_differences(old, new):
+def training_differences(old: ConfigDict, new: ConfigDict) -> List[str]:
     """The fields that make the training of `new` another one than that of `old`, as lines `key: old -> new`."""
     return [
         line

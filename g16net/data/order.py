@@ -37,8 +37,8 @@ class Order(NamedTuple):
     start_epoch: int = 0
     start: int = 0
     epochs: Optional[int] = None
-    index: int = 0
-    count: int = 1
+    index: int = 0  # type: ignore[assignment]  # tuples have methods of these names
+    count: int = 1  # type: ignore[assignment]
 
     @property
     def local_batch(self):
@@ -81,7 +81,7 @@ def permuted(position, n, key):
     return tf.ensure_shape(_permuted(position, tf.cast(n, tf.int64), key), position.shape)
 
 
-@tf.function(input_signature=[tf.TensorSpec(shape, tf.int64) for shape in (None, [], [])])
+@tf.function(input_signature=[tf.TensorSpec(None, tf.int64), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int64)])
 def _permuted(position, n, key):
     columns = tf.cast(tf.math.ceil(tf.sqrt(tf.cast(n, tf.float64))), tf.int64)
     rows = (n + columns - 1) // columns

@@ -10,6 +10,7 @@ Names that are no UTF-8 are Python's str with surrogates; `os.fsencode` gives th
 
 import glob
 import os
+from typing import Set
 
 from absl import logging
 
@@ -193,7 +194,7 @@ def summary(passed):
     return "; ".join(parts) + rest
 
 
-_told = set()
+_told: Set[str] = set()
 
 
 def once(level, message):

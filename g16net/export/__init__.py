@@ -7,8 +7,13 @@ was run in its own runtime and its logits were those of the live model.
 
 import os
 import shutil
+from typing import Any, Dict, Optional
+
+from ml_collections import ConfigDict
+from tensorflow import keras
 
 from g16net import compat
+from g16net.data.sources.base import Source
 from g16net.errors import RunError
 from g16net.export import compare as comparison
 from g16net.export.formats import FORMATS, Job, load, path_of, size_of
@@ -17,7 +22,7 @@ from g16net.run import assemble
 from g16net.training import evaluate
 
 
-def export(config, workdir):
+def export(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     """Writes the trained weights of `workdir` (averaged by default) in `export.format`. Returns the figures.
 
     The export is compared with the live model at several sizes, and under TFLite on test images, where the figures show
@@ -55,19 +60,19 @@ def export(config, workdir):
     }
 
 
-def check(config):
+def check(config: ConfigDict) -> None:
     """UserError where a package or a device that the format needs is missing; before anything takes time."""
     FORMATS[config.export.format].check(config)
 
 
-def checked(config, model, path, source=None):
+def checked(config: ConfigDict, model: keras.Model, path: str, source: Optional[Source] = None) -> Dict[str, Any]:
     """Figures of the export at `path` against `model`, on images of `source` too where it is given; RunError where its
     logits are others."""
     runner = load(path)
     sizes = sorted({config.data.eval_size, config.data.train_size, config.data.eval_size + 32})
     differences = [comparison.on_noise(model, runner, size) for size in sizes]
     tolerance = comparison.tolerance(config.export)
-    figures = {
+    figures: Dict[str, Any] = {
         "checked_sizes": sizes,
         "largest_logit_difference": max(difference for difference, _ in differences),
         "largest_logit": max(logit for _, logit in differences),

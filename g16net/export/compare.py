@@ -1,10 +1,15 @@
 """Compares an exported file with the model that it was made of, on noise and on images."""
 
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+
 import numpy as np
 import tensorflow as tf
+from ml_collections import ConfigDict
+from tensorflow import keras
 
 from g16net import compat
 from g16net.data.order import Order
+from g16net.data.sources.base import Source
 from g16net.errors import UserError
 from g16net.run import assemble
 
@@ -14,18 +19,18 @@ TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "int8": None}
 BATCH = 32  # test images in one run of both
 
 
-def tolerance(export):
+def tolerance(export: ConfigDict) -> Optional[float]:
     """The share of the largest logit by which those of an export may differ, or None, by the config's `export`."""
     return TOLERANCES[export.precision if export.format == "tflite" else "float32"]
 
 
-def precision_of(path):
+def precision_of(path: str) -> str:
     """The precision of an exported file by its name, as `export` gives it."""
     named = [name for name in TOLERANCES if path.endswith(f"_{name}.tflite")]
     return named[0] if named else "float32"
 
 
-def on_noise(model, runner, size, batch=2):
+def on_noise(model: keras.Model, runner: Callable, size: int, batch: int = 2) -> Tuple[float, float]:
     """`(largest difference, largest logit)` of `model` and `runner` on random images of `size` pixels.
 
     `model` may be made for another size: it is asked by `call`, without the check of the input that comes before.
@@ -35,7 +40,7 @@ def on_noise(model, runner, size, batch=2):
     return float(np.abs(runner(images) - expected).max()), float(np.abs(expected).max())
 
 
-def on_images(config, model, runner, source):
+def on_images(config: ConfigDict, model: keras.Model, runner: Callable, source: Source) -> Dict[str, Any]:
     """Figures of `model` and `runner` on up to `export.check_images` images of `source` at `data.eval_size`.
 
     UserError where no image can be read, or the export has another number of classes.
@@ -59,7 +64,7 @@ def on_images(config, model, runner, source):
     }
 
 
-def sample(config, source, size, count, batch=1):
+def sample(config: ConfigDict, source: Source, size: int, count: int, batch: int = 1) -> Iterator[Tuple[Any, Any]]:
     """Up to `count` images spread over `source`, prepared as in testing, in batches of at most `batch`: arrays
     (uint8 [batch, size, size, 3], int [batch]). Corrupt ones are left out."""
     transform = assemble.eval_transform(config, size)

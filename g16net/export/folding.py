@@ -5,9 +5,10 @@ training only is gone. Arrays are float32 NumPy; a step's input is the result of
 """
 
 import re
-from typing import NamedTuple, Optional
+from typing import Any, List, NamedTuple, Optional
 
 import numpy as np
+from tensorflow import keras
 
 from g16net import layers
 
@@ -84,7 +85,7 @@ class Dense(NamedTuple):
     bias: np.ndarray
 
 
-def fold(model):
+def fold(model: keras.Model) -> List[Any]:
     """The steps of a model from `efficientnet.build`, logits at the end, as a list.
 
     Raises:
@@ -93,7 +94,8 @@ def fold(model):
     steps, delayed = [], None
     skips = {name[: -len("add")] for name in (layer.name for layer in model.layers) if name.endswith("_add")}
     for layer in model.layers:
-        prefix = re.match(r"(block\d[a-z]+_)?", layer.name)[0]
+        found = re.match(r"block\d[a-z]+_", layer.name)
+        prefix = found[0] if found else ""
         if prefix in skips:
             skips.remove(prefix)
             steps.append(Keep())

@@ -4,9 +4,10 @@ A row more, and its name among the choices of `export.format`, is a format more.
 """
 
 import os
-from typing import Any, Callable, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Sequence, Dict, List, NamedTuple, Optional, Tuple
 
 from absl import logging
+from ml_collections import ConfigDict
 
 from g16net import compat, extras
 from g16net.errors import ConfigError, UserError
@@ -21,15 +22,15 @@ class Job(NamedTuple):
 
     config: Any
     model: Any
-    class_names: Tuple[str, ...]
+    class_names: Sequence[str]
 
     @property
-    def steps(self):
+    def steps(self) -> List[Any]:
         """The folded network."""
         return folding.fold(self.model)
 
     @property
-    def preprocessing(self):
+    def preprocessing(self) -> Dict[str, Any]:
         """How an image becomes the input, as arguments of `transforms.eval_image`."""
         return assemble.eval_preprocessing(self.config, self.config.data.eval_size)
 
@@ -108,14 +109,14 @@ LOADERS = {os.path.splitext(row.file)[1]: row.load for row in FORMATS.values() i
 ENDINGS = ", ".join(filter(None, LOADERS))
 
 
-def path_of(config, workdir):
+def path_of(config: ConfigDict, workdir: str) -> str:
     """Where `export` writes the format of `config`; fine-tuned weights go to the folder of their size."""
     name = FORMATS[config.export.format].file.format(precision=config.export.precision)
     folder = assemble.finetuned_folder(config, workdir) if config.eval.weights == "finetuned" else workdir
     return Workdir(folder).file(name)
 
 
-def load(path):
+def load(path: str) -> Any:
     """`images -> logits` of the export at `path`: uint8 [batch, height, width, 3] to float32 [batch, classes].
 
     Its attribute `class_names` has the names in the file, one a logit; None where the format keeps none (Keras').
@@ -124,12 +125,13 @@ def load(path):
         UserError: where there is no export of a known format, or its runtime is missing.
     """
     check_file(path)
+    run: Any
     run, class_names = LOADERS["" if os.path.isdir(path) else os.path.splitext(path)[1]](path)
     run.class_names = class_names
     return run
 
 
-def check_file(path):
+def check_file(path: str) -> None:
     """UserError where there is no export at `path`, by its name."""
     if not os.path.exists(path):
         raise UserError(f"no exported file at {path!r}; write one with --mode=export --format=FORMAT")
@@ -142,7 +144,7 @@ def check_file(path):
         raise UserError(f"{path!r} is no export of a known format; its name should end with {ENDINGS}")
 
 
-def calibration(config):
+def calibration(config: ConfigDict) -> List[Any]:
     """Training images as the network gets them in testing, for the ranges of int8."""
     source = assemble.open_source_of(config, "train")
     images = [images for images, _ in compare.sample(config, source, config.data.eval_size, config.export.calibration)]
@@ -150,7 +152,7 @@ def calibration(config):
     return images
 
 
-def size_of(path):
+def size_of(path: str) -> int:
     """Bytes of a file, or of all files of a folder."""
     if os.path.isfile(path):
         return os.path.getsize(path)

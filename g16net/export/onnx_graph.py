@@ -7,6 +7,7 @@ file's metadata: `class_names`, `preprocessing`.
 """
 
 import json
+from typing import Any, Dict, List, Sequence
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from g16net.export import folding
 OPSET = 17
 
 
-def convert(steps, class_names, preprocessing):
+def convert(steps: List[Any], class_names: Sequence[str], preprocessing: Dict[str, Any]) -> bytes:
     """The bytes of the ONNX file; arguments as in `tflite.convert`."""
     import onnx
 

@@ -7,13 +7,14 @@ class names in the file (None where it keeps none).
 import json
 import warnings
 import zipfile
+from typing import Any, Callable, List, Optional, Tuple
 
 import numpy as np
 
 from g16net import extras
 
 
-def saved_model(path):
+def saved_model(path: str) -> Tuple[Callable, Optional[List[str]]]:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(path)
@@ -26,7 +27,7 @@ def saved_model(path):
     return run, None if names is None else [name.decode() for name in names.numpy()]
 
 
-def tflite_interpreter():
+def tflite_interpreter() -> Any:
     """The class `Interpreter` of LiteRT's package where it is installed, else TensorFlow's own."""
     try:
         from ai_edge_litert.interpreter import Interpreter
@@ -38,7 +39,7 @@ def tflite_interpreter():
     return Interpreter
 
 
-def tflite(path):
+def tflite(path: str) -> Tuple[Callable, Optional[List[str]]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorFlow's interpreter says that LiteRT's is the newer
         serve = tflite_interpreter()(model_path=path).get_signature_runner()
@@ -50,13 +51,13 @@ def tflite(path):
     return lambda images: np.array(serve(images=images)["logits"]), names
 
 
-def onnx(path):
+def onnx(path: str) -> Tuple[Callable, Optional[List[str]]]:
     session = extras.need("onnxruntime", "export", "ONNX").InferenceSession(path, providers=["CPUExecutionProvider"])
     names = session.get_modelmeta().custom_metadata_map.get("class_names")
     return lambda images: session.run(["logits"], {"images": images})[0], names and json.loads(names)
 
 
-def keras(path):
+def keras(path: str) -> Tuple[Callable, Optional[List[str]]]:
     from tensorflow import keras
 
     from g16net.models import efficientnet  # noqa: F401  registers the layers

@@ -10,6 +10,8 @@ Each returns `logits` and `probabilities` [batch, classes], and the likeliest cl
 (their names, string) and `top_probabilities`, [batch, 5] or fewer. `class_names` is a variable of the object loaded.
 """
 
+from typing import Any, Dict, List, Sequence
+
 import tensorflow as tf
 from absl import logging
 
@@ -20,7 +22,7 @@ from g16net.export import tf_graph
 TOP = 5
 
 
-def save(path, steps, class_names, preprocessing):
+def save(path: str, steps: List[Any], class_names: Sequence[str], preprocessing: Dict[str, Any]) -> None:
     """Writes a SavedModel to the new folder `path`.
 
     Args:
@@ -43,7 +45,7 @@ def save(path, steps, class_names, preprocessing):
         logging.set_verbosity(verbosity)
 
 
-def served(steps, class_names, preprocessing):
+def served(steps: List[Any], class_names: Sequence[str], preprocessing: Dict[str, Any]) -> Any:
     """The `tf.Module` that `save` writes."""
     module = tf.Module()
     network = tf_graph.Network(steps)

@@ -1,5 +1,7 @@
 """The folded steps as TensorFlow operations: the network of the SavedModel and of TFLite."""
 
+from typing import Any, List, Optional
+
 import tensorflow as tf
 
 from g16net import compat
@@ -23,7 +25,7 @@ class Network:
         variables: of the kernels; whoever saves the network has to track them.
     """
 
-    def __init__(self, steps, lowering=None, matmul_sums=True):
+    def __init__(self, steps: List[Any], lowering: Optional[str] = None, matmul_sums: bool = True) -> None:
         self.steps = steps
         self.lowering = lowering
         self.matmul_sums = matmul_sums

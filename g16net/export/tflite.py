@@ -14,6 +14,7 @@ import io
 import json
 import warnings
 import zipfile
+from typing import Any, Dict, List, Optional, Sequence
 
 import tensorflow as tf
 
@@ -35,7 +36,13 @@ IN_FLOAT = [
 ]
 
 
-def convert(steps, class_names, preprocessing, precision="float16", images=None):
+def convert(
+    steps: List[Any],
+    class_names: Sequence[str],
+    preprocessing: Dict[str, Any],
+    precision: str = "float16",
+    images: Optional[List[Any]] = None,
+) -> bytes:
     """The bytes of the TFLite file.
 
     Args:

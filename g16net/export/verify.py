@@ -1,24 +1,28 @@
 """Checks an exported file against the checkpoint that it was made of."""
 
+from typing import Any, Dict, Sequence
+
+from ml_collections import ConfigDict
+
 from g16net import compat
 from g16net.data import identity
 from g16net.export import compare, formats
 from g16net.run import assemble
 
 
-def check(config, file=""):
+def check(config: ConfigDict, file: str = "") -> None:
     """UserError where the export that is named is none, by its name."""
     if file:
         formats.check_file(file)
 
 
-def check_workdir(config, workdir, before=(), file=""):
+def check_workdir(config: ConfigDict, workdir: str, before: Sequence[str] = (), file: str = "") -> None:
     """UserError where there is no export to verify, and none of the modes `before` makes it."""
     if "export" not in before:
         formats.check_file(file or formats.path_of(config, workdir))
 
 
-def verify_export(config, workdir, file=""):
+def verify_export(config: ConfigDict, workdir: str, file: str = "") -> Dict[str, Any]:
     """Compares the export at `file` (default: of `export.format` in `workdir`) with the newest checkpoint.
 
     Runs both on `export.check_images` test images. Returns the figures: `largest_logit_difference`,

@@ -19,6 +19,8 @@ Keras' own grouped `Conv2D` is no alternative: on a CPU it runs through XLA, two
 same reason the layer tells Keras 3 not to compile a model that holds it.
 """
 
+from typing import Dict, Tuple
+
 import tensorflow as tf
 from tensorflow import keras
 
@@ -48,7 +50,7 @@ def split(x, kernel, strides):
 
 LOWERINGS = {"native": grouped, "depthwise": depthwise, "split": split}
 
-_works = {}  # (lowering, dtype, group width, strides, device) -> bool
+_works: Dict[Tuple, bool] = {}  # (lowering, dtype, group width, strides, device) -> bool
 
 
 def group_conv2d(x, kernel, strides, lowering, dtype):

@@ -1,12 +1,16 @@
 """From a resolved config to objects: sources, batches, model, optimizer, loss, trained weights."""
 
 import functools
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+from ml_collections import ConfigDict
+from tensorflow import keras
 
 from g16net.config import recipe
 from g16net.data import augment as augment_lib
 from g16net.data import cache, identity, mix_on_device, mixing, pipeline, transforms
 from g16net.data.sources import open_source
-from g16net.data.sources.base import relabelled
+from g16net.data.sources.base import Source, relabelled
 from g16net.errors import UserError
 from g16net.models import efficientnet, recompute
 from g16net.optim import schedules
@@ -17,13 +21,13 @@ from g16net.run import checkpoint, run_data
 from g16net.run.workdir import Workdir
 
 
-def title(config):
+def title(config: ConfigDict) -> str:
     """The run in words: `B0 G16 ln_pn`."""
     changed = [f"{part} {config.model[part]:g}" for part in ("width", "depth") if config.model[part] is not None]
     return f"{', '.join([config.model.variant] + changed)} G{config.model.group_size} {config.model.norm}"
 
 
-def open_sources(config):
+def open_sources(config: ConfigDict) -> Tuple[Source, Source]:
     """The training and the evaluation source. UserError where the data is not there or not as it should be."""
     train, test = open_source_of(config, "train"), open_source_of(config, "eval")
     different = identity.class_differences(train.class_names, test.class_names)
@@ -35,7 +39,7 @@ def open_sources(config):
     return train, relabelled(test, train.class_names)
 
 
-def open_eval_source(config, workdir, class_names, what):
+def open_eval_source(config: ConfigDict, workdir: str, class_names: Sequence[str], what: str) -> Source:
     """The evaluation source for the run in `workdir`, its classes matched by name to those of the run, `class_names`.
 
     It may have some of them only. UserError, telling `what` to do, where it has others.
@@ -57,7 +61,7 @@ def open_eval_source(config, workdir, class_names, what):
     return relabelled(source, class_names)
 
 
-def open_source_of(config, part):
+def open_source_of(config: ConfigDict, part: str) -> Source:
     """The source of `part` ("train" or "eval")."""
     data = config.data
     options = {}
@@ -78,7 +82,14 @@ def _open(name, split, data_dir, options):
     return open_source(name, split, data_dir, **dict(options))
 
 
-def train_batches(config, source, start_epoch=0, start_step=0, shard=(0, 1), size=None):
+def train_batches(
+    config: ConfigDict,
+    source: Source,
+    start_epoch: int = 0,
+    start_step: int = 0,
+    shard: Tuple[int, int] = (0, 1),
+    size: Optional[int] = None,
+) -> Any:
     """Batches of (uint8 images, targets) from any step of any epoch on, endless.
 
     `shard`: (index, count) of this worker; `size`: pixels, by default `data.train_size`. Targets are class ids, or ids
@@ -100,7 +111,9 @@ def train_batches(config, source, start_epoch=0, start_step=0, shard=(0, 1), siz
     )
 
 
-def eval_batches(config, source, size, batch=None, shard=(0, 1)):
+def eval_batches(
+    config: ConfigDict, source: Source, size: int, batch: Optional[int] = None, shard: Tuple[int, int] = (0, 1)
+) -> Any:
     """Batches of (uint8 images, labels, weights) at `size` pixels, every image once over all workers.
 
     `batch`: images in one, by default `eval.batch`.
@@ -115,25 +128,25 @@ def eval_batches(config, source, size, batch=None, shard=(0, 1)):
     )
 
 
-def judge(config, jpeg=False):
+def judge(config: ConfigDict, jpeg: bool = False) -> Callable:
     """`encoded bytes -> (why, large)` for images that could not be decoded, see `transforms.reason`."""
     return functools.partial(transforms.reason, max_pixels=config.data.max_pixels, jpeg=jpeg)
 
 
-def eval_preprocessing(config, size):
+def eval_preprocessing(config: ConfigDict, size: int) -> Dict[str, Any]:
     """How an image becomes the test image of `size` pixels, as arguments of `transforms.eval_image`."""
     data = config.data
     fit = "resize" if data.crop == "pad" else "crop"
     return {"size": size, "fit": fit, "resize": data.resize, "max_pixels": data.max_pixels, "exif": data.exif}
 
 
-def eval_transform(config, size):
+def eval_transform(config: ConfigDict, size: int) -> Callable:
     """`(record, seed) -> record` with the test image of `size` pixels; draws nothing."""
     preprocessing = eval_preprocessing(config, size)
     return lambda record, seed: dict(record, image=transforms.eval_image(record["image"], **preprocessing))
 
 
-def kept(config, source):
+def kept(config: ConfigDict, source: Source) -> Source:
     """`source` as `data.cache` keeps it; reads it whole where that is not none."""
     data = config.data
     if data.cache == "encoded":
@@ -143,7 +156,7 @@ def kept(config, source):
     return source
 
 
-def mix(config):
+def mix(config: ConfigDict) -> Optional[Callable]:
     """`(images, labels, seed) -> (images, targets)` by mixup and CutMix, or None where both are off."""
     data = config.data
     cutmix = data.cutmix_version if data.cutmix < 1 else None
@@ -161,7 +174,7 @@ def mix(config):
     return function
 
 
-def augment(config):
+def augment(config: ConfigDict) -> Optional[Callable]:
     """The policy on one training image, or None."""
     data = config.data
     if data.augment == "autoaugment":
@@ -171,7 +184,7 @@ def augment(config):
     return None
 
 
-def train_transform(config, size=None):
+def train_transform(config: ConfigDict, size: Optional[int] = None) -> Callable:
     """`(record, seed) -> record` with the training image of `size` (default: `data.train_size`) pixels."""
     data, policy = config.data, augment(config)
     size = size or data.train_size
@@ -208,7 +221,7 @@ def train_transform(config, size=None):
     return lambda record, seed: dict(record, image=prepare(record, seed))
 
 
-def progressive_parts(config, first=0, last=None):
+def progressive_parts(config: ConfigDict, first: int = 0, last: Optional[int] = None) -> List[Tuple[int, int, int]]:
     """The epochs from `first` to before `last` as `(size, begin, end)`, by the parts of `data.progressive`."""
     sizes, epochs = config.data.progressive or (config.data.train_size,), config.run.epochs
     last = epochs if last is None else last
@@ -217,7 +230,7 @@ def progressive_parts(config, first=0, last=None):
     return [part for part in parts if part[1] < part[2]]
 
 
-def model(config, num_classes, size=None):
+def model(config: ConfigDict, num_classes: int, size: Optional[int] = None) -> keras.Model:
     """The network of `config` for images of `size` pixels, or of any size."""
     return efficientnet.build(
         variant=recipe.variant_of(config),
@@ -241,14 +254,14 @@ def model(config, num_classes, size=None):
     )
 
 
-def training_model(config, network):
+def training_model(config: ConfigDict, network: keras.Model) -> keras.Model:
     """What to compile and fit: the network, with recomputation where asked for, and behind the mixing where the device
     does that."""
     network = recompute.recomputing(network) if config.runtime.recompute else network
     return mix_on_device.training_model(network) if config.data.mix_on_device and mix(config) else network
 
 
-def schedule(config, steps_per_epoch):
+def schedule(config: ConfigDict, steps_per_epoch: int) -> Any:
     """The learning-rate schedule over the whole run."""
     steps = config.run.epochs * steps_per_epoch
     warmup = config.schedule.warmup_epochs * steps_per_epoch
@@ -262,12 +275,12 @@ def schedule(config, steps_per_epoch):
     return base
 
 
-def optimizer(config, steps_per_epoch, accumulation=1, guard="none"):
+def optimizer(config: ConfigDict, steps_per_epoch: int, accumulation: int = 1, guard: str = "none") -> RMSProp:
     """The optimizer of a training, see `rmsprop`."""
     return rmsprop(config, schedule(config, steps_per_epoch), config.optim.decay, accumulation, guard)
 
 
-def rmsprop(config, learning_rate, rho, accumulation=1, guard="none"):
+def rmsprop(config: ConfigDict, learning_rate: Any, rho: float, accumulation: int = 1, guard: str = "none") -> RMSProp:
     """TensorFlow 1's RMSProp with weight decay inside, as the recipe has it.
 
     `accumulation` and `guard`: see `compat.Optimizer`.
@@ -283,17 +296,23 @@ def rmsprop(config, learning_rate, rho, accumulation=1, guard="none"):
     )
 
 
-def guard(config):
+def guard(config: ConfigDict) -> str:
     """What the optimizer does with gradients that are not finite, see `compat.Optimizer`."""
     return "skip" if config.runtime.max_skipped else "report"
 
 
-def loss(config, num_classes):
+def loss(config: ConfigDict, num_classes: int) -> SmoothedCrossEntropy:
     """Cross-entropy of logits with the label smoothing of `config`."""
     return SmoothedCrossEntropy(num_classes, label_smoothing=config.regularise.label_smoothing)
 
 
-def trained(config, workdir, size=None, weights=None, network=None):
+def trained(
+    config: ConfigDict,
+    workdir: str,
+    size: Optional[int] = None,
+    weights: Optional[str] = None,
+    network: Optional[keras.Model] = None,
+) -> Tuple[keras.Model, List[str]]:
     """`(model, class_names)`: the network with the newest weights of `workdir`, and the classes that these were trained
     on.
 
@@ -333,7 +352,7 @@ def _classes_of(manifest, otherwise):
     return list(manifest["data"]["classes"]) if manifest.get("data") else otherwise
 
 
-def finetuned_folder(config, workdir):
+def finetuned_folder(config: ConfigDict, workdir: str) -> str:
     """The folder of the fine-tuning that `eval.finetune_size` picks, or of the only one there is.
 
     UserError where there is none.

@@ -15,16 +15,18 @@ import os
 import re
 import shutil
 import threading
+from typing import Any, Dict, Optional, Tuple
 
 import tensorflow as tf
 from absl import logging
+from tensorflow import keras
 
 from g16net import compat
 from g16net.errors import RunError, UserError
 from g16net.run import records
 
 
-def state(model=None, optimizer=None, average=None):
+def state(model: Any = None, optimizer: Any = None, average: Any = None) -> Dict[str, Any]:
     """{name: variable} of everything that a run has to keep, for `Checkpoints` and `read`.
 
     The state of random layers is part of it.
@@ -43,7 +45,7 @@ def state(model=None, optimizer=None, average=None):
     return variables
 
 
-def model_state(model):
+def model_state(model: keras.Model) -> Dict[str, Any]:
     """{name: variable} of a model's weights."""
     floating = [v for v in model.weights if tf.as_dtype(v.dtype).is_floating]  # Keras 3 counts random states in
     return {f"model/{compat.name_of(v)}": v for v in floating}
@@ -66,13 +68,23 @@ class Checkpoints:
       RunError: from `save` and `wait`, where the disk is full or the folder cannot be written.
     """
 
-    def __init__(self, directory, variables, keep=3, write=True, background=True, data=None, accumulation=1):
+    def __init__(
+        self,
+        directory: str,
+        variables: Dict[str, Any],
+        keep: int = 3,
+        write: bool = True,
+        background: bool = True,
+        data: Any = None,
+        accumulation: int = 1,
+    ) -> None:
         self.directory, self.keep, self.write, self.background = directory, keep, write, background
         self.data, self.accumulation = data, accumulation
         self.variables = dict(variables)
-        self._thread = self._error = None
+        self._thread: Optional[threading.Thread] = None
+        self._error: Optional[BaseException] = None
 
-    def save(self, step, **meta):
+    def save(self, step: int, **meta: Any) -> str:
         """Saves `step`; `meta` (JSON values) goes into the manifest. Returns the checkpoint's folder.
 
         Waits for the save before, and raises what went wrong with it.
@@ -101,7 +113,7 @@ class Checkpoints:
         self._thread.start()
         return final
 
-    def wait(self):
+    def wait(self) -> None:
         """Returns when the last save is on the disk. Raises what went wrong with it."""
         if self._thread is not None:
             self._thread.join()
@@ -148,7 +160,7 @@ class Checkpoints:
             if folder != best:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def restore_latest(self):
+    def restore_latest(self) -> Optional[Dict[str, Any]]:
         """Restores the newest checkpoint that is whole. Returns its manifest, or None where there is none."""
         folder, manifest = newest_whole(self.directory)
         if folder is None:
@@ -161,7 +173,7 @@ class Checkpoints:
         return manifest
 
 
-def newest_whole(directory):
+def newest_whole(directory: str) -> Tuple[Optional[str], Any]:
     """`(folder, manifest)` of the newest undamaged checkpoint in `directory`, or `(None, None)`."""
     for folder in reversed(_folders(directory)):
         problem, manifest = _verify(folder)
@@ -171,12 +183,12 @@ def newest_whole(directory):
     return None, None
 
 
-def newest_manifest(directory):
+def newest_manifest(directory: str) -> Dict[str, Any]:
     """The manifest of the newest checkpoint that has a readable one, without a look at the other files; {}: none."""
     return next(filter(None, map(manifest_of, reversed(_folders(directory)))), {})
 
 
-def read(folder, variables):
+def read(folder: str, variables: Dict[str, Any]) -> None:
     """Reads the tensors named in `variables` ({name: variable}) from the checkpoint in `folder` into them.
 
     Raises:
@@ -221,7 +233,7 @@ def _remove_partial(directory):
                 shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
 
 
-def manifest_of(folder):
+def manifest_of(folder: str) -> Dict[str, Any]:
     """The manifest of the checkpoint in `folder`; {} where it has none that can be read."""
     try:
         with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as file:

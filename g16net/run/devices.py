@@ -4,19 +4,23 @@ import functools
 import json
 import os
 import re
+from typing import Any, Callable, List, Optional
 
 import tensorflow as tf
 from absl import logging
+from ml_collections import ConfigDict
+from tensorflow import keras
 
 from g16net import compat, native
 from g16net.config import batches
+from g16net.data.sources.base import Source
 from g16net.errors import RunError, UserError
 from g16net.optim.losses import Top1
 from g16net.run import scoring, workers
 from g16net.run.updates import Updates
 
 
-def connect(config):
+def connect(config: ConfigDict) -> None:
     """What must come before anything else is asked of TensorFlow: devices are cut, other processes joined."""
     if config.runtime.strategy == "mirrored":
         _local_devices(config.runtime.virtual_cpus)
@@ -39,7 +43,7 @@ def _strategy(config):
     return _tpu(config.runtime.tpu)
 
 
-def check_keras(name):
+def check_keras(name: str) -> None:
     """UserError where this process's Keras cannot train with the strategy `name`."""
     if compat.KERAS3:
         raise UserError(
@@ -107,7 +111,7 @@ class Devices:
     shard = (0, 1)
     on_ipu = False
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict) -> None:
         self.config = config
         self.strategy = _strategy(config)
         self.replicas = self.strategy.num_replicas_in_sync
@@ -116,7 +120,7 @@ class Devices:
             self.shard = index, len(addresses)
 
     @functools.cached_property
-    def updates(self):
+    def updates(self) -> Updates:
         """How this process's passes make weight updates. Only training asks: a run may be evaluated elsewhere.
 
         Raises:
@@ -129,53 +133,53 @@ class Devices:
         return Updates(*parts, replicas=self.local_replicas, per_execution=runtime.steps_per_execution)
 
     @property
-    def chief(self):
+    def chief(self) -> bool:
         return self.shard[0] == 0
 
     @property
-    def local_replicas(self):
+    def local_replicas(self) -> int:
         """Replicas of this process."""
         return self.replicas // self.shard[1]
 
-    def check(self, updates_per_epoch):
+    def check(self, updates_per_epoch: int) -> None:
         """Raises ConfigError where an epoch of so many weight updates cannot be run; before a model is built."""
         self.updates  # noqa: B018
 
-    def check_rest(self, updates_per_epoch, done):
+    def check_rest(self, updates_per_epoch: int, done: int) -> None:
         """Raises ConfigError where an epoch cannot be gone on with after `done` weight updates; Keras takes any."""
 
-    def prepare(self, model):
+    def prepare(self, model: keras.Model) -> None:
         """Readies a new model for training."""
 
-    def evaluation_scope(self):
+    def evaluation_scope(self) -> Any:
         """Context in which to build a model that is only evaluated."""
         return self.strategy.scope()
 
-    def optimizer(self, optimizer):
+    def optimizer(self, optimizer: Any) -> Any:
         """The optimizer to compile with: in float16 the loss is scaled up and its gradients down."""
         if self.config.runtime.precision != "mixed_float16":
             return optimizer
         return compat.scale_loss(optimizer, self.config.runtime.loss_scale, self.config.runtime.dynamic_loss_scale)
 
-    def metrics(self, loss):
+    def metrics(self, loss: Any) -> List[Any]:
         """The metrics to compile with."""
         return [Top1()]
 
-    def feed(self, data):
+    def feed(self, data: Any) -> Any:
         """From batches of this process's images of a weight update to what `fit` takes."""
         return self.distributed(self.updates.cut(data))
 
-    def distributed(self, data):
+    def distributed(self, data: Any) -> Any:
         """From batches of one replica to those of all; the replicas of a process take them in turn."""
         if self.config.runtime.strategy == "default":
             return data
         return self.strategy.distribute_datasets_from_function(lambda _: data)
 
-    def scorer(self, model, source, batches=None):
+    def scorer(self, model: keras.Model, source: Source, batches: Optional[Callable] = None) -> Callable:
         """What adds up an evaluation of the model's present weights: see `scoring.Scorer`."""
         return scoring.Scorer(self.config, model, source, self, batches)
 
-    def sum_over_workers(self, values):
+    def sum_over_workers(self, values: Any) -> Any:
         """The sum of a float32 vector over all processes, which must ask for it at the same time."""
         if self.shard[1] == 1:
             return values
@@ -186,15 +190,15 @@ class Devices:
         strategy = self.strategy
         return tf.function(lambda v: strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: v), axis=None))
 
-    def any(self, flag):
+    def any(self, flag: Any) -> bool:
         """Whether `flag` is true in any process."""
         return bool(self.sum_over_workers([float(bool(flag))])[0])
 
-    def equal(self, value):
+    def equal(self, value: int) -> bool:
         """Whether a whole number is the same in all processes; false in at least one of them otherwise."""
         return round(float(self.sum_over_workers([float(value)])[0])) == value * self.shard[1]
 
-    def failed(self, error):
+    def failed(self, error: Exception) -> Optional[RunError]:
         """The RunError that says what ended a run of several workers, or None where `error` is of another kind."""
         if self.shard[1] > 1 and lost_worker(error):
             return RunError(
@@ -216,7 +220,7 @@ class Devices:
         return text
 
 
-def lost_worker(error):
+def lost_worker(error: Exception) -> bool:
     """Whether an error in a run of several workers says that another of them is gone.
 
     A device's own failures (cuDNN, XLA, Poplar) are INTERNAL too, and files of a bucket or batches of a data service

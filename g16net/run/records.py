@@ -6,13 +6,14 @@ import platform
 import shlex
 import sys
 import time
+from typing import Any, Dict, List
 
 import g16net
 from g16net.errors import UserError
 from g16net.run.workdir import Workdir
 
 
-def write_json(path, value):
+def write_json(path: str, value: Any) -> None:
     """Writes `value` as JSON so that a reader never sees half a file."""
     partial = f"{path}.partial"
     with open(partial, "w", encoding="utf-8") as file:
@@ -21,10 +22,10 @@ def write_json(path, value):
     os.replace(partial, path)
 
 
-_locks = {}  # held to the end of the process, however it ends
+_locks: Dict[str, Any] = {}  # held to the end of the process, however it ends
 
 
-def lock(workdir):
+def lock(workdir: str) -> None:
     """Makes this process the one that trains in `workdir`. UserError, naming the other one, where there is another."""
     try:
         import fcntl
@@ -52,13 +53,13 @@ def lock(workdir):
     _locks[path] = file
 
 
-def append_line(path, value):
+def append_line(path: str, value: Any) -> None:
     """Appends `value` as one JSON line."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(value) + "\n")
 
 
-def read_lines(path):
+def read_lines(path: str) -> List[Dict[str, Any]]:
     """The records of a file of JSON lines; a last line cut off by a crash is left out."""
     records = []
     if os.path.exists(path):
@@ -71,13 +72,13 @@ def read_lines(path):
     return records
 
 
-def by_epoch(records):
+def by_epoch(records: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
     """Epoch records in order, the newest of each epoch (a resumed run repeats those after its checkpoint)."""
     newest = {record["epoch"]: record for record in records if record.get("kind") == "epoch"}
     return [newest[epoch] for epoch in sorted(newest)]
 
 
-def versions():
+def versions() -> Dict[str, str]:
     """Versions of everything that decides a run's numbers."""
     import numpy
     import tensorflow as tf
@@ -94,12 +95,12 @@ def versions():
     }
 
 
-def command():
+def command() -> str:
     """The command line as a user could type it."""
     return shlex.join([os.path.basename(sys.argv[0])] + sys.argv[1:])
 
 
-def finish(workdir, mode, started, figures):
+def finish(workdir: str, mode: str, started: float, figures: Dict[str, Any]) -> Dict[str, Any]:
     """Writes `WORKDIR/<mode>.json`: the command, the versions, the wall time in seconds and the mode's figures.
 
     `started`: by `time.monotonic`.

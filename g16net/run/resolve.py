@@ -1,6 +1,9 @@
 """From what a command names (an experiment, data, a workdir, assignments) to the resolved config of its run."""
 
 import os
+from typing import Optional, Sequence, Tuple
+
+from ml_collections import ConfigDict
 
 from g16net import config as config_lib
 from g16net.config import experiments, recipe
@@ -10,7 +13,12 @@ from g16net.run.start import start_tensorflow
 from g16net.run.workdir import Workdir
 
 
-def resolve(assignments, experiment, data=None, workdir=None):
+def resolve(
+    assignments: Sequence[Tuple[str, str]],
+    experiment: Optional[str],
+    data: Optional[str] = None,
+    workdir: Optional[str] = None,
+) -> Tuple[ConfigDict, str, bool]:
     """`(config, name, demo)` of the experiment, the data and the assignments on the command line.
 
     Without an experiment, the config of the run in `workdir`.
@@ -36,14 +44,14 @@ def resolve(assignments, experiment, data=None, workdir=None):
             config.data.name, config.data.dir = detect(config.data.dir)
             demo = False
         else:
-            config = experiments.load(experiment, demo=True)
+            config = experiments.load(str(experiment), demo=True)
             config_lib.override(config, assignments)
     if experiment and config.init.checkpoint:  # of a run that goes on, config.json has what the weights brought
         start_tensorflow(devices=False)
         from g16net.weights import detect as foreign_weights
 
         foreign_weights.settle(config, {key for key, _ in assignments})
-    name = experiments.run_name(experiment, demo) if experiment else os.path.basename(workdir)
+    name = experiments.run_name(experiment, demo) if experiment else os.path.basename(str(workdir))
     for key in ("dir", "cache_dir"):  # the run is resumed from any folder
         if config.data[key] and "://" not in config.data[key]:
             config.data[key] = os.path.abspath(os.path.expanduser(config.data[key]))

@@ -1,9 +1,15 @@
 """What an evaluation adds up: top-1, top-5, cross-entropy and weight of every image, in float64."""
 
-import tensorflow as tf
+from typing import Callable, Optional
 
+import tensorflow as tf
+from ml_collections import ConfigDict
+from tensorflow import keras
+
+from g16net.data.sources.base import Source
 from g16net.optim.losses import SmoothedCrossEntropy, in_top
 from g16net.run import assemble
+from g16net.run.devices import Devices
 from g16net.run.updates import cut
 
 # Prepared test images of so many bytes are kept for the next evaluation; their decoding takes longer than the network
@@ -19,7 +25,14 @@ class Scorer:
     Args: as `evaluate.Evaluator`; each replica of `devices` takes its part of the images.
     """
 
-    def __init__(self, config, model, source, devices, batches=None):
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: keras.Model,
+        source: Source,
+        devices: Devices,
+        batches: Optional[Callable] = None,
+    ) -> None:
         self.config, self.model, self.source, self.devices = config, model, source, devices
         self._batches = batches or self._images
         self._cross_entropy = SmoothedCrossEntropy(source.num_classes, label_smoothing=0.0, reduction="none")

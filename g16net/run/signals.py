@@ -9,7 +9,7 @@ NUMBERS = signal.SIGTERM, signal.SIGINT
 class Stopped(Exception):
     """A run that a signal ended, after it saved."""
 
-    def __init__(self, name, step, workdir):
+    def __init__(self, name: str, step: int, workdir: str) -> None:
         self.status = 128 + int(getattr(signal, name)) if name else 143
         super().__init__(
             f"stopped by {name or 'a signal to another worker'} at step {step}, which is saved in {workdir!r}; the "

@@ -4,9 +4,10 @@ import importlib
 import os
 import sys
 import tempfile
+from typing import Sequence
 
 
-def start_tensorflow(modules=(), devices=True):
+def start_tensorflow(modules: Sequence[str] = (), devices: bool = True) -> None:
     """Imports TensorFlow, and `modules`, and finds its devices without its start-up chatter, which no log level hushes
     since 2.17."""
     sys.stderr.flush()

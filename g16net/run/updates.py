@@ -4,7 +4,7 @@ Everything of g16net counts weight updates; Keras' `fit` counts the batches that
 it cuts batches, turns numbers of updates into Keras' steps, and hands Keras' calls on to callbacks as updates.
 """
 
-from typing import NamedTuple
+from typing import Any, List, NamedTuple, Optional
 
 import tensorflow as tf
 from tensorflow import keras
@@ -30,31 +30,31 @@ class Updates(NamedTuple):
     in_optimizer: bool = True
 
     @property
-    def optimizer_accumulation(self):
+    def optimizer_accumulation(self) -> int:
         """Passes that our optimizer adds up."""
         return self.accumulation if self.in_optimizer else 1
 
-    def steps(self, updates):
+    def steps(self, updates: int) -> int:
         """Keras' steps in so many weight updates."""
         return updates * self.accumulation * (self.replicas if self.draws_each else 1)
 
     @property
-    def steps_per_execution(self):
+    def steps_per_execution(self) -> int:
         """Keras' steps per call of the device."""
         return self.per_execution * self.accumulation
 
-    def cut(self, data):
+    def cut(self, data: Any) -> Any:
         """From batches of this process's images of a weight update to micro-batches of static shape."""
         if self.accumulation * self.replicas == 1:
             return data
         return cut(data, self.micro_batch).prefetch(2 * self.replicas)
 
-    def callbacks(self, callbacks):
+    def callbacks(self, callbacks: List[keras.callbacks.Callback]) -> List[keras.callbacks.Callback]:
         """Callbacks that count weight updates, as `fit` takes them."""
         return callbacks if self.accumulation == 1 else [CountUpdates(callbacks, self.accumulation)]
 
 
-def cut(data, size):
+def cut(data: Any, size: int) -> Any:
     """Cuts batches into smaller ones of static shape."""
 
     def reshape(*batch):
@@ -66,7 +66,7 @@ def cut(data, size):
 class CountUpdates(keras.callbacks.Callback):
     """Hands Keras' calls, which count micro-batches, to callbacks that count weight updates."""
 
-    def __init__(self, callbacks, accumulation):
+    def __init__(self, callbacks: List[keras.callbacks.Callback], accumulation: Optional[int]) -> None:
         super().__init__()
         self.callbacks, self.accumulation = callbacks, accumulation
 

@@ -12,7 +12,7 @@ WORKDIR/config.json, versions.json      what was asked, and by which versions
 """
 
 import os
-from typing import List
+from typing import List, Union
 
 
 class Workdir:
@@ -21,7 +21,7 @@ class Workdir:
     def __init__(self, path: str):
         self.path = os.fspath(path)
 
-    def file(self, *names: str) -> str:
+    def file(self, *names: Union[str, int]) -> str:
         """The path of a file or folder by its name."""
         return os.path.join(self.path, *map(str, names))
 

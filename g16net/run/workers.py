@@ -3,13 +3,16 @@
 import json
 import os
 import socket
+from typing import List, Tuple
+
+from ml_collections import ConfigDict
 
 from g16net.errors import ConfigError
 
 EXAMPLE = "--config.runtime.workers=host0:12345,host1:12345"
 
 
-def cluster(config):
+def cluster(config: ConfigDict) -> Tuple[List[str], int]:
     """`(addresses, index)`: HOST:PORT of every worker, the chief first, and which of them this process is.
 
     In this order: `runtime.workers` with `runtime.worker` (or this host's place in the list), then the environment
@@ -74,7 +77,7 @@ def _slurm():
     return _checked(addresses, index, "Slurm's environment")
 
 
-def expand(text):
+def expand(text: str) -> List[str]:
     """Host names of Slurm's short form: `n[01-03,7],m2` -> `n01 n02 n03 n7 m2`."""
     names, rest = [], text
     while rest:
@@ -92,7 +95,7 @@ def expand(text):
     return names
 
 
-def per_node(text):
+def per_node(text: str) -> List[int]:
     """Tasks on each node of Slurm's short form: `2(x3),1` -> 2 2 2 1."""
     counts = []
     for part in text.split(","):

@@ -3,14 +3,17 @@ ends with."""
 
 import sys
 import time
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import tensorflow as tf
 from absl import logging
+from ml_collections import ConfigDict
 from tensorflow import keras
 
 from g16net import compat
 from g16net.errors import RunError
 from g16net.run import records
+from g16net.run.devices import Devices
 from g16net.run.signals import Stopped
 from g16net.run.workdir import Workdir
 
@@ -21,7 +24,7 @@ class Position(keras.callbacks.Callback):
     The first of the callbacks, so that the others see the present.
     """
 
-    def __init__(self, steps, manifest=None):
+    def __init__(self, steps: int, manifest: Optional[Dict[str, Any]] = None) -> None:
         super().__init__()
         manifest = manifest or {}
         self.steps = steps
@@ -30,10 +33,10 @@ class Position(keras.callbacks.Callback):
         self._first = self.in_epoch
 
     @property
-    def step(self):
+    def step(self) -> int:
         return self.epoch * self.steps + self.in_epoch
 
-    def stretches(self, epochs):
+    def stretches(self, epochs: int) -> Iterator[Tuple[int, int, int]]:
         """`(epoch, first step, last epoch)` of each call of `fit`, at its start."""
         if self.in_epoch:
             yield self.epoch, self.in_epoch, self.epoch + 1
@@ -48,7 +51,7 @@ class Position(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.in_epoch = self._first + batch + 1
 
-    def finish_epoch(self):
+    def finish_epoch(self) -> None:
         self.epoch, self.in_epoch, self.resumed = self.epoch + 1, 0, {}
 
 
@@ -59,7 +62,14 @@ class StopOnNotFinite(keras.callbacks.Callback):
     out, are only told. The last good checkpoint stays.
     """
 
-    def __init__(self, optimizer, variables, position, max_skipped, rate="optim.learning_rate"):
+    def __init__(
+        self,
+        optimizer: Any,
+        variables: Dict[str, Any],
+        position: Any,
+        max_skipped: Any,
+        rate: Any = "optim.learning_rate",
+    ) -> None:
         super().__init__()
         self.optimizer, self.position, self.max_skipped, self.rate = optimizer, position, max_skipped, rate
         self.names = [compat.name_of(variable) for variable in variables]
@@ -88,7 +98,7 @@ class StopOnNotFinite(keras.callbacks.Callback):
 class NotFinite(RunError, FloatingPointError):
     """Values of the training that are not finite."""
 
-    def __init__(self, step, what, loss, rate="optim.learning_rate"):
+    def __init__(self, step: int, what: str, loss: Any, rate: Any = "optim.learning_rate") -> None:
         super().__init__(
             f"{what} at step {step} (loss {loss:.4g}); the checkpoint before it is kept. Lower "
             f"--config.{rate}, use --config.runtime.precision=float32, or let some such updates be left "
@@ -103,7 +113,9 @@ class Progress(keras.callbacks.Callback):
     `waiting`: the `Waiting` that watches the batches, or None where nobody knows.
     """
 
-    def __init__(self, position, epochs, global_batch, lines=4, stream=None, waiting=None):
+    def __init__(
+        self, position: Any, epochs: int, global_batch: int, lines: int = 4, stream: Any = None, waiting: Any = None
+    ) -> None:
         super().__init__()
         self.waiting = waiting
         self.position, self.epochs, self.global_batch, self.lines = position, epochs, global_batch, lines
@@ -146,13 +158,13 @@ class Progress(keras.callbacks.Callback):
         self.stream.flush()
 
 
-def input_costs(waiting):
+def input_costs(waiting: Any) -> Tuple[Any, Any, float]:
     """What the input has cost so far, to be given to `input_shares`: of waiting, of CPU time, and all CPU time."""
     counts = waiting.read() if waiting else {"waited": None, "cpu": None}
     return counts["waited"], counts["cpu"], time.process_time()
 
 
-def input_shares(before, now, seconds):
+def input_shares(before: Tuple[Any, Any, float], now: Tuple[Any, Any, float], seconds: float) -> Dict[str, float]:
     """`input_wait`, the share of the `seconds` between two `input_costs` that went into waiting for batches, and
     `input_cpu`, the share of this process's CPU time that went into preparing them; each where it is known."""
     shares = {}
@@ -163,7 +175,7 @@ def input_shares(before, now, seconds):
     return shares
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """`90` -> `1:30`."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -176,7 +188,19 @@ class Bookkeeping(keras.callbacks.Callback):
     Only the chief writes. It raises `Stopped` where a signal came.
     """
 
-    def __init__(self, config, workdir, position, saved, average, evaluator, optimizer, devices, signals, waiting):
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: str,
+        position: Any,
+        saved: Any,
+        average: Any,
+        evaluator: Any,
+        optimizer: Any,
+        devices: Devices,
+        signals: Any,
+        waiting: Any,
+    ) -> None:
         super().__init__()
         self.waiting = waiting
         self.config, self.workdir, self.position, self.saved = config, workdir, position, saved
@@ -281,9 +305,9 @@ class Bookkeeping(keras.callbacks.Callback):
         }
 
 
-def learning_rate(optimizer, step):
+def learning_rate(optimizer: Any, step: int) -> float:
     """The learning rate of `step`, whether the optimizer holds a schedule or a number."""
-    rate = getattr(optimizer, "inner_optimizer", optimizer)
+    rate: Any = getattr(optimizer, "inner_optimizer", optimizer)
     rate = (
         getattr(rate, "_learning_rate", None) if hasattr(rate, "_learning_rate") else rate._get_hyper("learning_rate")
     )
@@ -291,7 +315,7 @@ def learning_rate(optimizer, step):
     return float(rate.numpy() if hasattr(rate, "numpy") else rate)  # variables of a strategy are no numbers
 
 
-def evaluate_both(config, evaluator, average):
+def evaluate_both(config: ConfigDict, evaluator: Callable, average: Any) -> Dict[str, Dict[str, Any]]:
     """`{"raw": figures, "average": figures}` of the present weights at `data.eval_size`; raw alone without an average.
 
     No weights are evaluated twice: the average of one epoch is that epoch's weights.

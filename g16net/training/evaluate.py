@@ -5,13 +5,18 @@ import csv
 import json
 import os
 import time
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
+from tensorflow import keras
 
 from g16net.config import recipe
 from g16net.costs import counts
+from g16net.data.sources.base import Source
 from g16net.errors import ConfigError
 from g16net.run import assemble, records
+from g16net.run.devices import Devices
 from g16net.run.workdir import Workdir
 from g16net.training import runtime
 
@@ -27,7 +32,14 @@ class Evaluator:
       batches: `size -> batches` of (what `model` takes, labels, weights); by default the source's images.
     """
 
-    def __init__(self, config, model, source, devices, batches=None):
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: keras.Model,
+        source: Source,
+        devices: Devices,
+        batches: Optional[Callable] = None,
+    ) -> None:
         self.config, self.model, self.source = config, model, source
         self._score = devices.scorer(model, source, batches)
 
@@ -59,11 +71,11 @@ class Evaluator:
         }
 
 
-_kept = None  # while modes share: at most one, the text of a config -> its Evaluator
+_kept: Optional[Dict[str, "Evaluator"]] = None  # while modes share: at most one, the text of a config -> its Evaluator
 
 
 @contextlib.contextmanager
-def sharing():
+def sharing() -> Iterator[None]:
     """Context of modes that follow each other: one leaves its network, with the program of its evaluation, to the next.
 
     Only the network is shared: each mode reads the weights that it wants into it.
@@ -76,14 +88,14 @@ def sharing():
         _kept = None
 
 
-def keep(config, evaluator):
+def keep(config: ConfigDict, evaluator: Evaluator) -> None:
     """Leaves `evaluator`, with its network, to the modes that follow, where they share."""
     if _kept is not None and config.runtime.strategy == "default":
         _kept.clear()
         _kept[_text(config)] = evaluator
 
 
-def kept(config, sizes):
+def kept(config: ConfigDict, sizes: Sequence[int]) -> Optional[Evaluator]:
     """The `Evaluator` that a mode before has left for the same `config`, if its network takes images of all `sizes`; or
     None. Its weights are those of the mode before: read the wanted ones into it (`assemble.trained`)."""
     evaluator = (_kept or {}).get(_text(config))
@@ -96,7 +108,7 @@ def _text(config):
 
 
 @runtime.in_precision
-def evaluate(config, workdir):
+def evaluate(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     """Evaluates the weights of `workdir` that `eval.weights` names at every size of `eval.sizes`. Returns the figures.
 
     Plain names hold the figures at `data.eval_size` (for fine-tuned weights: at their size; or the first of
@@ -131,7 +143,7 @@ def evaluate(config, workdir):
     return dict(main, **which, sizes=rows)
 
 
-def check(config):
+def check(config: ConfigDict) -> None:
     """ConfigError where the devices cannot do what is asked."""
     if config.eval.per_class and config.runtime.strategy in runtime.IPU_STRATEGIES:
         raise ConfigError(
@@ -140,12 +152,12 @@ def check(config):
         )
 
 
-def multiply_adds(config, size, num_classes):
+def multiply_adds(config: ConfigDict, size: int, num_classes: int) -> int:
     """Multiply-adds for one image of `size` pixels."""
     return counts.count(**recipe.network(config), size=size, num_classes=num_classes).macs
 
 
-def write_classes(workdir, weights, size, class_names, confusion):
+def write_classes(workdir: str, weights: str, size: int, class_names: Sequence[str], confusion: Any) -> Dict[str, str]:
     """Writes accuracy by class and the confusion matrix (rows: true classes) as CSV. Returns their paths."""
     folder = Workdir(workdir).by_class
     os.makedirs(folder, exist_ok=True)

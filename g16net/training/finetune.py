@@ -17,24 +17,27 @@ import hashlib
 import json
 import os
 import time
+from typing import Any, Callable, Dict, Sequence, Tuple
 
 import tensorflow as tf
 from absl import logging
+from ml_collections import ConfigDict
 from tensorflow import keras
 
 from g16net.config import recipe
 from g16net.data import cache, features, pipeline
-from g16net.data.sources.base import relabelled
+from g16net.data.sources.base import Source, relabelled
 from g16net.errors import ConfigError, UserError
 from g16net.models import split
 from g16net.optim.schedules import Cosine
 from g16net.run import assemble, checkpoint, records, run_data
+from g16net.run.devices import Devices
 from g16net.run.updates import Updates
 from g16net.run.workdir import Workdir
 from g16net.training import callbacks, evaluate, loop, runtime, train
 
 
-def finetune(config, workdir):
+def finetune(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     """Fine-tunes at every size of `finetune.sizes`; what is finished stays, what was cut off goes on.
 
     Returns the figures: those of the first size under plain names, of every finished size in `sizes`.
@@ -52,7 +55,7 @@ def finetune(config, workdir):
     return dict(rows[config.finetune.sizes[0]], sizes=list(rows.values()))
 
 
-def check(config):
+def check(config: ConfigDict) -> None:
     """Raises ConfigError where fine-tuning cannot be done as asked."""
     if config.runtime.strategy != "default":
         raise ConfigError(
@@ -61,7 +64,7 @@ def check(config):
         )
 
 
-def starting_weights(config, workdir):
+def starting_weights(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     """Which weights are fine-tuned: `{"weights", "step", "checkpoint"}`, the last a digest of the files.
 
     UserError where the run has no finished training.
@@ -79,14 +82,14 @@ def starting_weights(config, workdir):
     return {"weights": weights, "step": manifest["step"], "checkpoint": digest[:16]}
 
 
-def check_data(config, workdir, source, before=()):
+def check_data(config: ConfigDict, workdir: str, source: Source, before: Sequence[str] = ()) -> None:
     """UserError where the training split `source` cannot be fine-tuned on; `before`: modes that come first."""
     steps_per_epoch(config, source)
     if "train" not in before:
         run_data.check(config, workdir, source, done=True)
 
 
-def check_workdir(config, workdir, before=()):
+def check_workdir(config: ConfigDict, workdir: str, before: Sequence[str] = ()) -> None:
     """UserError where the run in `workdir` cannot be fine-tuned as asked: not trained to its end, or other fine-tunings
     there."""
     start = starting_weights(config, workdir)
@@ -94,14 +97,14 @@ def check_workdir(config, workdir, before=()):
         settings_of(config, Workdir(workdir).finetuning(config.finetune.folder, size), size, start)
 
 
-def settle(config, files, size, start):
+def settle(config: ConfigDict, files: Workdir, size: int, start: Dict[str, Any]) -> None:
     """Makes the folder of `files` that of this fine-tuning; UserError where it holds another one."""
     settings = settings_of(config, files, size, start)
     os.makedirs(files.path, exist_ok=True)
     records.write_json(files.settings, settings)
 
 
-def settings_of(config, files, size, start):
+def settings_of(config: ConfigDict, files: Workdir, size: int, start: Dict[str, Any]) -> Dict[str, Any]:
     """What this fine-tuning is, for its `settings.json`; UserError where the folder of `files` holds another one."""
     fields = {k: v for k, v in config.finetune.to_dict().items() if k not in ("sizes", "folder", "cache_gb")}
     settings = {"size": size, **fields, **{f"start.{key}": value for key, value in start.items()}}
@@ -117,7 +120,7 @@ def settings_of(config, files, size, start):
 
 
 @runtime.in_precision
-def fit_size(config, workdir, size, start):
+def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any]) -> Dict[str, Any]:
     """One fine-tuning at `size` pixels. Returns its figures, which are in its `finetune.json` too."""
     files = Workdir(workdir).finetuning(config.finetune.folder, size)
     done = files.figures("finetune")
@@ -211,18 +214,26 @@ def fit_size(config, workdir, size, start):
     return figures
 
 
-def steps_per_epoch(config, source):
+def steps_per_epoch(config: ConfigDict, source: Source) -> int:
     """Weight updates in an epoch of fine-tuning."""
     return train.whole_batches(source, "finetune.global_batch", config.finetune.global_batch)
 
 
-def schedule(config, steps):
+def schedule(config: ConfigDict, steps: int) -> Cosine:
     """The cosine to 0, times the warm-up, for epochs of `steps` weight updates."""
     fine = config.finetune
     return Cosine(fine.learning_rate, fine.epochs * steps, fine.warmup_epochs * steps)
 
 
-def inputs(config, size, train_source, eval_source, trunk, head, devices):
+def inputs(
+    config: ConfigDict,
+    size: int,
+    train_source: Source,
+    eval_source: Source,
+    trunk: keras.Model,
+    head: keras.Model,
+    devices: Devices,
+) -> Tuple[Callable, evaluate.Evaluator, keras.Model, bool]:
     """`(batches, evaluator, model, kept)`: how the top is trained and tested, with kept features where they fit.
 
     batches: `epoch -> endless batches` from there on; model: what to compile and fit on them.
@@ -273,7 +284,7 @@ def inputs(config, size, train_source, eval_source, trunk, head, devices):
     return stream(source, transform, mix), evaluate.Evaluator(config, model, eval_source, devices), model, False
 
 
-def fits(config, trunk, *sources):
+def fits(config: ConfigDict, trunk: keras.Model, *sources: Source) -> bool:
     """Whether the features of `sources` may be kept: within `finetune.cache_gb` and half of the machine's memory."""
     needed = sum(features.needed_bytes(source, trunk.output.shape[1:], trunk.output.dtype) for source in sources)
     limit = min(config.finetune.cache_gb * 1e9, cache.memory() / 2)
@@ -291,7 +302,7 @@ def fits(config, trunk, *sources):
 class EpochEnd(keras.callbacks.Callback):
     """Evaluation, record and checkpoint of each epoch, in this order."""
 
-    def __init__(self, size, lines, saved, evaluator, position):
+    def __init__(self, size: int, lines: str, saved: Any, evaluator: Any, position: Any) -> None:
         super().__init__()
         self.size, self.lines, self.saved, self.evaluator, self.position = size, lines, saved, evaluator, position
         self.figures = None  # of the last epoch

@@ -1,7 +1,21 @@
 """The one loop of training and of fine-tuning: Keras' `fit`, from any step of any epoch on."""
 
+from typing import Any, Callable, List, Optional
 
-def fit(model, position, epochs, batches, callbacks, updates, parts=None):
+from tensorflow import keras
+
+from g16net.run.updates import Updates
+
+
+def fit(
+    model: keras.Model,
+    position: Any,
+    epochs: int,
+    batches: Callable,
+    callbacks: List[keras.callbacks.Callback],
+    updates: Updates,
+    parts: Optional[Callable] = None,
+) -> None:
     """Fits `model` from `position` to the end of epoch `epochs`.
 
     A resumed run first finishes its epoch, which is a shorter one, and then goes on with whole ones.

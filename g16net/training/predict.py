@@ -7,9 +7,12 @@ Limits hold before memory is asked for: `MAX_BYTES` of a file, `data.max_pixels`
 import glob
 import json
 import os
+from typing import Any, Dict, List, Sequence
 
 import numpy as np
 import tensorflow as tf
+from ml_collections import ConfigDict
+from tensorflow import keras
 
 from g16net import compat
 from g16net.data import transforms, walk
@@ -21,7 +24,7 @@ MAX_BYTES = 2**30
 GRID = 48  # most images of the picture
 
 
-def predict(config, workdir, images=()):
+def predict(config: ConfigDict, workdir: str, images: Sequence[str] = ()) -> Dict[str, Any]:
     """Writes `WORKDIR/predictions.jsonl`, a line an image, and returns the figures; `text` is for the terminal.
 
     A line is {"image": path, "predictions": [{"class": name, "probability": p}, ...]} with the `predict.top` likeliest
@@ -36,14 +39,15 @@ def predict(config, workdir, images=()):
         model, class_names = assemble.trained(config, workdir)
     prepare = assemble.eval_preprocessing(config, config.data.eval_size)
     predictor = Predictor(model, class_names, prepare, config.predict.top)
-    records, shown = [], []
+    records: List[Dict[str, Any]] = []
+    shown: List[Any] = []
     for first in range(0, len(paths), config.eval.batch):
         batch, pixels = predictor(paths[first : first + config.eval.batch])
         records += batch
         sound = [record for record in batch if "error" not in record]
         shown += list(zip(pixels, sound))[: GRID - len(shown)]
     lines = [json.dumps(record) for record in records]
-    figures = {"images": len(records), "predictions": os.path.join(workdir, "predictions.jsonl")}
+    figures: Dict[str, Any] = {"images": len(records), "predictions": Workdir(workdir).file("predictions.jsonl")}
     with open(figures["predictions"], "w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
     if config.predict.grid and shown:
@@ -56,7 +60,7 @@ def predict(config, workdir, images=()):
     return figures
 
 
-def find(images):
+def find(images: Sequence[str]) -> List[str]:
     """The paths of the image files that `images` names, in order, each once; UserError where one names none.
 
     Each of `images` is a file, a folder (searched by the rule of `walk`), a glob, or several with
@@ -67,7 +71,7 @@ def find(images):
         raise UserError("--mode=predict needs images: --images=photo.jpg,folder,'holiday/*.jpg'")
     found = {}
     for name in walk.named(images):
-        passed = {}
+        passed: Dict[str, Any] = {}
         if os.path.isdir(name):
             paths = [os.path.join(name, path) for path, _ in walk.images(name, passed)]
             hint = f"no image in the folder ({' '.join(walk.EXTENSIONS)} count)"
@@ -86,7 +90,7 @@ def find(images):
     return list(found)
 
 
-def check(config, images=()):
+def check(config: ConfigDict, images: Sequence[str] = ()) -> None:
     """UserError where `images` names none."""
     find(images)
 
@@ -101,7 +105,9 @@ class Predictor:
         top: classes to give for an image.
     """
 
-    def __init__(self, model, class_names, preprocessing, top=5):
+    def __init__(
+        self, model: keras.Model, class_names: Sequence[str], preprocessing: Dict[str, Any], top: Any = 5
+    ) -> None:
         self.class_names, self.top = class_names, min(top, len(class_names))
         signature = [tf.TensorSpec([], tf.string)]
         self._read = tf.function(lambda data: transforms.eval_image(data, **preprocessing), signature)
@@ -141,7 +147,7 @@ class Predictor:
         return [{"class": self.class_names[i], "probability": round(float(row[i]), 6)} for i in best]
 
 
-def read_bytes(path):
+def read_bytes(path: str) -> bytes:
     """The bytes of a regular file of at most `MAX_BYTES`; ValueError for others."""
     if not os.path.isfile(path):  # a pipe or a device would wait for ever
         raise ValueError("not a regular file, or a link to nowhere")
@@ -152,12 +158,12 @@ def read_bytes(path):
         return file.read(MAX_BYTES)
 
 
-def reason(error):
+def reason(error: Exception) -> str:
     """Why a file could not be read, in a line."""
     return compat.reason(error)[:300]
 
 
-def table(records):
+def table(records: List[Dict[str, Any]]) -> str:
     """Paths and predictions in columns."""
     width = max([len(record["image"]) for record in records] + [5])
     rows = [f"{'image':{width}}  predictions"]
@@ -167,7 +173,7 @@ def table(records):
     return "\n".join(rows)
 
 
-def draw(shown, path):
+def draw(shown: Any, path: str) -> str:
     """Draws pairs of an image and its record to the PNG `path`."""
     from g16net.report import sheet
 

@@ -3,6 +3,7 @@
 import functools
 
 import tensorflow as tf
+from ml_collections import ConfigDict
 
 from g16net import compat
 from g16net.config.ipu import STRATEGIES as IPU_STRATEGIES
@@ -11,7 +12,7 @@ from g16net.run import workers
 from g16net.run.devices import Devices, check_keras, connect
 
 
-def setup(config):
+def setup(config: ConfigDict) -> Devices:
     """Prepares this process for `config` and returns the `Devices` on which to build and train."""
     connect(config)
     if config.runtime.deterministic and hasattr(tf.config.experimental, "enable_op_determinism"):
@@ -33,7 +34,7 @@ def in_precision(mode):
     return within
 
 
-def check(config, updates_per_epoch):
+def check(config: ConfigDict, updates_per_epoch: int) -> None:
     """UserError where training cannot be done on the devices of `config`, as far as that is known without them."""
     strategy = config.runtime.strategy
     if strategy in IPU_STRATEGIES:
@@ -47,7 +48,7 @@ def check(config, updates_per_epoch):
             workers.cluster(config)
 
 
-def chief(config):
+def chief(config: ConfigDict) -> bool:
     """Whether this process writes the run's files; known before devices are touched."""
     if config.runtime.strategy == "multiworker":
         return workers.cluster(config)[1] == 0

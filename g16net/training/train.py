@@ -7,19 +7,21 @@ middle of an epoch too: the next batch is the one that would have come. Where th
 """
 
 import os
-from typing import Any, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import tensorflow as tf
 from absl import logging
+from ml_collections import ConfigDict
 from tensorflow import keras
 
 from g16net import compat
 from g16net.data import waiting as waiting_lib
-from g16net.data.sources.base import relabelled
+from g16net.data.sources.base import Source, relabelled
 from g16net.errors import ConfigError, RunError, UserError
 from g16net.optim.weight_average import WeightAverage
 from g16net.report import curves
 from g16net.run import assemble, checkpoint, records, run_data
+from g16net.run.devices import Devices
 from g16net.run.signals import Signals
 from g16net.run.workdir import Workdir
 from g16net.training import callbacks, evaluate, loop, runtime, warm_start
@@ -28,7 +30,7 @@ TIMED_IMAGES = 2000  # an epoch of fewer is over before the share of the CPU tim
 
 
 @runtime.in_precision
-def train(config, workdir):
+def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     """Trains `config` (resolved) in `workdir` to its last epoch, resuming what is there. Returns the figures.
 
     Raises:
@@ -132,13 +134,13 @@ def train(config, workdir):
     return figures
 
 
-def check_data(config, workdir, source, before=()):
+def check_data(config: ConfigDict, workdir: str, source: Source, before: Sequence[str] = ()) -> None:
     """UserError where the run in `workdir` cannot go on with the training split `source`. Writes nothing."""
     steps_per_epoch(config, source)
     run_data.check(config, workdir, source, run_data.finished(config, workdir))
 
 
-def check_workers(config, devices, source):
+def check_workers(config: ConfigDict, devices: Devices, source: Source) -> None:
     """UserError, in every worker, where the workers of a run would train on different data."""
     if not devices.equal(int(run_data.facts(config, source)["digest"][:4], 16)):
         raise UserError(
@@ -157,7 +159,7 @@ class Built(NamedTuple):
     optimizer: Any
 
 
-def build(config, devices, num_classes, steps):
+def build(config: ConfigDict, devices: Devices, num_classes: int, steps: int) -> Built:
     """A network ready to train on `devices` with epochs of `steps` updates, as `Built`."""
     with devices.strategy.scope():
         sizes = set(config.data.progressive or (config.data.train_size,))
@@ -180,12 +182,12 @@ def build(config, devices, num_classes, steps):
     return Built(model, trainer, inner, optimizer)
 
 
-def steps_per_epoch(config, source):
+def steps_per_epoch(config: ConfigDict, source: Source) -> int:
     """Weight updates an epoch: whole global batches; the remainder of each epoch's own order is left out."""
     return whole_batches(source, "run.global_batch", config.run.global_batch)
 
 
-def check_resumed(manifest, steps, devices):
+def check_resumed(manifest: Optional[Dict[str, Any]], steps: int, devices: Devices) -> None:
     """Raises ConfigError where a run with epochs of `steps` updates cannot go on from the checkpoint of `manifest`."""
     if not manifest:
         return
@@ -201,7 +203,7 @@ def check_resumed(manifest, steps, devices):
         devices.check_rest(steps, done)
 
 
-def whole_batches(source, field, batch):
+def whole_batches(source: Source, field: str, batch: int) -> int:
     """How many batches the source has in an epoch; ConfigError, naming the `field` of their size, where none."""
     if batch > source.num_examples:
         raise ConfigError(
@@ -211,7 +213,7 @@ def whole_batches(source, field, batch):
     return source.num_examples // batch
 
 
-def run_error(error, devices, workdir, position):
+def run_error(error: Exception, devices: Devices, workdir: str, position: Any) -> RunError:
     """What the user is told of an error from below in the middle of a run."""
     known = devices.failed(error)
     if known is not None:
@@ -228,7 +230,9 @@ def run_error(error, devices, workdir, position):
     )
 
 
-def describe(config, model, train_source, eval_source, position, devices):
+def describe(
+    config: ConfigDict, model: keras.Model, train_source: Source, eval_source: Source, position: Any, devices: Devices
+) -> None:
     """One log line with what the run is about to do."""
     parameters = sum(int(tf.size(v)) for v in model.trainable_weights)
     logging.info(
@@ -251,7 +255,9 @@ def describe(config, model, train_source, eval_source, position, devices):
     )
 
 
-def final_figures(config, evaluated, history):
+def final_figures(
+    config: ConfigDict, evaluated: Dict[str, Dict[str, Any]], history: List[Dict[str, Any]]
+) -> Dict[str, Any]:
     """Figures of the trained weights: those of the choice in `eval.weights` under plain names, the raw ones beside."""
     raw, weights = evaluated["raw"], "raw"
     if config.eval.weights != "raw" and "average" in evaluated:

@@ -6,10 +6,13 @@ The order is one for every run: the workdir's own newest checkpoint, then `init.
 
 import os
 import zipfile
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from ml_collections import ConfigDict
+from tensorflow import keras
 
 from g16net import compat
 from g16net.data import identity
@@ -21,7 +24,9 @@ from g16net.weights import detect as foreign_weights
 CLASSIFIER = "predictions/"  # its weights have the classes as their last axis
 
 
-def load(config, model, class_names=None):
+def load(
+    config: ConfigDict, model: keras.Model, class_names: Optional[Sequence[str]] = None
+) -> Tuple[List[str], List[str]]:
     """Overwrites the weights of `model` with those of `init.checkpoint` that fit; the log lists what did not.
 
     Of the classifier each class takes the weights of the class of its name; classes that the other run did not have
@@ -111,14 +116,14 @@ def _match_classifier(stored, model, others, class_names):
     return text + (f" ({identity.quoted(new)} new)" if new else "")
 
 
-def read(path, model, weights="average"):
+def read(path: str, model: keras.Model, weights: str = "average") -> Dict[str, Any]:
     """{name: array} of the weights for `model` in `path`: a workdir, a checkpoint's folder, or a file of Keras.
 
     UserError where none is there.
     """
     if os.path.isfile(path):
         return _from_keras(path, model)
-    folder = path
+    folder: Optional[str] = path
     if not os.path.exists(os.path.join(path, "state.index")):
         inner = Workdir(path).checkpoints
         folder, _ = checkpoint.newest_whole(inner if os.path.isdir(inner) else path)

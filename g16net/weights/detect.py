@@ -10,10 +10,11 @@ import os
 import re
 import struct
 import zipfile
-from typing import Any, Callable, Dict, NamedTuple
+from typing import Any, Callable, Dict, List, NamedTuple, Set
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from g16net import extras
 from g16net.config import experiments, recipe
@@ -49,7 +50,7 @@ class Foreign(NamedTuple):
     check: Callable[[Any], None] = lambda model: None
 
 
-def settle(config, given):
+def settle(config: ConfigDict, given: Set[str]) -> None:
     """Checks `init.checkpoint` against the network of `config`, and sets the fields that come with its weights.
 
     Args:
@@ -121,7 +122,7 @@ def _experiment(network):
     return " ".join([f"--experiment={name}"] + other)
 
 
-def inspect(path):
+def inspect(path: str) -> "Foreign":
     """The `Foreign` weights at `path`, or None where they are ours (a workdir, a checkpoint, a `.keras` file).
 
     UserError where nothing is there, or a file that is damaged or of another kind.
@@ -186,7 +187,7 @@ def _zip(path):
         return _keras(path, *_archive(archive))
 
 
-def keras_arrays(path):
+def keras_arrays(path: str) -> Dict[str, List[Any]]:
     """{layer: arrays in the order of its weights} of a file of either Keras generation, `.keras` or HDF5.
 
     No object of the file is made, so that its layers may be such as this generation of Keras has not.

@@ -6,6 +6,7 @@ here; squeeze-and-excite is two convolutions there, one layer here.
 """
 
 import re
+from typing import Any, Dict, Tuple
 
 import numpy as np
 from tensorflow import keras
@@ -23,7 +24,7 @@ def _source_layers(name):
     return [re.sub(r"^(block\d[a-z]+)_conv$", r"\1_dwconv", name)]
 
 
-def copy_keras_applications_weights(source, target):
+def copy_keras_applications_weights(source: keras.Model, target: keras.Model) -> None:
     """Copies all weights of a keras.applications EfficientNet into a model of ours, moving statistics included.
 
     Args:
@@ -50,7 +51,7 @@ def copy_keras_applications_weights(source, target):
             weight.assign(found[compat.name_of(weight)])
 
 
-def find(arrays, model):
+def find(arrays: Dict[str, Any], model: keras.Model) -> Dict[str, Any]:
     """{name of our weight: array} of what keras.applications' weights `arrays` ({their layer: its arrays}) have for
     `model`; layers without a place in it stand under their own names, but for the input's normalisation."""
     found, used = {}, {name for name in arrays if re.fullmatch(r"normalization(_\d+)?", name)}
@@ -66,7 +67,7 @@ def find(arrays, model):
     return {**found, **left}
 
 
-def keras_applications_normalization(source):
+def keras_applications_normalization(source: keras.Model) -> Tuple[Any, Any]:
     """The (mean, std) per channel with which a keras.applications EfficientNet normalises images of 0..255.
 
     Read off its first layers by two images, as how they are made of layers differs between releases.
@@ -78,7 +79,7 @@ def keras_applications_normalization(source):
     return tuple((-black * std).tolist()), tuple(std.tolist())
 
 
-def from_keras_applications(weights="imagenet", variant="B0", **overrides):
+def from_keras_applications(weights: str = "imagenet", variant: str = "B0", **overrides: Any) -> keras.Model:
     """A network of ours (group size 1, batch norm) that computes what keras.applications' EfficientNet computes.
 
     Args:

@@ -22,20 +22,30 @@ with a gamma alone. Optimiser slots and counters are ignored, half-precision val
 """
 
 import re
+from typing import Any, Dict, Optional, Union
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from tensorflow import keras
 
 from g16net import compat, layers
 from g16net.errors import UserError
 from g16net.models import efficientnet, norms
+from g16net.models.architecture import Variant
 
 NORMS = norms.published("tf1")
 PROXY_ROWS = {"beta": 0, "gamma": 1, "proxy_beta": 4, "proxy_gamma": 5}
 
 
-def load(path, variant="B0", norm="ln_pn", group_size=16, expand_ratio=None, **overrides):
+def load(
+    path: str,
+    variant: Union[str, Variant] = "B0",
+    norm: str = "ln_pn",
+    group_size: int = 16,
+    expand_ratio: Optional[int] = None,
+    **overrides: Any,
+) -> keras.Model:
     """A network of ours with the weights of a published TensorFlow 1 checkpoint.
 
     Args:
@@ -60,7 +70,7 @@ def load(path, variant="B0", norm="ln_pn", group_size=16, expand_ratio=None, **o
     return model
 
 
-def find(reader, model):
+def find(reader: Any, model: keras.Model) -> Dict[str, Any]:
     """{name of our weight: array} of all that a checkpoint's `reader` has for `model`; weights (kernels, biases, norms,
     proxies) without a place in it stand under their own names."""
     theirs = names(reader)
@@ -74,12 +84,12 @@ def find(reader, model):
     return {**found, **{name: reader.get_tensor(theirs[name]) for name in theirs if name not in used}}
 
 
-def names(reader):
+def names(reader: Any) -> Dict[str, str]:
     """{name without what stands around the network, `block0/conv/...`: name, `all/block0/conv/...`} of the weights.
 
     Weights are kernels, biases, norms and proxies. UserError where one is there more than once.
     """
-    found = {}
+    found: Dict[str, Any] = {}
     for name in sorted(reader.get_variable_to_shape_map()):
         if name.endswith(("/kernel", "/bias", "/gamma", "/beta", "/proxy")):
             inner = re.sub(r"^(?:.*?/)?(?=block\d[a-z]*/|Top/)", "", name)
@@ -92,7 +102,7 @@ def names(reader):
     return found
 
 
-def copy(reader, model):
+def copy(reader: Any, model: keras.Model) -> None:
     """Copies the variables of a checkpoint's `reader` into `model`; all or nothing, with a UserError."""
     found = find(reader, model)
     for layer, weight, name in _keys(model):
@@ -120,7 +130,7 @@ def _kind(weight):
     return weight.name.split("/")[-1].split(":")[0]
 
 
-def tf1_name(layer, kind, proxy):
+def tf1_name(layer: str, kind: str, proxy: bool) -> str:
     """The published name of the weight `kind` of our layer, without the outer scope.
 
     Args:
@@ -144,7 +154,7 @@ def tf1_name(layer, kind, proxy):
     return f"{scope}/proxy" if proxy else f"{scope}/GroupNorm/{kind}"
 
 
-def open_reader(path):
+def open_reader(path: str) -> Any:
     """A reader of the checkpoint with the prefix `path`, or of the newest in that folder; UserError where none is."""
     prefix = tf.train.latest_checkpoint(path) if tf.io.gfile.isdir(path) else path
     try:
@@ -168,7 +178,7 @@ def _missing(reader, name):
     return UserError(f"the checkpoint has no variable {name}; it begins with {some}. Is the norm that of its run?")
 
 
-def check_proxies(reader, model):
+def check_proxies(reader: Any, model: keras.Model) -> None:
     """Warns where the stored statistics of a proxy are not those of its parameters: another activation or epsilon."""
     for layer in model.layers:
         if isinstance(layer, layers.ProxyNormActivation):

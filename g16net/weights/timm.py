@@ -16,13 +16,15 @@ timm's images are (image / 255 - mean) / std; `load` gives the model the same on
 """
 
 import re
-from typing import Mapping
+from typing import Any, Dict, Mapping, Tuple, Union
 
 import numpy as np
+from tensorflow import keras
 
 from g16net import compat, extras, layers
 from g16net.errors import UserError
 from g16net.models import architecture, efficientnet, norms
+from g16net.models.architecture import Variant
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORM_EPSILON = {"tf_": 1e-3, None: 1e-5}  # by the beginning of the name
@@ -30,7 +32,7 @@ GROUP_NORM_SIZE = 8  # channels in a group of the norms of efficientnet_b0_gn an
 _NAME = re.compile(r"(tf_)?efficientnet_(b[0-7])(?:_g(\d+))?(_gn)?")
 
 
-def load(weights, name, mean=MEAN, std=STD, **overrides):
+def load(weights: Any, name: str, mean: Any = MEAN, std: Any = STD, **overrides: Any) -> keras.Model:
     """A network of ours that computes what timm's model `name` computes with `weights`.
 
     Args:
@@ -55,7 +57,7 @@ def load(weights, name, mean=MEAN, std=STD, **overrides):
     return model
 
 
-def parse(name):
+def parse(name: str) -> Dict[str, Any]:
     """The arguments of `efficientnet.build` for timm's model `name`; ValueError where there is no such network here."""
     match = _NAME.fullmatch(name.split(".")[0])
     if not match or (match[3] and not match[4]):
@@ -73,7 +75,7 @@ def parse(name):
     }
 
 
-def read(path):
+def read(path: str) -> Dict[str, Any]:
     """The arrays of a safetensors file, by name; the format holds numbers alone and runs no code.
 
     UserError for a file that is cut or damaged, or of a type such as bfloat16 that NumPy has not.
@@ -117,7 +119,9 @@ def copy(weights: Mapping, model, dense=True):
             weight.assign(found[name])
 
 
-def shapes(variant, group_size, expand_ratio, over_batch):
+def shapes(
+    variant: Union[str, Variant], group_size: int, expand_ratio: int, over_batch: Any
+) -> Dict[str, Tuple[int, ...]]:
     """{timm's name: shape} of the weights of a network of ours, but for the classifier's; no model is built for it.
 
     Args:
@@ -132,7 +136,7 @@ def shapes(variant, group_size, expand_ratio, over_batch):
         found.update({f"{names[1]}.{kind}": (outside,) for kind in kinds})
 
     convolution(("conv_stem", "bn1"), 3, 3, architecture.stem_channels(variant))
-    indices = {}
+    indices: Dict[int, int] = {}
     for block in architecture.blocks(variant, group_size, expand_ratio):
         stage = int(block.name[0])
         index = indices[stage] = indices.get(stage, -1) + 1
@@ -162,7 +166,7 @@ def find(weights: Mapping, model):
     return {**found, **left}
 
 
-def state_dict(model):
+def state_dict(model: keras.Model) -> Dict[str, Any]:
     """The weights of a model in timm's names and layouts, as float32 arrays.
 
     For batch, group and layer norm; timm's class for the last two is `GroupNormAct` with the same groups. Proxy norm
@@ -182,7 +186,7 @@ def state_dict(model):
     return result
 
 
-def save(model, path):
+def save(model: keras.Model, path: str) -> None:
     """Writes `state_dict(model)` as a safetensors file, for `timm.create_model(..., checkpoint_path=path)`."""
     extras.need("safetensors.numpy", "weights", "writing timm's weights").save_file(state_dict(model), path)
 
