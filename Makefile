@@ -7,7 +7,7 @@ JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile tests
 export CUDA_VISIBLE_DEVICES ?= -1
 
-.PHONY: demo quick test test-all lint docs clean
+.PHONY: demo quick test test-all lint site figures clean
 
 demo: $(VENV)/.installed  ## trains, evaluates and exports on the embedded digits
 	$(BIN)/python launch.py --experiment=g16_ln_pn --workdir=runs/demo
@@ -28,8 +28,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-docs: $(VENV)/.installed  ## the reference from the docstrings, and the figures
-	$(BIN)/python docs/make_api.py
+site: $(VENV)/.installed-docs  ## the documentation with the API reference, in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+figures: $(VENV)/.installed  ## figures of the documentation that need no runs
 	$(BIN)/python docs/figures/proxy_norm.py --out=docs/images/proxy_norm.png
 
 $(VENV)/.installed: setup.cfg
@@ -38,5 +40,9 @@ $(VENV)/.installed: setup.cfg
 	$(BIN)/pip install -q -e ".[dev]"
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/pip install -q -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -258,11 +258,11 @@ def costs_table(everything, speeds, sizes):
 
 
 def _networks(found):
-    kinds, norms = list(TRAINED), list(look.NORMS.values())
+    kinds = list(TRAINED)
 
     def place(key):
         group_size, norm = key[0].split()
-        return kinds.index(key[1]) > 0, int(group_size[1:]), norms.index(norm), kinds.index(key[1])
+        return kinds.index(key[1]) > 0, int(group_size[1:]), len(norm), norm, kinds.index(key[1])
 
     return sorted(dict.fromkeys((run.network, run.kind) for run in found), key=place)
 

@@ -5,12 +5,10 @@ Run: launch.py --experiment=g16_ln:variant=B0,resolution=native
      (variant B0 to B7; resolution native or half; `small` for small sets, `demo` for the embedded digits)
 """
 
-from g16net.config import recipe
+from g16net.config import experiments
 
 
 def get_config(arg=""):
-    config = recipe.get_config(arg)
-    config.model.group_size = 16
-    config.model.expand_ratio = 4
+    config = experiments.load("g16_ln_pn", arg)
     config.model.norm = "ln"
     return config

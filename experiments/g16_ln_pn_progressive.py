@@ -6,15 +6,12 @@ Run: launch.py --experiment=g16_ln_pn_progressive:variant=B0,resolution=native
 """
 
 from g16net import config as config_lib
-from g16net.config import recipe
+from g16net.config import experiments, recipe
 
 
 def get_config(arg=""):
     args = config_lib.parse_arg(arg, variant="", resolution="native", demo=False, parts=4)
     rest = [part for part in arg.split(",") if not part.strip().startswith("parts")]
-    config = recipe.get_config(",".join(rest))
-    config.model.group_size = 16
-    config.model.expand_ratio = 4
-    config.model.norm = "ln_pn"
+    config = experiments.load("g16_ln_pn", ",".join(rest))
     config.data.progressive = recipe.progressive_sizes(config.model.variant, args.resolution, args.parts)
     return config

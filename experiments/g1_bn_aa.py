@@ -5,11 +5,11 @@ Run: launch.py --experiment=g1_bn_aa:variant=B0,resolution=native
      (variant B0 to B7; resolution native or half; `small` for small sets, `demo` for the embedded digits)
 """
 
-from g16net.config import recipe
+from g16net.config import experiments
 
 
 def get_config(arg=""):
-    config = recipe.get_config(arg)
+    config = experiments.load("g16_ln_pn", arg)
     config.model.group_size = 1
     config.model.expand_ratio = 6
     config.model.norm = "bn"

@@ -4,6 +4,7 @@ g16net runs on Keras 2.6 (the IPU SDK), on tf-keras and on Keras 3 with TensorFl
 API common to all three and take the few things that differ from here.
 """
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -213,9 +214,15 @@ def set_seed(seed):
         tf.random.set_seed(seed)
 
 
-def set_policy(name):
-    """Sets the dtype policy of layers made from now on."""
+@contextlib.contextmanager
+def policy(name):
+    """Context in which layers and models are made with the dtype policy `name`; then the previous one holds again."""
+    before = keras.mixed_precision.global_policy()
     keras.mixed_precision.set_global_policy(name)
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_global_policy(before)
 
 
 def optimizer_state(optimizer, variables, names=None):

@@ -10,13 +10,13 @@ import sys
 
 MOVED = {
     "g16net.assemble": "g16net.run.assemble",
-    "g16net.channels": "g16net.inspect.channels",
+    "g16net.channels": "g16net.diagnostics.channels",
     "g16net.checkpoint": "g16net.run.checkpoint",
     "g16net.evaluate": "g16net.training.evaluate",
     "g16net.experiments": "g16net.config.experiments",
     "g16net.finetune": "g16net.training.finetune",
     "g16net.foreign_weights": "g16net.weights.detect",
-    "g16net.inspect_data": "g16net.inspect.inspect_data",
+    "g16net.inspect_data": "g16net.diagnostics.inspect_data",
     "g16net.models.convert": "g16net.weights.keras_applications",
     "g16net.models.costs": "g16net.costs.counts",
     "g16net.models.roofline": "g16net.costs.roofline",

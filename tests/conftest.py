@@ -40,8 +40,8 @@ def tier(request):
 def fresh_flags():
     """The command line is one for the whole process: what a test parsed is forgotten after it."""
     yield
-    if "g16net.cli" in sys.modules:
-        sys.modules["g16net.cli"].FLAGS.unparse_flags()
+    if "g16net.cli.main" in sys.modules:
+        sys.modules["g16net.cli.main"].FLAGS.unparse_flags()
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +51,15 @@ def any_operations():
     config = sys.modules.get("tensorflow.python.framework.config")
     if hasattr(config, "disable_op_determinism"):
         config.disable_op_determinism()
+
+
+@pytest.fixture
+def cache_home(tmp_path, monkeypatch):
+    """What runs remember for each other, this test alone knows; the native operations are built once for all."""
+    from g16net import native
+
+    native.library()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -87,9 +87,9 @@ class Died(Exception):
 
 def train_until(step, action, config, workdir):
     """Trains `config` in `workdir`, with `action()` after the `step`-th update counted from where the run starts."""
-    from g16net.training import train
+    from g16net.training import callbacks, train
 
-    position, count = train.Position.on_train_batch_end, [0]
+    position, count = callbacks.Position.on_train_batch_end, [0]
 
     def counted(self, batch, logs=None):
         position(self, batch, logs)
@@ -98,7 +98,7 @@ def train_until(step, action, config, workdir):
             action()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Position, "on_train_batch_end", counted)
+        patch.setattr(callbacks.Position, "on_train_batch_end", counted)
         train.train(config, str(workdir))
 
 

@@ -21,9 +21,18 @@ class Block(NamedTuple):
 
 
 def paths():
-    """Every page for readers, relative to the root; what is generated is left out."""
+    """Every page for readers, relative to the root, without the API reference, which is made of docstrings."""
     found = [os.path.join(ROOT, "README.md")] + sorted(glob.glob(os.path.join(ROOT, "docs", "*.md")))
-    return [os.path.relpath(path, ROOT) for path in found if not path.endswith("api.md")]
+    return [os.path.relpath(path, ROOT) for path in found]
+
+
+def reference():
+    """`{page: names}` of the modules that each page of the API reference shows, by its `:::` directives."""
+    found = {}
+    for path in sorted(glob.glob(os.path.join(ROOT, "docs", "reference", "*.md"))):
+        with open(path, encoding="utf-8") as file:
+            found[os.path.relpath(path, ROOT)] = re.findall(r"^::: (\S+)$", file.read(), re.MULTILINE)
+    return found
 
 
 def blocks(page):

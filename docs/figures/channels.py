@@ -17,6 +17,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
+from g16net.models.norms import NORMS  # noqa: E402
 from g16net.report import look, runs  # noqa: E402
 
 PANELS = {
@@ -67,8 +68,8 @@ def draw(found, title, path):
         for axes, (key, (name, label)) in zip(figure.subplots(1, 2), PANELS.items()):
             for norm, seeds in found.items():
                 mean, low, high = zip(*by_depth(seeds, key))
-                colour = look.COLOURS[norm]
-                text = look.NORMS[norm] + (f", {len(seeds)} seeds" if len(seeds) > 1 else "")
+                colour = NORMS[norm].colour
+                text = NORMS[norm].label + (f", {len(seeds)} seeds" if len(seeds) > 1 else "")
                 axes.plot(range(len(mean)), mean, color=colour, lw=0.7, alpha=0.35)
                 axes.plot(places, [mean[i] for i in places], color=colour, marker="o", ms=4, label=text)
                 if len(seeds) > 1:

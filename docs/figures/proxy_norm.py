@@ -19,9 +19,9 @@ from tensorflow import keras  # noqa: E402
 
 from g16net.data.make_set import sample_photos  # noqa: E402
 from g16net.layers.proxy_norm import proxy_moments, quadrature_points  # noqa: E402
-from g16net.models import efficientnet  # noqa: E402
+from g16net.models import efficientnet, norms  # noqa: E402
 
-NORMS = {"bn": "batch norm", "ln": "layer norm", "ln_pn": "layer norm + proxy norm"}
+SHOWN = ("bn", "ln", "ln_pn")
 
 
 def photos(images, size, seed=0):
@@ -39,7 +39,7 @@ def photos(images, size, seed=0):
 def drift(x, norm, epsilon=1e-3):
     """Share of the power of the normalised `x` [batch, height, width, channels] that lies in its channels' means over
     batch and pixels: mean over channels of the squared mean, over that of the mean square; 0 to 1."""
-    axes = (0, 1, 2) if norm == "bn" else (1, 2, 3)
+    axes = (0, 1, 2) if norms.get(norm).over_batch else (1, 2, 3)
     x = np.asarray(x, np.float64)
     y = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + epsilon)
     return float((y.mean((0, 1, 2)) ** 2).mean() / (y**2).mean())
@@ -51,7 +51,7 @@ def by_depth(norm, images, variant="B0", group_size=16, expand_ratio=4, seed=0):
     names = [layer.name for layer in model.layers if layer.name.startswith("block") and layer.name.endswith("_conv")]
     names = [name for name in names if "expand" not in name and "project" not in name]
     inner = keras.Model(model.input, [model.get_layer(name).output for name in names])
-    return [drift(x, norm) for x in inner(images, training=norm == "bn")]
+    return [drift(x, norm) for x in inner(images, training=norms.get(norm).over_batch)]
 
 
 def exact(gamma, beta, points=4001):
@@ -90,9 +90,9 @@ def draw(path, images=32, size=128, variant="B0"):
     left.plot([], [], "kx", markersize=4, label="32 Gauss-Hermite nodes")
     left.set(xlabel="beta", title="swish(gamma p + beta), p ~ N(0, 1)")
     inputs, result = photos(images, size), {}
-    for norm, label in NORMS.items():
+    for norm in SHOWN:
         result[norm] = by_depth(norm, inputs, variant)
-        right.plot(range(1, len(result[norm]) + 1), result[norm], marker=".", label=label)
+        right.plot(range(1, len(result[norm]) + 1), result[norm], marker=".", label=norms.get(norm).words)
     right.set(xlabel="block", ylabel="share of power in channel means", title=f"untrained {variant} G16, real photos")
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -3,7 +3,6 @@ and how far such estimates are from what was observed."""
 
 import csv
 import math
-import os
 import tempfile
 
 from g16net import models
@@ -14,6 +13,7 @@ from g16net.errors import UserError, suggest
 from g16net.models import architecture
 from g16net.report import published, runs
 from g16net.run import assemble, run_data
+from g16net.run.workdir import Workdir
 
 COMPARISONS = ("readings", "measured")
 RATIOS = (  # what is to be explained: name, field, its two values
@@ -49,7 +49,7 @@ def costs(config, workdir, machines=("ipu_mk2", "a100_40gb", "cpu"), compare=())
     known = {**roofline.MACHINES, "cpu": cpu}
     chosen = [known[name] for name in machines]
     sizes = {"train": config.data.train_size, "infer": config.data.eval_size}
-    layers_path = os.path.join(workdir, "costs.csv")
+    layers_path = Workdir(workdir).file("costs.csv")
     fields = runs.network(runs.flat(config.to_dict()))
     rows = [
         dict(

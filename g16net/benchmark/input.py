@@ -49,9 +49,9 @@ def benchmark_data(config, workdir, peers=(), rounds=5, seconds=2.0):
     speeds = {name: [] for name in [*runs, *peers_rates]}
     for turn in range(rounds):
         for name, batches in runs.items():
-            speeds[name].append(measure(batches, seconds, warmup=3.0 if turn == 0 else 0.5))
+            speeds[name].append(measure(batches, seconds, warmup=1.5 * seconds if turn == 0 else 0.25 * seconds))
         for name, rate in peers_rates.items():
-            speeds[name].append(rate(seconds, warmup=1.0))
+            speeds[name].append(rate(seconds, warmup=0.5 * seconds))
     cores = native.cores()
     rows = [
         {

@@ -9,19 +9,14 @@ from tensorflow import keras
 from g16net import compat, layers
 from g16net.benchmark import contenders
 from g16net.costs import counts, roofline
+from g16net.models import efficientnet
+from g16net.models import norms as known
 
 MATRIX = 1024  # rows and columns of the matrix product
 COPIED = 2**24  # elements of the tensor that is read and written
 FEATURES = (8, 28, 28, 192)  # batch, height, width and channels of the grouped convolutions
 WIDTHS = (1, 4, 16, 24, 48)  # channels in a group
 NORMED = (16, 56, 56, 96)  # batch, height, width and channels of what is normalised
-NORMS = {  # norm -> layers with the activation
-    "bn": lambda: [layers.BatchNorm(activation="swish")],
-    "gn": lambda: [layers.GroupNorm(4, activation="swish")],
-    "ln": lambda: [layers.LayerNorm(activation="swish")],
-    "gn_pn": lambda: [layers.ProxyNormActivation("swish", groups=4)],
-    "ln_pn": lambda: [layers.ProxyNormActivation("swish", groups=1)],
-}
 
 
 def machine(dtype="float32", norms=("bn", "ln_pn"), seconds=0.1):
@@ -59,11 +54,12 @@ def _norm_rates(norm, dtype, seconds):
     """Bytes/s of a norm with its activation: at inference, in training forward, and backward."""
     batch, *shape = NORMED
     with policy(dtype):
-        stack = NORMS[norm]()
+        stack = [efficientnet.norm_layer(norm, shape[-1], "swish")]
     inference, *trained = pass_seconds(stack, NORMED, dtype, seconds)
-    if norm == "bn":  # TensorFlow makes it a part of the convolution before it: what is left is the activation
+    kind = known.NORMS[norm]
+    if kind.over_batch:  # TensorFlow makes it a part of the convolution before it: what is left is the activation
         inference = pass_seconds([keras.layers.Activation("swish")], NORMED, dtype, seconds)[0]
-    kinds = ("norm", "activation") if norm == "bn" else ("norm",)
+    kinds = ("norm",) if kind.owns_activation else ("norm", "activation")
     rows = [counts.Layer("stem_norm", kind, shape[0], shape[1], *shape[2:] * 2, 1, 1, 1, 0, 0, 0) for kind in kinds]
     without, within = (
         [roofline.work(row, row.elements, norm, dtype, batch, training, fused=True) for row in rows]
@@ -100,18 +96,9 @@ def pass_seconds(stack, shape, dtype, seconds):
     return found[0], found[1], max(found[2] - found[1], 0.3 * found[1])  # noise must not make a pass free
 
 
-class policy:
-    """A block in which layers compute in `dtype`."""
-
-    def __init__(self, dtype):
-        self.name = dtype if dtype == "float32" else f"mixed_{dtype}"
-
-    def __enter__(self):
-        self.before = keras.mixed_precision.global_policy().name
-        compat.set_policy(self.name)
-
-    def __exit__(self, *_):
-        compat.set_policy(self.before)
+def policy(dtype):
+    """Context in which layers are made that compute in `dtype`."""
+    return compat.policy(dtype if dtype == "float32" else f"mixed_{dtype}")
 
 
 def times(run, seconds, least=3):

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+import g16net
 from g16net import config as config_lib
 from g16net import extras, native
 from g16net.config import batches, experiments, recipe
@@ -34,7 +35,7 @@ TIMM = {
     "efficientnet_b{}_gn": (1, 6, "gn"),
     "efficientnet_b{}_g8_gn": (8, 6, "gn"),
 }
-HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(g16net.__file__)))
 
 
 def check(config, peers=()):

@@ -29,13 +29,17 @@ def listing():
     return rows
 
 
-def load(text, **extra):
-    """The config of the experiment `text`, as `NAME`, `NAME:ARG` or `FILE.py:ARG`; `extra` adds boolean arguments.
+def load(text, arg="", **extra):
+    """The config of the experiment `text`, as `NAME`, `NAME:ARG` or `FILE.py:ARG`.
+
+    Args:
+        arg: further arguments, as after the colon: an experiment that starts from another hands its own on.
+        **extra: further boolean arguments.
 
     ConfigError where there is no such experiment, or no `get_config` in it.
     """
-    loaded, arg = module(text)
-    arg = ",".join(filter(None, [arg] + [key for key, value in extra.items() if value]))
+    loaded, own = module(text)
+    arg = ",".join(filter(None, [own, arg] + [key for key, value in extra.items() if value]))
     if not hasattr(loaded, "get_config"):
         hint = "it is a sweep's: use --mode=sweep" if hasattr(loaded, "get_runs") else "see experiments/g16_ln_pn.py"
         raise ConfigError(f"experiment file {loaded.__file__!r} has no function get_config(arg); {hint}")

@@ -12,7 +12,8 @@ from typing import Any, Callable, NamedTuple, Optional, Tuple
 import ml_collections
 
 from g16net.errors import ConfigError, suggest
-from g16net.models.architecture import NORMS, VARIANTS
+from g16net.models.architecture import VARIANTS
+from g16net.models.norms import NORMS
 
 
 class Field(NamedTuple):
@@ -61,11 +62,11 @@ def _choices(default, choices, comment):
 FIELDS = {
     # run
     "run.epochs": _at_least(350, 1, "passes over the training split"),
-    "run.global_batch": _at_least(768, 1, "images in one weight update, over all replicas and accumulation steps"),
+    "run.global_batch": _at_least(768, 1, "images per weight update, over all replicas and accumulation steps"),
     "run.seed": Field(
         42,
         int,
-        "of the initial weights, the order of the data and every random draw",
+        "seed of the initial weights, the order of the data and every random draw",
         f"between 0 and {2**31 - 1}",
         lambda v: 0 <= v < 2**31,  # NumPy takes 32 bits, an IPU 31
     ),
@@ -73,7 +74,7 @@ FIELDS = {
     "data.name": Field(
         "auto", str, "auto | digits | idx | tfds:NAME | tfrecord | folder | synthetic; auto: prepared ImageNet or demo"
     ),
-    "data.dir": Field("", str, "where the data lies (tfds: its data_dir)"),
+    "data.dir": Field("", str, "folder of the data (tfds: its data_dir)"),
     "data.train_split": Field("", str, "name of the split to train on; empty: the source's own"),
     "data.eval_split": Field("", str, "name of the split to evaluate on; empty: the source's own"),
     "data.resolution": _one_of("native", ("native", "half"), "training size from the variant table, unless train_size"),
@@ -83,28 +84,34 @@ FIELDS = {
     ),
     "data.eval_size": _at_least(None, 8, "test pixels; None: the variant's native size", optional=True),
     "data.crop": _one_of("box", ("box", "pad"), "box: ImageNet's random box; pad: resize, shift by up to 1/8 (CIFAR)"),
-    "data.area_min": _fraction(0.05, "least area of the random box"),
+    "data.area_min": _fraction(0.05, "smallest area of the random box, as a share of the image"),
     "data.flip": Field(True, bool, "mirror half of the training images"),
     "data.resize": _one_of("bilinear", ("bilinear", "tf1"), "tf1: TensorFlow 1's corners, for parity with old runs"),
     "data.jpeg": Field(False, bool, "every image is a JPEG, which saves a test; another format then counts as corrupt"),
     "data.augment": _one_of("none", ("none", "autoaugment", "randaugment"), "policy on each training image"),
-    "data.randaugment_layers": _at_least(2, 1, "operations an image"),
-    "data.randaugment_magnitude": Field(9, int, "strength", "0 to 10", lambda v: 0 <= v <= 10),
-    "data.mixup": _at_least(0.0, 0, "alpha of the Beta distribution; 0 turns mixup off", kind=float),
-    "data.cutmix": Field(1.0, float, "lambda; 1 turns CutMix off", "above 0.6 and up to 1", lambda v: 0.6 < v <= 1),
+    "data.randaugment_layers": _at_least(2, 1, "RandAugment: operations per image"),
+    "data.randaugment_magnitude": Field(9, int, "RandAugment: strength", "0 to 10", lambda v: 0 <= v <= 10),
+    "data.mixup": _at_least(0.0, 0, "mixup: alpha of the Beta distribution; 0 turns it off", kind=float),
+    "data.cutmix": Field(1.0, float, "CutMix: lambda; 1 turns it off", "above 0.6 and up to 1", lambda v: 0.6 < v <= 1),
     "data.cutmix_version": Field(
-        1, int, "1: random patch area, the paper's; 2: fixed", "1 or 2", lambda v: v in (1, 2)
+        1, int, "CutMix: 1 draws the area of the patch, as the paper; 2 fixes it", "1 or 2", lambda v: v in (1, 2)
     ),
     "data.mix_on_device": Field(False, bool, "mix in the model's input instead of on the host"),
-    "data.cache": _one_of("none", ("none", "encoded", "decoded"), "encoded bytes in memory, or decoded uint8 on disk"),
+    "data.cache": _one_of(
+        "none",
+        ("none", "encoded", "decoded"),
+        "what is kept of images: encoded bytes in memory, or decoded uint8 on disk",
+    ),
     "data.cache_size": _at_least(None, 8, "pixels of the decoded cache; None: train_size x 8 / 7", optional=True),
     "data.cache_dir": Field("", str, "folder of the decoded cache"),
-    "data.label_offset": Field(None, int, "subtracted from stored labels; None: the source's own rule", optional=True),
+    "data.label_offset": Field(
+        None, int, "number subtracted from stored labels; None: the source's own rule", optional=True
+    ),
     "data.layout": _one_of(
-        "auto", ("auto", "classes"), "of a folder; classes: its folders are classes, whatever their names"
+        "auto", ("auto", "classes"), "how a folder is read; classes: its subfolders are classes, whatever their names"
     ),
     "data.allow_changed": Field(
-        False, bool, "go on with a run though its training split changed since it was begun (the same classes)"
+        False, bool, "resume a run although its training split has changed (with the same classes)"
     ),
     "data.holdout": _fraction(
         0.2, "share of each class of a folder without train/val that is held out for evaluation", closed=False
@@ -116,7 +123,7 @@ FIELDS = {
     "data.exif": Field(False, bool, "turn and mirror images as their EXIF orientation says"),
     "data.num_examples": _at_least(10000, 1, "images of the synthetic source"),
     "data.num_classes": _at_least(1000, 2, "classes of the synthetic source; the others know theirs"),
-    "data.parallel": _at_least(None, 1, "images prepared side by side; None: TensorFlow tunes it", optional=True),
+    "data.parallel": _at_least(None, 1, "images prepared in parallel; None: twice the cores", optional=True),
     "data.service": Field("", str, "address of a tf.data service dispatcher; empty: read here"),
     "data.download": Field(False, bool, "let TFDS fetch what is not prepared"),
     # model
@@ -124,7 +131,7 @@ FIELDS = {
     "model.width": _above_zero(None, "factor of the channels; None: the variant's", optional=True),
     "model.depth": _above_zero(None, "factor of the blocks in a stage; None: the variant's", optional=True),
     "model.group_size": _at_least(16, 1, "channels in a group of the spatial convolution; 1 is depthwise"),
-    "model.expand_ratio": _at_least(4, 1, "channels in a block over channels between blocks"),
+    "model.expand_ratio": _at_least(4, 1, "channels inside a block per channel between blocks"),
     "model.norm": _one_of("ln_pn", NORMS, "normalisation; _pn: with proxy-normalised activations"),
     "model.norm_groups": _at_least(4, 1, "groups of gn and gn_pn"),
     "model.norm_group_size": _at_least(
@@ -134,42 +141,63 @@ FIELDS = {
     "model.strided_groups": Field(
         False, bool, "channel c in group c modulo groups, as the published GN networks have it"
     ),
-    "model.activation": _one_of("swish", ("swish", "relu"), "after every norm but the projection's"),
+    "model.activation": _one_of("swish", ("swish", "relu"), "activation after every norm but the projection's"),
     "model.proxy_epsilon": _above_zero(0.03, "added to the proxy variance"),
     "model.quadrature": _one_of("quantile", ("quantile", "gauss_hermite"), "how the proxy statistics are integrated"),
     "model.mean": Field(
-        (123.68, 116.78, 103.94), tuple, "subtracted from images of 0..255", "3 numbers", lambda v: len(v) == 3
+        (123.68, 116.78, 103.94),
+        tuple,
+        "mean per channel, subtracted from images of 0..255",
+        "3 numbers",
+        lambda v: len(v) == 3,
     ),
     "model.std": Field(
-        (1.0, 1.0, 1.0), tuple, "images are divided by it", "3 numbers above 0", lambda v: len(v) == 3 and min(v) > 0
+        (1.0, 1.0, 1.0),
+        tuple,
+        "deviation per channel, by which images are divided",
+        "3 numbers above 0",
+        lambda v: len(v) == 3 and min(v) > 0,
     ),
     # optimiser
-    "optim.learning_rate": _above_zero(None, "peak before drops; None: 2^-14 x global batch", optional=True),
+    "optim.learning_rate": _above_zero(None, "peak learning rate; None: 2^-14 x global batch", optional=True),
     "optim.decay": Field(
         None,
         float,
-        "of the mean square; None: 1 - 2^-14 x global batch",
+        "decay of the mean square; None: 1 - 2^-14 x global batch",
         "at least 0 and below 1",
         lambda v: 0 <= v < 1,
         True,
     ),
-    "optim.momentum": _fraction(0.9, "applied to the scaled gradient", closed=False),
-    "optim.epsilon": _above_zero(1e-3, "inside the square root"),
-    "optim.weight_decay": _at_least(1e-5, 0, "L2 in the gradient (not on gamma, beta)", kind=float),
+    "optim.momentum": _fraction(0.9, "momentum of the scaled gradient", closed=False),
+    "optim.epsilon": _above_zero(1e-3, "added to the mean square inside the root"),
+    "optim.weight_decay": _at_least(1e-5, 0, "L2 penalty added to the gradient (not of gamma and beta)", kind=float),
     # schedule
-    "schedule.name": _one_of("exponential", ("exponential", "cosine", "constant"), "of the learning rate"),
-    "schedule.warmup_epochs": _at_least(5.0, 0, "of linear warm-up", kind=float),
-    "schedule.drops": _at_least(146, 1, "equal stairs of the exponential schedule"),
-    "schedule.drop_rate": Field(0.97, float, "factor of each stair", "above 0 and up to 1", lambda v: 0 < v <= 1),
+    "schedule.name": _one_of("exponential", ("exponential", "cosine", "constant"), "course of the learning rate"),
+    "schedule.warmup_epochs": _at_least(5.0, 0, "epochs of linear warm-up", kind=float),
+    "schedule.drops": _at_least(146, 1, "equal steps of the exponential schedule"),
+    "schedule.drop_rate": Field(
+        0.97, float, "factor of each step of the exponential schedule", "above 0 and up to 1", lambda v: 0 < v <= 1
+    ),
     # regularisation
-    "regularise.label_smoothing": _fraction(0.1, "mass taken from the right class", closed=False),
+    "regularise.label_smoothing": _fraction(0.1, "probability taken from the true class", closed=False),
     "regularise.dropout": Field(
-        None, float, "before the last layer; None: the variant's", "at least 0 and below 1", lambda v: 0 <= v < 1, True
+        None,
+        float,
+        "dropout rate before the last layer; None: the variant's",
+        "at least 0 and below 1",
+        lambda v: 0 <= v < 1,
+        True,
     ),
     "regularise.survival_prob": Field(
-        0.8, float, "of the last block in stochastic depth; 1 turns it off", "above 0 and up to 1", lambda v: 0 < v <= 1
+        0.8,
+        float,
+        "survival probability of the last block in stochastic depth; 1 turns it off",
+        "above 0 and up to 1",
+        lambda v: 0 < v <= 1,
     ),
-    "regularise.average": _fraction(0.97, "decay an epoch of the averaged weights; 0 turns them off", closed=False),
+    "regularise.average": _fraction(
+        0.97, "decay per epoch of the averaged weights; 0 turns averaging off", closed=False
+    ),
     # fine-tuning (mode finetune)
     "finetune.layers": Field("top", str, "trained parts from the end, such as top,block7,block6; the rest is frozen"),
     "finetune.sizes": _sizes(
@@ -177,18 +205,21 @@ FIELDS = {
     ),
     "finetune.epochs": _at_least(2, 1, "passes over the training split"),
     "finetune.global_batch": _at_least(
-        None, 1, "images in a weight update; None: 512, or run.global_batch where that is less", optional=True
+        None, 1, "images per weight update; None: 512, or run.global_batch if that is less", optional=True
     ),
     "finetune.learning_rate": _above_zero(
-        None, "before warm-up and cosine; None: 2^-11 x finetune.global_batch", optional=True
+        None, "peak learning rate of the cosine; None: 2^-11 x finetune.global_batch", optional=True
     ),
     "finetune.warmup_epochs": _at_least(
-        5.0, 0, "of linear warm-up; the published 5 outlast the run, whose rate peaks at a tenth; 0: none", kind=float
+        5.0,
+        0,
+        "epochs of linear warm-up; the published 5 outlast the run, whose rate peaks at a tenth; 0: none",
+        kind=float,
     ),
     "finetune.decay": Field(
         None,
         float,
-        "of the mean square; None: 1 - 2^-14 x finetune.global_batch",
+        "decay of the mean square; None: 1 - 2^-14 x finetune.global_batch",
         "at least 0 and below 1",
         lambda v: 0 <= v < 1,
         True,
@@ -199,7 +230,7 @@ FIELDS = {
         "all: mixing and the frozen blocks' stochastic depth stay on, as published; no features kept",
     ),
     "finetune.cache_gb": _at_least(
-        4.0, 0, "most gigabytes of memory for the frozen part's features; 0: compute them in every epoch", kind=float
+        4.0, 0, "gigabytes of memory for the frozen part's features, at most; 0: compute them every epoch", kind=float
     ),
     "finetune.folder": Field(
         "finetune", str, "folder in the workdir for its results", "a name", lambda v: bool(re.fullmatch(r"[\w.=-]+", v))
@@ -210,41 +241,43 @@ FIELDS = {
         ("default", "mirrored", "multiworker", "tpu", "ipu", "popdist"),
         "devices that train together: one, this machine's GPUs, several machines, a TPU, IPUs, IPUs under poprun",
     ),
-    "runtime.workers": Field("", str, "multiworker: HOST:PORT of each, the chief first; slurm; empty: from TF_CONFIG"),
+    "runtime.workers": Field(
+        "", str, "multiworker: HOST:PORT of each worker, the chief first; slurm; empty: from TF_CONFIG"
+    ),
     "runtime.worker": _at_least(None, 0, "multiworker: which of them this is; None: by its host name", optional=True),
     "runtime.tpu": Field("local", str, "name of the TPU, or local on a TPU virtual machine"),
     "runtime.virtual_cpus": _at_least(0, 0, "mirrored: cut the CPU into so many devices, to try it without GPUs"),
     "runtime.precision": _one_of(
-        "float32", ("float32", "mixed_bfloat16", "mixed_float16"), "of compute; weights are float32"
+        "float32", ("float32", "mixed_bfloat16", "mixed_float16"), "precision of compute; weights are float32"
     ),
-    "runtime.deterministic": Field(False, bool, "only deterministic operations, at some cost in speed"),
-    "runtime.steps_per_execution": _at_least(1, 1, "weight updates in one call of the device"),
+    "runtime.deterministic": Field(False, bool, "use deterministic operations only, at some cost in speed"),
+    "runtime.steps_per_execution": _at_least(1, 1, "weight updates per call of the device"),
     "runtime.recompute": Field(
         False, bool, "keep only the input of each block and compute the rest again in the backward pass: less memory"
     ),
     "runtime.micro_batch": _at_least(
-        None, 1, "images in one pass of a replica; None: global batch / (replicas x grad_accumulation)", optional=True
+        None, 1, "images per pass of a replica; None: global batch / (replicas x grad_accumulation)", optional=True
     ),
     "runtime.grad_accumulation": _at_least(
-        None, 1, "micro-batches added up for one weight update; None: what micro_batch leaves, or 1", optional=True
+        None, 1, "micro-batches per weight update; None: what micro_batch implies, or 1", optional=True
     ),
-    "runtime.loss_scale": _above_zero(128.0, "factor of the loss in mixed_float16, taken off its gradients"),
+    "runtime.loss_scale": _above_zero(128.0, "factor of the loss in mixed_float16, removed from its gradients"),
     "runtime.dynamic_loss_scale": Field(
         False, bool, "start from loss_scale, halve it after an overflow, double it after 2,000 updates without one"
     ),
     "runtime.max_skipped": _at_least(
-        0, 0, "weight updates with gradients that are not finite to leave out before the run stops"
+        0, 0, "weight updates with gradients that are not finite to skip before the run stops"
     ),
     # ipu: read where runtime.strategy is ipu or popdist
     "ipu.use_published": Field(False, bool, "fill what is left open from the published 16-IPU configuration"),
     "ipu.replicas": _at_least(None, 1, "copies of the model, over all processes; None: 1 or published", optional=True),
     "ipu.ipus_per_replica": _at_least(
-        None, 1, "the power of two that holds the stages of the pipeline; None: that", optional=True
+        None, 1, "IPUs per replica, the power of two that holds the pipeline's stages; None: that", optional=True
     ),
     "ipu.splits": Field("", str, "blocks that start a new pipeline stage, such as 2b,4a,5c; empty: no pipeline"),
     "ipu.schedule": _one_of("Grouped", ("Grouped", "Interleaved", "Sequential"), "order of the pipeline's passes"),
-    "ipu.recompute": Field(True, bool, "compute a stage's activations again in its backward pass"),
-    "ipu.partials": _one_of("half", ("half", "float"), "partial sums of float16 convolutions"),
+    "ipu.recompute": Field(True, bool, "recompute a stage's activations in its backward pass"),
+    "ipu.partials": _one_of("half", ("half", "float"), "type of partial sums in float16 convolutions"),
     "ipu.available_memory_proportion": Field(
         None,
         float,
@@ -253,33 +286,33 @@ FIELDS = {
         lambda v: 0 < v <= 1,
         True,
     ),
-    "ipu.offload": Field(False, bool, "keep the optimiser's state in the host's memory (remote buffers)"),
+    "ipu.offload": Field(False, bool, "keep the optimizer's state in the host's memory (remote buffers)"),
     "ipu.stochastic_rounding": Field(False, bool, "round float16 results at random"),
     "ipu.io_tiles": _at_least(0, 0, "tiles that move data while the others compute"),
-    "ipu.eval_micro_batch": _at_least(
-        None, 1, "images in an evaluation pass; None: runtime.micro_batch", optional=True
+    "ipu.eval_micro_batch": _at_least(None, 1, "images per evaluation pass; None: runtime.micro_batch", optional=True),
+    "ipu.connection": _one_of(
+        "ALWAYS", ("ALWAYS", "ON_DEMAND", "PRE_COMPILE"), "how the device is taken; PRE_COMPILE: compile without one"
     ),
-    "ipu.connection": _one_of("ALWAYS", ("ALWAYS", "ON_DEMAND", "PRE_COMPILE"), "PRE_COMPILE: without a device"),
     "ipu.version": _one_of("ipu2", ("ipu2", "ipu21"), "hardware to compile for in PRE_COMPILE"),
     # where weights come from, and checkpoints
     "init.checkpoint": Field(
         "",
         str,
-        "run, checkpoint, or weights of timm, keras.applications, TensorFlow 1 to start from; empty: scratch",
+        "run, checkpoint, or weights of timm, keras.applications or TensorFlow 1 to start from; empty: from scratch",
     ),
-    "init.weights": _one_of("average", ("average", "raw"), "which weights of that run; average falls back to raw"),
-    "checkpoint.keep": _at_least(3, 1, "newest checkpoints kept; the best one is kept besides"),
+    "init.weights": _one_of(
+        "average", ("average", "raw"), "which weights of that run to take; average falls back to raw"
+    ),
+    "checkpoint.keep": _at_least(3, 1, "newest checkpoints to keep; the best one is kept as well"),
     "checkpoint.every_epochs": _at_least(1, 1, "epochs between checkpoints"),
-    "checkpoint.every_steps": _at_least(None, 1, "weight updates between checkpoints within epochs", optional=True),
-    "checkpoint.background": Field(True, bool, "write checkpoints beside the training"),
+    "checkpoint.every_steps": _at_least(None, 1, "weight updates between checkpoints within an epoch", optional=True),
+    "checkpoint.background": Field(True, bool, "write checkpoints while training goes on"),
     # evaluation
-    "eval.batch": _at_least(None, 1, "images in an evaluation step; None: as in training, at most 256", optional=True),
-    "eval.every_epochs": _at_least(1, 1, "epochs between evaluations in training"),
-    "eval.weights": _one_of(
-        "average", ("average", "raw", "finetuned"), "which weights to evaluate and export; average needs one"
-    ),
+    "eval.batch": _at_least(None, 1, "images per evaluation step; None: as in training, at most 256", optional=True),
+    "eval.every_epochs": _at_least(1, 1, "epochs between evaluations during training"),
+    "eval.weights": _one_of("average", ("average", "raw", "finetuned"), "which weights to evaluate and export"),
     "eval.finetune_size": _at_least(
-        None, 8, "which of finetune.folder's sizes to take the weights of; None: the only one", optional=True
+        None, 8, "size of the fine-tuning whose weights are taken; None: the only one", optional=True
     ),
     "eval.per_class": Field(False, bool, "write accuracy by class and the confusion matrix of each size to files"),
     "eval.sizes": _sizes((), "test sizes in pixels; empty: data.eval_size"),
@@ -288,31 +321,33 @@ FIELDS = {
         "saved_model", ("saved_model", "tflite", "onnx", "keras", "ipu_serving"), "what --mode=export writes"
     ),
     "export.precision": _one_of(
-        "float16", ("float32", "float16", "int8"), "of TFLite's weights; int8: activations too"
+        "float16", ("float32", "float16", "int8"), "TFLite: precision of the weights; int8: of activations too"
     ),
-    "export.calibration": _at_least(128, 1, "training images from which int8 takes the ranges of activations"),
+    "export.calibration": _at_least(
+        128, 1, "TFLite int8: training images from which the ranges of activations are taken"
+    ),
     "export.check_images": _at_least(256, 1, "test images on which an export is compared with its checkpoint"),
     # benchmark
-    "benchmark.tasks": _choices("train,infer", ("train", "infer"), "what is timed"),
+    "benchmark.tasks": _choices("train,infer", ("train", "infer"), "what to time"),
     "benchmark.precisions": _choices(
-        "float32", ("float32", "mixed_bfloat16", "mixed_float16"), "of compute, each timed beside the others"
+        "float32", ("float32", "mixed_bfloat16", "mixed_float16"), "precisions of compute to time"
     ),
-    "benchmark.batches": Field((16,), tuple, "images in a step", "whole numbers above 0", lambda v: v and min(v) >= 1),
-    "benchmark.sizes": _sizes((), "pixels; empty: data.train_size"),
+    "benchmark.batches": Field((16,), tuple, "images per step", "whole numbers above 0", lambda v: v and min(v) >= 1),
+    "benchmark.sizes": _sizes((), "image sizes in pixels; empty: data.train_size"),
     "benchmark.experiments": Field(
-        "", str, "further experiments to time beside this one, with spaces between; NAME:ARG+key=value+key=value"
+        "", str, "further experiments to time, separated by spaces: NAME:ARG+key=value+key=value"
     ),
-    "benchmark.rounds": _at_least(5, 1, "turns of each contender"),
-    "benchmark.seconds": _above_zero(2.0, "of a turn"),
+    "benchmark.rounds": _at_least(5, 1, "turns per contender"),
+    "benchmark.seconds": _above_zero(2.0, "seconds per turn"),
     "benchmark.layers": Field(True, bool, "profile a few steps too, for the time by kind of layer"),
     "benchmark.input": Field(False, bool, "time training from the input pipeline too, and how long it waits for data"),
-    "benchmark.threads": _at_least(None, 1, "of each contender; None: a thread a core", optional=True),
+    "benchmark.threads": _at_least(None, 1, "threads per contender; None: one per core", optional=True),
     "benchmark.compile": Field(False, bool, "let timm's networks try torch.compile; takes minutes"),
     # inspect_data
-    "inspect.duplicates": _at_least(50000, 0, "most images of a split that are compared with the others; 0: none"),
+    "inspect.duplicates": _at_least(50000, 0, "images per split that are compared for duplicates, at most; 0: none"),
     # predict
-    "predict.top": _at_least(5, 1, "classes shown for an image"),
-    "predict.output": _one_of("table", ("table", "jsonl"), "on stdout; jsonl: JSON lines and nothing else"),
+    "predict.top": _at_least(5, 1, "classes shown per image"),
+    "predict.output": _one_of("table", ("table", "jsonl"), "form of the output; jsonl: JSON lines and nothing else"),
     "predict.grid": Field(False, bool, "draw the images with their classes to WORKDIR/predictions.png"),
 }
 

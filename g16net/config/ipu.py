@@ -13,7 +13,7 @@ from typing import NamedTuple, Optional, Tuple
 
 from g16net.config import batches
 from g16net.errors import ConfigError
-from g16net.models import architecture
+from g16net.models import architecture, norms
 
 STRATEGIES = ("ipu", "popdist")
 
@@ -243,10 +243,11 @@ def _check(config, stages):
             "data.mix_on_device works on one device a process: on IPUs an image's partner can be in another replica's "
             "micro-batch; set --config.data.mix_on_device=false"
         )
-    if config.model.norm == "bn" and stages > 1:
+    if norms.get(config.model.norm).over_batch and stages > 1:
         raise ConfigError(
-            "model.norm=bn cannot train in a pipeline: its moving statistics change in the forward pass, variables of "
-            "a pipeline only in the weight update; choose ln_pn or gn, or train on one IPU a replica (ipu.splits empty)"
+            f"model.norm={config.model.norm} cannot train in a pipeline: its moving statistics change in the forward "
+            "pass, variables of a pipeline only in the weight update; choose ln_pn or gn, or train on one IPU per "
+            "replica (ipu.splits empty)"
         )
 
 

@@ -1,19 +1,14 @@
-"""The paper's training recipe as a config, its small form for a demonstration, and the derivation of what is left open.
+"""From a config to numbers: the checks of fields and combinations, and the derivation of what an experiment left open.
 
-Every experiment file starts from `get_config` and changes what it is about. `resolve` turns a config into numbers:
-it checks the fields and their combinations and fills each derived one, without opening data or devices.
+No data and no devices are opened. The recipe itself is `experiments/g16_ln_pn.py`.
 """
 
 import math
 
-from g16net.config import fields
+from g16net.config import experiments, fields
 from g16net.config import ipu as ipu_settings
 from g16net.errors import ConfigError, suggest
 from g16net.models import architecture
-
-# alpha of mixup and lambda of CutMix by variant, as published; larger networks are regularised more
-MIXING = {"B0": (0.1, 1.0), "B1": (0.1, 0.95), "B2": (0.1, 0.9), "B3": (0.2, 0.9), "B4": (0.2, 0.85), "B5": (0.2, 0.8)}
-MIXING["B6"] = MIXING["B7"] = MIXING["B5"]  # not published: as the largest published size
 
 RATE_PER_IMAGE = 2.0**-14  # learning rate, and 1 - decay of the mean square, for each image of the global batch
 FINETUNE_BATCH, FINETUNE_RATE_PER_IMAGE = 512, 2.0**-11
@@ -36,44 +31,8 @@ FREE_KEYS = (
 
 
 def get_config(arg=""):
-    """The recipe for ImageNet, or with `small` or `demo` its form for small sets.
-
-    Args (after the experiment's colon): `variant=B0`, `resolution=native|half`; `small` for sets of hundreds to
-    thousands of images; `demo`: the embedded digits.
-    """
-    args = fields.parse_arg(arg, variant="", resolution="native", small=False, demo=False)
-    config = fields.default()
-    config.data.resolution = args.resolution
-    config.model.variant = args.variant or ("CIFAR" if args.demo else "B0")
-    config.data.mixup, config.data.cutmix = MIXING.get(config.model.variant, (0.0, 1.0))
-    if args.small or args.demo:
-        _small(config)
-    if args.demo:
-        _demo(config)
-    return config
-
-
-def _small(config):
-    """A short cosine run. Some hundred steps are too few for 350 epochs' average of 0.97 an epoch, for 5 epochs of
-    warm-up, or for a mean square of 0.998."""
-    config.run.epochs = 30
-    config.run.global_batch = 32
-    config.optim.learning_rate = 0.01
-    config.optim.decay = 0.9
-    config.schedule.name = "cosine"
-    config.schedule.warmup_epochs = 1.0
-    config.regularise.average = 0.5
-    config.finetune.decay = 0.9
-
-
-def _demo(config):
-    """Minutes on two CPU cores: 1,437 digits, which have no mirror images, where the paper's epochs would be hours."""
-    config.data.name = "digits"
-    config.data.crop = "pad"
-    config.data.flip = False
-    config.data.mixup, config.data.cutmix = 0.0, 1.0
-    config.run.epochs = 15
-    config.eval.batch = 120  # 359 test images are three
+    """The recipe as a config, of the experiment `g16_ln_pn`; `arg` as after its colon."""
+    return experiments.load("g16_ln_pn", arg)
 
 
 def resolve(config):

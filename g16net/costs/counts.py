@@ -6,7 +6,7 @@ gives the rows that `count` sums: they bear the names of the built model's layer
 
 from typing import NamedTuple
 
-from g16net.models import architecture
+from g16net.models import architecture, norms
 
 # A weight that is trained: the float32 value, its gradient, and RMSProp's two accumulators.
 BYTES_PER_TRAINED_WEIGHT = 16
@@ -74,10 +74,10 @@ class _Rows(list):
         self.layer(name, kind, params, pixels * params, pixels * out_channels, kernel, stride, groups, out_channels)
 
     def norm(self, name, norm, activated=True):
-        """Scale and shift; with proxy norm four parameters a channel, or, without an activation, the scale only."""
-        per_channel = (4 if activated else 1) if norm.endswith("_pn") else 2
-        self.layer(f"{name}norm", "norm", per_channel * self.channels)
-        if norm == "bn" and activated:
+        """A norm, and its activation where that is a layer by itself."""
+        row = norms.get(norm)
+        self.layer(f"{name}norm", "norm", row.params[0 if activated else 1] * self.channels)
+        if activated and not row.owns_activation:
             self.layer(f"{name}activation", "activation")
 
     def squeeze_excite(self, name, reduced):
@@ -106,7 +106,6 @@ def layers(variant="B0", group_size=16, expand_ratio=4, norm="ln_pn", size=None,
     Arguments as in `count`.
     """
     scale = architecture.get_variant(variant)
-    architecture.choose("norm", norm, architecture.NORMS)
     rows = _Rows(*_height_width(scale, size), channels=3)
     rows.conv("stem_conv", architecture.stem_channels(scale), kernel=3, stride=scale.stem_stride)
     rows.norm("stem_", norm)
@@ -149,7 +148,7 @@ def count(
         variant: name of a variant ("B0" to "B7", "CIFAR", "TINY", "NANO") or an `architecture.Variant`.
         group_size: channels in a group of the spatial convolutions.
         expand_ratio: expanded channels of a block per input channel.
-        norm: one of `architecture.NORMS`.
+        norm: a name in `norms.NORMS`.
         size: image size in pixels, a number or (height, width); the variant's native one where None.
         num_classes: outputs of the dense layer.
         batch: images in a (micro) batch; only `memory` depends on it.

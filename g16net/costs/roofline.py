@@ -16,6 +16,7 @@ import math
 from typing import Dict, NamedTuple, Tuple
 
 from g16net.costs import counts
+from g16net.models import norms
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 PROXY_POINTS = 200  # evaluations of the activation for a channel's proxy statistics, in float32
@@ -97,7 +98,7 @@ def work(row, inputs, norm, dtype="float32", batch=1, training=False, fused=Fals
     Args:
         row: a `costs.Layer`.
         inputs: elements of its input.
-        norm: the network's, one of `architecture.NORMS`.
+        norm: the network's, a name in `norms.NORMS`.
         dtype: of activations, and of weights as they are used.
         batch: images that share one reading of the weights.
         training: whether a batch norm reads its statistics off the batch, and whether there is a backward pass.
@@ -112,7 +113,7 @@ def work(row, inputs, norm, dtype="float32", batch=1, training=False, fused=Fals
         moved = 3 * inputs + weights, 4 * inputs + 2 * weights  # pooled; gated. Backward: gate's gradient; input's
     elif row.kind == "norm":
         moved = [passes * inputs for passes in _norm_passes(row, norm, training, fused)]
-        if norm.endswith("_pn") and row.activated and training:  # at inference they are constants
+        if norms.get(norm).proxied and row.activated and training:  # at inference they are constants
             points = 4 * PROXY_POINTS * row.out_channels / batch
             extra = (2 * points, 4 * points) if not fused else (0, 0)
     else:
@@ -124,16 +125,17 @@ def work(row, inputs, norm, dtype="float32", batch=1, training=False, fused=Fals
 
 def _norm_passes(row, norm, training, fused):
     """Times that a norm, with what it owns, goes over its elements: `(forward, backward)`."""
-    statistics = 1 if training or norm != "bn" else 0
-    activated = row.activated and norm != "bn"  # batch norm's activation is a row by itself
-    if fused and not statistics:
-        return 0, 0  # batch norm at inference: part of the convolution before it
+    kind = norms.get(norm)
+    forward, backward = kind.passes
+    if kind.over_batch and not training:
+        if fused:
+            return 0, 0  # part of the convolution before it
+        forward -= 1  # its statistics are constants
     if fused:
-        return statistics + 2, 5  # backward: two tensors for the sums; the same two and the result
-    forward, backward = statistics + 2, 5
-    if activated:
+        return forward, backward
+    if row.activated and kind.owns_activation:
         forward, backward = forward + 2, backward + 3
-        if norm.endswith("_pn"):  # less the proxy's mean, times its scale
+        if kind.proxied:  # less the proxy's mean, times its scale
             forward, backward = forward + 4, backward + 4
     return forward, backward
 

@@ -28,6 +28,7 @@ from g16net.data import transforms
 from g16net.errors import UserError
 
 MAX_CORRUPT = 0.01
+PREFETCH = 2  # batches made ahead
 MOST_NAMED = 100  # images left out that are named in an epoch
 
 
@@ -56,9 +57,6 @@ def train_batches(
     max_corrupt=MAX_CORRUPT,
     corrupt_log=None,
     num_parallel_calls=None,
-    deterministic=True,
-    threads=None,
-    prefetch=2,
     service=None,
     judge=transforms.reason,
 ):
@@ -80,9 +78,6 @@ def train_batches(
         max_corrupt: share of an epoch's images that may be corrupt before the run ends.
         corrupt_log: file to which the names of images left out are appended, each with the reason; None: stderr.
         num_parallel_calls: images of a step that are in work at once; None: two a core.
-        deterministic: False lets the images of a step, and the steps in work, come in any order.
-        threads: size of a thread pool of this data set's own; None: TensorFlow's.
-        prefetch: batches made ahead.
         service: address ("grpc://host:port") of a tf.data service's dispatcher. Its workers share out the epochs'
             steps, or groups of record files, in no fixed order. Each comes at most once: the few that a dying worker
             had in hand are lost. All trainers take from one stream; `shard` only says how large a batch is. Leave
@@ -143,14 +138,14 @@ def train_batches(
     with native.disabled() if service else contextlib.nullcontext():  # its workers know TensorFlow's operations alone
         data = _batches(
             source, transform, rows.map(with_seeds), batch, finish, max_corrupt * order.stop / order.count, corrupt_log,
-            num_parallel_calls, deterministic, repair=True, judge=judge,
+            num_parallel_calls, repair=True, judge=judge,
         )  # fmt: skip
     if service:
         share = tf.data.experimental.service.distribute(
             "distributed_epoch", service, job_name=f"{source.name}-{source.split}-{seed}-{start_epoch}-{start_step}"
         )
         data = data.apply(share)
-    return data.prefetch(prefetch).with_options(_options(deterministic, threads))
+    return data.prefetch(PREFETCH).with_options(_options())
 
 
 @compat.as_written
@@ -162,8 +157,6 @@ def eval_batches(
     max_corrupt=MAX_CORRUPT,
     corrupt_log=None,
     num_parallel_calls=None,
-    threads=None,
-    prefetch=2,
     judge=transforms.reason,
 ):
     """Every example of the source exactly once over all workers, each worker with the same number of batches.
@@ -203,14 +196,12 @@ def eval_batches(
 
     data = _batches(
         source, transform, rows.map(with_seeds), batch, finish, max_corrupt * (end - begin), corrupt_log,
-        num_parallel_calls, deterministic=True, repair=False, judge=judge,
+        num_parallel_calls, repair=False, judge=judge,
     )  # fmt: skip
-    return data.prefetch(prefetch).with_options(_options(True, threads))
+    return data.prefetch(PREFETCH).with_options(_options())
 
 
-def _batches(
-    source, transform, rows, batch, finish, most_corrupt, corrupt_log, num_parallel_calls, deterministic, repair, judge
-):
+def _batches(source, transform, rows, batch, finish, most_corrupt, corrupt_log, num_parallel_calls, repair, judge):
     """From rows (vectors of at most `batch` examples' places) to what `finish` makes of each batch.
 
     `finish` gets {"image", "label", "sound": bool [batch]} and the rows.
@@ -225,7 +216,7 @@ def _batches(
     def step(rows):
         count = tf.size(rows["id"])
         images = tf.data.Dataset.from_tensor_slices((tf.range(count), rows))
-        images = images.map(example, num_parallel_calls=calls, deterministic=deterministic)
+        images = images.map(example, num_parallel_calls=calls, deterministic=True)
         if not images.element_spec["image"].shape.is_fully_defined():
             raise ValueError(f"the transform gives images of shape {images.element_spec['image'].shape}, not static")
         blank = {name: tf.zeros(spec.shape, spec.dtype) for name, spec in images.element_spec.items()}
@@ -286,9 +277,7 @@ def _batches(
         with tf.control_dependencies([few] if named is None else [few, named]):
             return (epoch, tf.identity(total), before + tf.size(lines, tf.int64)), batch_of
 
-    data = rows.interleave(
-        step, cycle_length=steps, block_length=1, num_parallel_calls=steps, deterministic=deterministic
-    )
+    data = rows.interleave(step, cycle_length=steps, block_length=1, num_parallel_calls=steps, deterministic=True)
     zero = tf.constant(0, tf.int64)
     return data.scan((zero, zero, zero), counted)
 
@@ -359,11 +348,9 @@ def _part(source, index, count):
     return source.part(index, count)
 
 
-def _options(deterministic, threads):
+def _options():
     options = tf.data.Options()
-    compat.set_deterministic(options, deterministic)
+    compat.set_deterministic(options, True)
     # The workers' shares are cut here; TensorFlow must not cut again.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    if threads:
-        options.threading.private_threadpool_size = threads
     return options

@@ -22,6 +22,8 @@ MAX_PIXELS = 2**28  # 16384 x 16384, 768 MiB once decoded whole, which large JPE
 STRIP = 64
 AREA = (0.05, 1.0)
 ASPECT = (0.75, 1.33)
+OBJECT_COVERED = 0.1  # least share of an object that the training box holds
+ATTEMPTS = 100  # at such a box
 RATIOS = (2, 4, 8)  # by which the JPEG decoder can divide the size
 
 
@@ -35,9 +37,7 @@ def train_image(
     size,
     seed,
     area=AREA,
-    aspect=ASPECT,
     boxes=None,
-    min_object_covered=0.1,
     flip=True,
     augment=None,
     resize="bilinear",
@@ -51,9 +51,8 @@ def train_image(
         image: encoded bytes or array, see above.
         size: side of the result in pixels.
         seed: int32 [2]; equal seeds give equal results.
-        area, aspect: ranges of the box's share of the image and of its width / height.
+        area: range of the box's share of the image.
         boxes: None (the object is the whole image) or float32 [objects, 4], corners ymin, xmin, ymax, xmax in 0..1.
-        min_object_covered: least share of an object that the box holds.
         flip: mirror left to right with probability one half.
         augment: None or a function of (uint8 [size, size, 3], seed), as `augment.auto_augment` returns.
         resize: "bilinear" or "tf1", see `scale`.
@@ -66,7 +65,7 @@ def train_image(
     """
 
     def draw(shape):
-        return random_box(shape, seed, area, aspect, boxes, min_object_covered)
+        return random_box(shape, seed, area, boxes)
 
     image = _decode(image, draw, target=size, jpeg=jpeg, max_pixels=max_pixels, exif=exif)
     image = scale(image, [size, size], resize, flip=_coin(derive(seed, 1)) if flip else None)
@@ -151,23 +150,24 @@ def decode(image, max_pixels=MAX_PIXELS, exif=False, target=None):
     return _decode(image, target=target, max_pixels=max_pixels, exif=exif)
 
 
-def random_box(shape, seed, area=AREA, aspect=ASPECT, boxes=None, min_object_covered=0.1, max_attempts=100):
+def random_box(shape, seed, area=AREA, boxes=None):
     """Draws the training box of an image: int32 [4] as y, x, height, width.
 
-    The box is the whole image where `max_attempts` draws broke a rule.
+    It has a width / height in `ASPECT` and holds `OBJECT_COVERED` of an object; it is the whole image where
+    `ATTEMPTS` draws broke a rule.
 
     Args:
         shape: int32 [3], the image's height, width and channels.
-        seed, area, aspect, boxes, min_object_covered: as for `train_image`.
+        seed, area, boxes: as for `train_image`.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
         tf.zeros([1, 0, 4]) if boxes is None else boxes[tf.newaxis],
         seed=seed,
-        min_object_covered=min_object_covered,
-        aspect_ratio_range=aspect,
+        min_object_covered=OBJECT_COVERED,
+        aspect_ratio_range=ASPECT,
         area_range=area,
-        max_attempts=max_attempts,
+        max_attempts=ATTEMPTS,
         use_image_if_no_bounding_boxes=True,
     )
     return tf.gather(tf.concat([begin, size], 0), [0, 1, 3, 4])

@@ -11,8 +11,7 @@ import shutil
 from g16net import compat
 from g16net.errors import RunError
 from g16net.export import compare as comparison
-from g16net.export import runners
-from g16net.export.formats import check, path_of, size_of, write
+from g16net.export.formats import FORMATS, Job, load, path_of, size_of
 from g16net.ipu import session
 from g16net.run import assemble
 from g16net.training import evaluate
@@ -24,22 +23,22 @@ def export(config, workdir):
     The export is compared with the live model at several sizes, and under TFLite on test images, where the figures show
     what its precision costs.
     """
-    kind = config.export.format
+    kind, row = config.export.format, FORMATS[config.export.format]
     check(config)
-    if kind == "ipu_serving":
+    if row.write is None:
         return session.export(config, workdir)
-    compat.set_policy("float32")
     # What is folded, or compared with, may be made for one size of images; a Keras file may not.
     same = kind != "keras" and config.runtime.precision == "float32"
     before = evaluate.kept(config, [config.data.eval_size]) if same else None
-    model, class_names = assemble.trained(config, workdir, network=before and before.model)
-    source = assemble.open_eval_source(config, workdir, class_names, "compare the export") if kind == "tflite" else None
+    with compat.policy("float32"):
+        model, class_names = assemble.trained(config, workdir, network=before and before.model)
+    source = assemble.open_eval_source(config, workdir, class_names, "compare the export") if row.on_images else None
     path = path_of(config, workdir)
     root, ending = os.path.splitext(path)
     partial = f"{root}.partial{ending}"
     _remove(partial)
     try:
-        write(kind, partial, config, model, class_names)
+        row.write(partial, Job(config, model, class_names))
         figures = checked(config, model, partial, source)
         _remove(path)
         os.replace(partial, path)
@@ -47,7 +46,7 @@ def export(config, workdir):
         _remove(partial)
     return {
         "format": kind,
-        **({"precision": config.export.precision} if kind == "tflite" else {}),
+        **({"precision": config.export.precision} if "{precision}" in row.file else {}),
         "path": path,
         "bytes": size_of(path),
         "classes": len(class_names),
@@ -56,10 +55,15 @@ def export(config, workdir):
     }
 
 
+def check(config):
+    """UserError where a package or a device that the format needs is missing; before anything takes time."""
+    FORMATS[config.export.format].check(config)
+
+
 def checked(config, model, path, source=None):
     """Figures of the export at `path` against `model`, on images of `source` too where it is given; RunError where its
     logits are others."""
-    runner = runners.load(path)
+    runner = load(path)
     sizes = sorted({config.data.eval_size, config.data.train_size, config.data.eval_size + 32})
     differences = [comparison.on_noise(model, runner, size) for size in sizes]
     tolerance = comparison.tolerance(config.export)

@@ -1,6 +1,10 @@
-"""The formats of an export: where each is written, what it needs, and by what it is written."""
+"""The table of export formats: everything that is asked of one stands in its row.
+
+A row more, and its name among the choices of `export.format`, is a format more.
+"""
 
 import os
+from typing import Any, Callable, NamedTuple, Optional, Tuple
 
 from absl import logging
 
@@ -9,69 +13,137 @@ from g16net.errors import ConfigError, UserError
 from g16net.export import compare, folding, onnx_graph, runners, saved_model, tflite
 from g16net.models import portable
 from g16net.run import assemble
+from g16net.run.workdir import Workdir
 
 
-def path_of(config, workdir):
-    """Where `export` writes the format of `config`; fine-tuned weights go to the folder of their size."""
-    name = {
-        "saved_model": "saved_model",
-        "tflite": f"model_{config.export.precision}.tflite",
-        "onnx": "model.onnx",
-        "keras": "model.keras",
-        "ipu_serving": "ipu_serving",
-    }[config.export.format]
-    folder = assemble.finetuned_folder(config, workdir) if config.eval.weights == "finetuned" else workdir
-    return os.path.join(folder, name)
+class Job(NamedTuple):
+    """What is exported: the trained `model` of the run `config`, with the names of its classes."""
+
+    config: Any
+    model: Any
+    class_names: Tuple[str, ...]
+
+    @property
+    def steps(self):
+        """The folded network."""
+        return folding.fold(self.model)
+
+    @property
+    def preprocessing(self):
+        """How an image becomes the input, as arguments of `transforms.eval_image`."""
+        return assemble.eval_preprocessing(self.config, self.config.data.eval_size)
 
 
-def check(config):
-    """UserError where a package that writes or runs the format is missing; before anything takes time."""
-    kind = config.export.format
-    if kind == "onnx":
-        for module in ("onnx", "onnxruntime"):
-            extras.need(module, "export", "--format=onnx")
-    if kind == "tflite":
-        if compat.TF_VERSION < (2, 11):
-            raise UserError(
-                "--format=tflite needs TensorFlow 2.11 or newer, whose converter keeps grouped convolutions"
-            )
-        runners.tflite_interpreter()
-    if kind == "ipu_serving" and config.runtime.strategy != "ipu":
-        raise ConfigError(
-            "--format=ipu_serving is compiled by the IPU SDK in one process; got "
-            f"runtime.strategy={config.runtime.strategy}, set --config.runtime.strategy=ipu"
-        )
-    if kind == "keras" and compat.TF_VERSION < (2, 12):
-        raise UserError("--format=keras needs Keras 2.12 or newer, which brought the format; use --format=saved_model")
+class Format(NamedTuple):
+    """A row.
+
+    Attributes:
+        file: its name in the workdir, without an ending that of a folder; `{precision}` is that of `export.precision`.
+        write: `(path, job)`; None where the format's own exporter does all (the IPU's).
+        load: `path -> (images -> logits, class names)`, see `runners`; None where nothing here can run it.
+        check: `config`: raises UserError where a package or a device that it needs is missing.
+        on_images: whether it is compared on test images too, not on noise alone.
+    """
+
+    file: str
+    write: Optional[Callable[[str, Job], None]]
+    load: Optional[Callable[[str], Tuple[Callable, Any]]]
+    check: Callable[[Any], None] = lambda config: None
+    on_images: bool = False
 
 
-def preprocessing(config):
-    """How an image becomes the input, as arguments of `transforms.eval_image`."""
-    return assemble.eval_preprocessing(config, config.data.eval_size)
-
-
-def write(kind, path, config, model, class_names):
-    """Writes `model` in the format `kind` to the new `path`."""
-    prepare = preprocessing(config)
-    if kind == "keras":
-        portable.save(model, path)
-        return
-    steps = folding.fold(model)
-    if kind == "saved_model":
-        saved_model.save(path, steps, class_names, prepare)
-        return
-    if kind == "onnx":
-        data = onnx_graph.convert(steps, class_names, prepare)
-    else:
-        data = tflite.convert(steps, class_names, prepare, config.export.precision, calibration(config))
+def _write(path, data):
     with open(path, "wb") as file:
         file.write(data)
 
 
+def _write_tflite(path, job):
+    export = job.config.export
+    images = calibration(job.config) if export.precision == "int8" else None
+    _write(path, tflite.convert(job.steps, job.class_names, job.preprocessing, export.precision, images))
+
+
+def _check_tflite(config):
+    if compat.TF_VERSION < (2, 11):
+        raise UserError("--format=tflite needs TensorFlow 2.11 or newer, whose converter keeps grouped convolutions")
+    runners.tflite_interpreter()
+
+
+def _check_onnx(config):
+    for module in ("onnx", "onnxruntime"):
+        extras.need(module, "export", "--format=onnx")
+
+
+def _check_keras(config):
+    if compat.TF_VERSION < (2, 12):
+        raise UserError("--format=keras needs Keras 2.12 or newer, which brought the format; use --format=saved_model")
+
+
+def _check_ipu(config):
+    if config.runtime.strategy != "ipu":
+        raise ConfigError(
+            "--format=ipu_serving is compiled by the IPU SDK in one process; got "
+            f"runtime.strategy={config.runtime.strategy}, set --config.runtime.strategy=ipu"
+        )
+
+
+FORMATS = {
+    "saved_model": Format(
+        "saved_model",
+        lambda path, job: saved_model.save(path, job.steps, job.class_names, job.preprocessing),
+        runners.saved_model,
+    ),
+    "tflite": Format("model_{precision}.tflite", _write_tflite, runners.tflite, _check_tflite, on_images=True),
+    "onnx": Format(
+        "model.onnx",
+        lambda path, job: _write(path, onnx_graph.convert(job.steps, job.class_names, job.preprocessing)),
+        runners.onnx,
+        _check_onnx,
+    ),
+    "keras": Format("model.keras", lambda path, job: portable.save(job.model, path), runners.keras, _check_keras),
+    "ipu_serving": Format("ipu_serving", None, None, _check_ipu),
+}
+
+LOADERS = {os.path.splitext(row.file)[1]: row.load for row in FORMATS.values() if row.load}
+ENDINGS = ", ".join(filter(None, LOADERS))
+
+
+def path_of(config, workdir):
+    """Where `export` writes the format of `config`; fine-tuned weights go to the folder of their size."""
+    name = FORMATS[config.export.format].file.format(precision=config.export.precision)
+    folder = assemble.finetuned_folder(config, workdir) if config.eval.weights == "finetuned" else workdir
+    return Workdir(folder).file(name)
+
+
+def load(path):
+    """`images -> logits` of the export at `path`: uint8 [batch, height, width, 3] to float32 [batch, classes].
+
+    Its attribute `class_names` has the names in the file, one a logit; None where the format keeps none (Keras').
+
+    Raises:
+        UserError: where there is no export of a known format, or its runtime is missing.
+    """
+    check_file(path)
+    run, class_names = LOADERS["" if os.path.isdir(path) else os.path.splitext(path)[1]](path)
+    run.class_names = class_names
+    return run
+
+
+def check_file(path):
+    """UserError where there is no export at `path`, by its name."""
+    if not os.path.exists(path):
+        raise UserError(f"no exported file at {path!r}; write one with --mode=export --format=FORMAT")
+    if os.path.isdir(path):
+        if not os.path.exists(os.path.join(path, "saved_model.pb")):
+            raise UserError(f"{path!r} is a folder without saved_model.pb; name a SavedModel, or a file of {ENDINGS}")
+        return
+    ending = os.path.splitext(path)[1]
+    if ending not in LOADERS:
+        raise UserError(f"{path!r} is no export of a known format; its name should end with {ENDINGS}")
+
+
 def calibration(config):
-    """Training images as the network gets them in testing, for the ranges of int8; None where they are not needed."""
-    if config.export.precision != "int8":
-        return None
+    """Training images as the network gets them in testing, for the ranges of int8."""
     source = assemble.open_source_of(config, "train")
     images = [images for images, _ in compare.sample(config, source, config.data.eval_size, config.export.calibration)]
     logging.info("int8: ranges of activations from %d images of %s", len(images), source.name)

@@ -2,14 +2,20 @@
 
 from g16net import compat
 from g16net.data import identity
-from g16net.export import compare, formats, runners
+from g16net.export import compare, formats
 from g16net.run import assemble
 
 
 def check(config, file=""):
     """UserError where the export that is named is none, by its name."""
     if file:
-        runners.check(file)
+        formats.check_file(file)
+
+
+def check_workdir(config, workdir, before=(), file=""):
+    """UserError where there is no export to verify, and none of the modes `before` makes it."""
+    if "export" not in before:
+        formats.check_file(file or formats.path_of(config, workdir))
 
 
 def verify_export(config, workdir, file=""):
@@ -20,9 +26,9 @@ def verify_export(config, workdir, file=""):
     its precision, or with other class names, the figures hold `failed`, and the command ends with status 1.
     """
     path = file or formats.path_of(config, workdir)
-    runner = runners.load(path)
-    compat.set_policy("float32")
-    model, class_names = assemble.trained(config, workdir)
+    runner = formats.load(path)
+    with compat.policy("float32"):
+        model, class_names = assemble.trained(config, workdir)
     source = assemble.open_eval_source(config, workdir, class_names, "verify the export")
     figures = {"path": path, "weights": config.eval.weights, **compare.on_images(config, model, runner, source)}
     share = compare.TOLERANCES[compare.precision_of(path)]

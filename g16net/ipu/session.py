@@ -22,7 +22,8 @@ from g16net.errors import ConfigError, RunError, UserError
 from g16net.optim.losses import SmoothedCrossEntropy, Top1, in_top
 from g16net.run import assemble
 from g16net.run.devices import Devices
-from g16net.run.updates import CountUpdates, cut
+from g16net.run.updates import Updates, cut
+from g16net.run.workdir import Workdir
 
 # Bytes up to which the device merges the reductions of single variables over replicas and within one.
 MERGED_REDUCTION = 10 * 2**20
@@ -163,7 +164,18 @@ class Session(Devices):
         model.set_pipeline_stage_assignment(assignment)
 
     on_ipu = True
-    optimizer_accumulation = 1  # the SDK adds up gradients itself
+
+    @property
+    def updates(self):
+        """The SDK adds up gradients itself, and divides the steps of `fit` by the replicas of this process."""
+        return Updates(
+            self.plan.micro_batch,
+            self.plan.accumulation,
+            self.local_replicas,
+            self.config.runtime.steps_per_execution,
+            draws_each=True,
+            in_optimizer=False,
+        )
 
     def evaluation_scope(self):
         return contextlib.nullcontext()  # on the host: the evaluator has models of its own on the device
@@ -196,23 +208,11 @@ class Session(Devices):
         mean = self.ipu.cross_replica_ops.cross_replica_mean if self.plan.replicas > 1 else None
         return [LossOverReplicas(loss, mean), Top1OverReplicas(mean)]
 
-    @property
-    def steps_per_execution(self):
-        """Micro-batches of a replica in one program."""
-        return self.config.runtime.steps_per_execution * self.plan.accumulation
-
-    def steps(self, updates):
-        """Micro-batches that this process draws in so many weight updates: the SDK divides by its replicas."""
-        return updates * self.plan.accumulation * self.local_replicas
-
     def feed(self, data):
         """Cuts batches into micro-batches of static shape. Replicas take them in turn."""
         if not self.config.data.service:  # which gives each batch once
             check_first(data, "training")
         return cut(data, self.plan.micro_batch).prefetch(2 * self.local_replicas)
-
-    def callbacks(self, callbacks):
-        return [CountUpdates(callbacks, self.plan.accumulation)]
 
     def scorer(self, model, source, batches=None):
         return Scorer(self, model, source)
@@ -359,18 +359,18 @@ def export(config, workdir):
     Layers compute in `runtime.precision`, as they did in training and evaluation.
     """
     plan = settings.plan(config)._replace(replicas=1)
-    compat.set_policy(config.runtime.precision)
-    model, class_names = assemble.trained(config, workdir)
+    with compat.policy(config.runtime.precision):
+        model, class_names = assemble.trained(config, workdir)
     session = Session(config, plan)
     size, batch = config.data.eval_size, config.ipu.eval_micro_batch or plan.micro_batch
-    path = os.path.join(workdir, "ipu_serving")
+    path = Workdir(workdir).file("ipu_serving")
     partial = f"{path}.partial"
 
     @tf.function(input_signature=[tf.TensorSpec([batch, size, size, 3], tf.uint8, name="images")])
     def to_float(images):
         return tf.cast(images, tf.float32)
 
-    with session.strategy.scope():
+    with session.strategy.scope(), compat.policy(config.runtime.precision):
         served = assemble.model(config, len(class_names), size)
         served.set_weights(model.get_weights())
         if plan.pipelined:

@@ -31,7 +31,7 @@ def check_activation(activation, optional=False):
         raise ValueError(f"activation must be one of {names}; got {activation!r}")
 
 
-def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None, fused=None):
+def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None, pooled=False):
     """See the module's head.
 
     Args:
@@ -42,16 +42,22 @@ def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre
         epsilon: added to the variance.
         activation: a name in `ACTIVATIONS`, or None.
         centre, scale: float32 [channels], or None; no scale without a centre.
-        fused: True or False for one of the two forms; None for the faster: `plain` where a compiler fuses it.
+        pooled: whether to return `(y, pixel_means(y))`; the native operation has the means without a pass over y.
 
     Returns:
         A tensor of the shape and dtype of `x`.
     """
-    if fused is None and native.enabled(x.dtype):
-        return native.norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre, scale)
-    if fused is None:
-        fused = not compat.compiled_device()
-    return (_fused if fused else _plain)(x, gamma, beta, groups, strided, epsilon, activation, centre, scale)
+    if native.enabled(x.dtype):
+        y, means = native.norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre, scale)
+        return (y, means) if pooled else y
+    form = plain if compat.compiled_device() else fused  # a compiler fuses the plain form itself
+    y = form(x, gamma, beta, groups, strided, epsilon, activation, centre, scale)
+    return (y, pixel_means(y)) if pooled else y
+
+
+def pixel_means(y):
+    """The means of `y` [batch, height, width, channels] over its pixels, float32 [batch, channels]."""
+    return tf.reduce_mean(tf.cast(y, tf.float32), axis=[1, 2])
 
 
 def pixel_sums(x):
@@ -81,7 +87,8 @@ def _statistics(x, groups, strided, epsilon):
     return mean, tf.math.rsqrt(variance + epsilon), pixels
 
 
-def _plain(x, gamma, beta, groups, strided, epsilon, activation, centre, scale):
+def plain(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None):
+    """`norm_activation` in TensorFlow operations."""
     y = tf.cast(x, tf.float32)
     if groups is not None:
         mean, inv_std, _ = _statistics(y, groups, strided, epsilon)
@@ -135,7 +142,8 @@ def _activation_and_slope(activation, u):
     return u, lambda dz: dz
 
 
-def _fused(x, gamma, beta, groups, strided, epsilon, activation, centre, scale):
+def fused(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None):
+    """`norm_activation` with a gradient by hand."""
     dtype, channels = x.dtype, x.shape[-1]
     given = [value is not None for value in (gamma, beta, centre, scale)]
     gamma = tf.ones([channels]) if gamma is None else gamma

@@ -8,8 +8,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from g16net import compat, native
-from g16net.layers.norm_activation import ACTIVATIONS, check_activation, norm_activation
-from g16net.layers.recompute import again
+from g16net.layers.norm_activation import ACTIVATIONS, check_activation, norm_activation, pixel_means
 
 
 def check_epsilon(name, value):
@@ -30,6 +29,12 @@ def check_groups(groups, channels):
     return groups
 
 
+def output_spec(layer, inputs):
+    """What Keras 3 asks a norm: the output in the compute dtype, where `layer.pooled` with its float32 means."""
+    out = compat.output_spec(inputs.shape, layer.compute_dtype)
+    return (out, compat.output_spec((inputs.shape[0], inputs.shape[-1]), "float32")) if layer.pooled else out
+
+
 @compat.register
 class GroupNorm(keras.layers.Layer):
     """Group normalisation (1803.08494): statistics over the pixels and a group's channels of one sample.
@@ -46,12 +51,24 @@ class GroupNorm(keras.layers.Layer):
         epsilon: added to the variance, inside the root.
         scale, center: whether there are `gamma` and `beta`, float32 `[channels]`.
         activation: None, "swish" or "relu", applied to the result.
+        pooled: True: the layer returns `(output, means)`, the latter over the output's pixels, float32
+            [batch, channels], for `SqueezeExcite`, which would have to read the output once more for them.
 
     Raises:
         ValueError: for a value out of range; when built, for groups that do not divide the channels.
     """
 
-    def __init__(self, groups=4, strided=False, epsilon=1e-3, scale=True, center=True, activation=None, **kwargs):
+    def __init__(
+        self,
+        groups=4,
+        strided=False,
+        epsilon=1e-3,
+        scale=True,
+        center=True,
+        activation=None,
+        pooled=False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if not isinstance(groups, int) or groups < 1:
             raise ValueError(f"groups must be a positive integer, 1 is layer norm; got {groups!r}")
@@ -64,6 +81,7 @@ class GroupNorm(keras.layers.Layer):
         self.scale = scale
         self.center = center
         self.activation = activation
+        self.pooled = pooled
 
     def build(self, input_shape):
         channels = input_shape[-1]
@@ -77,13 +95,21 @@ class GroupNorm(keras.layers.Layer):
 
     def call(self, inputs):
         gamma, beta = (None if v is None else tf.convert_to_tensor(v) for v in (self.gamma, self.beta))
-        return norm_activation(inputs, gamma, beta, self.used_groups, self.strided, self.epsilon, self.activation)
+        settings = self.used_groups, self.strided, self.epsilon, self.activation
+        return norm_activation(inputs, gamma, beta, *settings, pooled=self.pooled)
+
+    def normalised(self, x):
+        """The float32 `x` normalised, before scale, shift and activation."""
+        return norm_activation(x, None, None, self.used_groups, self.strided, self.epsilon, None)
 
     def compute_output_shape(self, input_shape):
-        return input_shape
+        return (input_shape, (input_shape[0], input_shape[-1])) if self.pooled else input_shape
+
+    def compute_output_spec(self, inputs):
+        return output_spec(self, inputs)
 
     def get_config(self):
-        names = "groups", "strided", "epsilon", "scale", "center", "activation"
+        names = "groups", "strided", "epsilon", "scale", "center", "activation", "pooled"
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
@@ -92,8 +118,9 @@ class LayerNorm(GroupNorm):
     """Layer normalisation over height, width and channels of one sample `[batch, height, width, channels]`:
     `GroupNorm` with one group."""
 
-    def __init__(self, epsilon=1e-3, scale=True, center=True, activation=None, **kwargs):
-        super().__init__(groups=1, epsilon=epsilon, scale=scale, center=center, activation=activation, **kwargs)
+    def __init__(self, epsilon=1e-3, scale=True, center=True, activation=None, pooled=False, **kwargs):
+        settings = {"epsilon": epsilon, "scale": scale, "center": center, "activation": activation, "pooled": pooled}
+        super().__init__(groups=1, **settings, **kwargs)
 
     def get_config(self):
         config = super().get_config()
@@ -115,12 +142,14 @@ class BatchNorm(keras.layers.Layer):
         momentum: what the moving averages keep at each step.
         scale, center: whether there are `gamma` and `beta`, float32 `[channels]`.
         activation: None, "swish" or "relu", applied to the result.
+        pooled: True: the layer returns `(output, means)`, the latter over the output's pixels, float32
+            [batch, channels], for `SqueezeExcite`, which would have to read the output once more for them.
 
     Raises:
         ValueError: for a value out of range.
     """
 
-    def __init__(self, epsilon=1e-3, momentum=0.97, scale=True, center=True, activation=None, **kwargs):
+    def __init__(self, epsilon=1e-3, momentum=0.97, scale=True, center=True, activation=None, pooled=False, **kwargs):
         super().__init__(**kwargs)
         check_epsilon("epsilon", epsilon)
         check_activation(activation, optional=True)
@@ -131,6 +160,7 @@ class BatchNorm(keras.layers.Layer):
         self.scale = scale
         self.center = center
         self.activation = activation
+        self.pooled = pooled
         self.supports_jit = not (activation and native.enabled())  # as in GroupNorm
 
     def build(self, input_shape):
@@ -144,24 +174,27 @@ class BatchNorm(keras.layers.Layer):
         self.moving_variance = compat.add_moving_average(self, "moving_variance", shape, "ones")
         super().build(input_shape)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs, training=None, move=True):
+        """`move`: whether moving averages follow, in training; a pass over the same batch must not move them twice."""
         channels = inputs.shape[-1]
         gamma = tf.ones([channels]) if self.gamma is None else tf.convert_to_tensor(self.gamma)
         beta = tf.zeros([channels]) if self.beta is None else tf.convert_to_tensor(self.beta)
         x = tf.cast(inputs, tf.float32)  # not every device has the fused operation in half precision
 
         def activated(y):
-            return ACTIVATIONS[self.activation](y) if self.activation else y
+            y = ACTIVATIONS[self.activation](y) if self.activation else y
+            return (y, pixel_means(y)) if self.pooled else y
 
         def trained():
             y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
                 x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=self.epsilon, is_training=True
             )
-            for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)) if not again() else ():
+            for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)) if move else ():
                 average.assign_sub((tf.convert_to_tensor(average) - value) * (1 - self.momentum))
             y = tf.cast(y, inputs.dtype)
             if self.activation and native.enabled(y.dtype):  # its gradient takes a third of the passes over memory
-                return native.norm_activation(y, None, None, None, False, self.epsilon, self.activation)
+                settings = None, False, self.epsilon, self.activation
+                return norm_activation(y, None, None, *settings, pooled=self.pooled)
             return activated(y)
 
         def inferred():
@@ -178,9 +211,16 @@ class BatchNorm(keras.layers.Layer):
 
         return compat.in_training(training, trained, inferred) if self.trainable else inferred()
 
+    def normalised(self, x):
+        """The float32 `x` normalised by the moving averages, before scale, shift and activation."""
+        return (x - self.moving_mean) * tf.math.rsqrt(self.moving_variance + self.epsilon)
+
     def compute_output_shape(self, input_shape):
-        return input_shape
+        return (input_shape, (input_shape[0], input_shape[-1])) if self.pooled else input_shape
+
+    def compute_output_spec(self, inputs, training=None, move=True):
+        return output_spec(self, inputs)
 
     def get_config(self):
-        names = "epsilon", "momentum", "scale", "center", "activation"
+        names = "epsilon", "momentum", "scale", "center", "activation", "pooled"
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -77,6 +77,8 @@ class ProxyNormActivation(keras.layers.Layer):
         proxy_epsilon: added to the proxy variance, inside the root.
         delayed_scale: True: the output is centred only, and the layer returns `(output, inv_std)` with `inv_std`
             float32 [channels], the scale, for a later layer to apply (`SqueezeExcite` multiplies it into its gate).
+        pooled: True: the layer also returns, last, the means of the output over its pixels, float32 [batch, channels],
+            for `SqueezeExcite`, which would have to read the output once more for them.
         quadrature: "quantile", as published, or "gauss_hermite" (see `quadrature_points`).
         points: number of points.
 
@@ -92,6 +94,7 @@ class ProxyNormActivation(keras.layers.Layer):
         epsilon=1e-3,
         proxy_epsilon=0.03,
         delayed_scale=False,
+        pooled=False,
         quadrature="quantile",
         points=200,
         **kwargs,
@@ -117,6 +120,7 @@ class ProxyNormActivation(keras.layers.Layer):
         self.supports_jit = not native.enabled()  # Keras 3 asks: XLA does not know the native operations
         self.proxy_epsilon = proxy_epsilon
         self.delayed_scale = delayed_scale
+        self.pooled = pooled
         self.quadrature = quadrature
         self.points = points
 
@@ -151,15 +155,30 @@ class ProxyNormActivation(keras.layers.Layer):
             self.activation,
             centre=mean,
             scale=None if self.delayed_scale else inv_std,
+            pooled=self.pooled,
         )
-        return (out, inv_std) if self.delayed_scale else out
+        out, *means = out if self.pooled else [out]
+        results = [out, *([inv_std] if self.delayed_scale else []), *means]
+        return tuple(results) if len(results) > 1 else out
+
+    def normalised(self, x):
+        """The float32 `x` normalised, before scale, shift and activation."""
+        return norm_activation(x, None, None, self.used_groups, self.strided, self.epsilon, None)
 
     def compute_output_shape(self, input_shape):
-        return (input_shape, (input_shape[-1],)) if self.delayed_scale else input_shape
+        shapes = [input_shape]
+        if self.delayed_scale:
+            shapes.append((input_shape[-1],))
+        if self.pooled:
+            shapes.append((input_shape[0], input_shape[-1]))
+        return tuple(shapes) if len(shapes) > 1 else input_shape
 
     def compute_output_spec(self, inputs):
-        out = compat.output_spec(inputs.shape, self.compute_dtype)
-        return (out, compat.output_spec(inputs.shape[-1:], "float32")) if self.delayed_scale else out
+        shapes = self.compute_output_shape(tuple(inputs.shape))
+        if not (self.delayed_scale or self.pooled):
+            return compat.output_spec(shapes, self.compute_dtype)
+        dtypes = [self.compute_dtype] + ["float32"] * (len(shapes) - 1)
+        return tuple(compat.output_spec(shape, dtype) for shape, dtype in zip(shapes, dtypes))
 
     def get_config(self):
         names = (
@@ -169,6 +188,7 @@ class ProxyNormActivation(keras.layers.Layer):
             "epsilon",
             "proxy_epsilon",
             "delayed_scale",
+            "pooled",
             "quadrature",
             "points",
         )

@@ -4,7 +4,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from g16net import compat, native
-from g16net.layers.norm_activation import ACTIVATIONS, check_activation
+from g16net.layers.norm_activation import ACTIVATIONS, check_activation, pixel_means
 
 
 @compat.register
@@ -13,7 +13,8 @@ class SqueezeExcite(keras.layers.Layer):
 
     Called on `x` [batch, height, width, channels], or on `[x, inv_std]` with the delayed scale [channels] of a
     `ProxyNormActivation`: the branch then sees `x` unscaled, and the scale enters through the gate, which is far
-    smaller than `x` (2106.03640, sec. 3.2). There is no norm inside.
+    smaller than `x` (2106.03640, sec. 3.2). There is no norm inside. With `pooled`, the last of the inputs are the
+    channel means, as the norm before it returns them.
 
     Weights, float32: `reduce_kernel` [1, 1, channels, reduced], `reduce_bias`, `expand_kernel`
     [1, 1, reduced, channels], `expand_bias`: those of the two 1x1 convolutions, in their layout.
@@ -21,13 +22,14 @@ class SqueezeExcite(keras.layers.Layer):
     Args:
         reduced: channels inside.
         activation: "swish" or "relu".
+        pooled: whether the channel means, float32 [batch, channels], are given, or computed here.
         seed: integer, makes the initial kernels repeatable, or None.
 
     Raises:
         ValueError: for a width that is no positive integer, or an unknown activation.
     """
 
-    def __init__(self, reduced, activation="swish", seed=None, **kwargs):
+    def __init__(self, reduced, activation="swish", pooled=False, seed=None, **kwargs):
         kwargs.setdefault("autocast", False)  # the scale stays float32
         super().__init__(**kwargs)
         if not isinstance(reduced, int) or reduced < 1:
@@ -36,6 +38,7 @@ class SqueezeExcite(keras.layers.Layer):
         self.reduced = reduced
         self.supports_jit = not native.enabled()  # Keras 3 asks: XLA does not know the native operations
         self.activation = activation
+        self.pooled = pooled
         self.seed = seed
 
     def build(self, input_shape):
@@ -53,12 +56,10 @@ class SqueezeExcite(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs):
-        x, inv_std = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
+        x, *others = inputs if isinstance(inputs, (list, tuple)) else [inputs]
         x = tf.cast(x, compat.compute_dtype(self))
-        means = native.pixel_means(x)
-        if means is None:
-            means = tf.reduce_mean(tf.cast(x, tf.float32), axis=[1, 2])
-        means = tf.cast(means, x.dtype)
+        means = tf.cast(others.pop() if self.pooled else pixel_means(x), x.dtype)
+        inv_std = others[0] if others else None
 
         def dense(name, y):
             kernel, bias = (tf.cast(getattr(self, f"{name}_{part}"), x.dtype) for part in ("kernel", "bias"))
@@ -76,4 +77,5 @@ class SqueezeExcite(keras.layers.Layer):
         return input_shape[0] if isinstance(input_shape[0], (list, tuple, tf.TensorShape)) else input_shape
 
     def get_config(self):
-        return {**super().get_config(), "reduced": self.reduced, "activation": self.activation, "seed": self.seed}
+        names = "reduced", "activation", "pooled", "seed"
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -7,7 +7,7 @@ import builtins
 import fnmatch
 import re
 
-from g16net.models import architecture
+from g16net.models import architecture, norms
 
 # The group sizes that `list` shows, those of the paper; `create` takes any.
 GROUP_SIZES = (1, 4, 16, 64)
@@ -24,7 +24,7 @@ def list(pattern=None):
         f"efficientnet_g{group_size}_{variant.lower()}_{norm}"
         for group_size in GROUP_SIZES
         for variant in architecture.VARIANTS
-        for norm in architecture.NORMS
+        for norm in norms.NORMS
     ]
     if pattern is None:
         return names
@@ -41,7 +41,7 @@ def parse(name):
         ValueError: if there is no such model; with the nearest names.
     """
     match = _NAME.fullmatch(name)
-    known = match and match[2].upper() in architecture.VARIANTS and match[3] in architecture.NORMS
+    known = match and match[2].upper() in architecture.VARIANTS and match[3] in norms.NORMS
     if not known:
         architecture.choose("model", name, list())
     group_size = int(match[1])

@@ -82,9 +82,6 @@ VARIANTS = {
     "NANO": Variant(0.0625, 0.3, 0.0, 32, stage2_stride=1, stages=(1, 2, 7)),
 }
 
-# bn: batch, gn: group, ln: layer norm (over height, width and channels); _pn: with proxy-normalised activations.
-NORMS = ("bn", "gn", "ln", "ln_pn", "gn_pn")
-
 
 class Block(NamedTuple):
     """One MBConv block. `groups` are those of its spatial convolution, which has `expanded_channels` channels."""
@@ -125,11 +122,11 @@ def scaled(variant, width=None, depth=None):
     return get_variant(variant)._replace(**{name: value for name, value in given.items() if value is not None})
 
 
-def round_width(channels, width, divisor=8):
-    """`channels * width` to the nearest multiple of `divisor`, at least one, never down by more than 10 %."""
+def round_width(channels, width):
+    """`channels * width` to the nearest multiple of 8, at least 8, never down by more than 10 %."""
     scaled = channels * width
-    rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
-    return rounded if rounded >= 0.9 * scaled else rounded + divisor
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * scaled else rounded + 8
 
 
 def round_depth(repeats, depth):

@@ -12,7 +12,7 @@ import zlib
 from tensorflow import keras
 
 from g16net import layers
-from g16net.models import architecture
+from g16net.models import architecture, norms
 
 # Points with which the proxy's moments are computed: 200 as published; 32 of the better rule are more exact.
 PROXY_POINTS = {"quantile": 200, "gauss_hermite": 32}
@@ -52,7 +52,7 @@ def build(
         variant: "B0" to "B7", "CIFAR", "TINY" or "NANO", or an `architecture.Variant` of one's own.
         group_size: channels in a group of the spatial convolutions; 1 is depthwise.
         expand_ratio: expanded channels of a block per input channel; the paper has 4 at group size 16, 6 at 1.
-        norm: "bn", "gn" or "ln"; "ln_pn" or "gn_pn" with proxy-normalised activations.
+        norm: a name in `norms.NORMS`, such as "bn", or "ln_pn", layer norm with proxy-normalised activations.
         num_classes: outputs of the dense layer.
         input_size: pixels, a number or (height, width), where the graph shall be of one size (IPU); None: any size.
         activation: "swish" or "relu".
@@ -75,12 +75,11 @@ def build(
     Raises:
         ValueError: for a value outside of the above; names it and what is known.
     """
-    architecture.choose("norm", norm, architecture.NORMS)
+    proxied = norms.get(norm).proxied
     architecture.choose("activation", activation, ("swish", "relu"))
     architecture.choose("quadrature", quadrature, PROXY_POINTS)
     scale = architecture.get_variant(variant)
     dropout = scale.dropout if dropout is None else dropout
-    kind, _, proxy = norm.partition("_")
 
     def layer_seed(layer):
         return None if seed is None else zlib.crc32(f"{seed}/{layer}".encode()) % 2**30
@@ -99,29 +98,26 @@ def build(
             name=layer,
         )(x)
 
-    def groups(x):
-        return 1 if kind == "ln" else x.shape[-1] // norm_group_size if norm_group_size else norm_groups
+    def normalise(x, prefix, activation=None, **others):
+        grouping = norm_groups, norm_group_size, strided_groups
+        layer = norm_layer(norm, x.shape[-1], activation, *grouping, norm_epsilon, name=f"{prefix}norm", **others)
+        return layer(x)
 
-    def plain_norm(x, **arguments):
-        if kind == "gn":
-            return layers.GroupNorm(groups(x), strided_groups, norm_epsilon, **arguments)(x)
-        return {"bn": layers.BatchNorm, "ln": layers.LayerNorm}[kind](norm_epsilon, **arguments)(x)
-
-    def norm_act(x, prefix, delayed_scale=False):
-        """Norm and activation; with proxy norm and `delayed_scale` a pair (centred activation, scale)."""
-        if proxy:
-            return layers.ProxyNormActivation(
-                activation,
-                groups=groups(x),
-                strided=strided_groups,
-                epsilon=norm_epsilon,
-                proxy_epsilon=proxy_epsilon,
-                delayed_scale=delayed_scale,
-                quadrature=quadrature,
-                points=PROXY_POINTS[quadrature],
-                name=f"{prefix}norm",
-            )(x)
-        return plain_norm(x, activation=activation, name=f"{prefix}norm")
+    def norm_act(x, prefix, delayed_scale=False, pooled=False):
+        """Norm and activation; with proxy norm and `delayed_scale` a pair (centred activation, scale). With `pooled`
+        followed by the activation's means over pixels."""
+        if not proxied:
+            return normalise(x, prefix, activation, pooled=pooled)
+        return normalise(
+            x,
+            prefix,
+            activation,
+            pooled=pooled,
+            proxy_epsilon=proxy_epsilon,
+            delayed_scale=delayed_scale,
+            quadrature=quadrature,
+            points=PROXY_POINTS[quadrature],
+        )
 
     def mbconv(x, block):
         prefix = f"block{block.name}_"
@@ -136,12 +132,12 @@ def build(
             kernel_initializer=initializer(f"{prefix}conv", "fan_in"),
             name=f"{prefix}conv",
         )(x)
-        x = norm_act(x, prefix, delayed_scale=True)
+        x = norm_act(x, prefix, delayed_scale=True, pooled=True)
         x = layers.SqueezeExcite(
-            block.se_width, activation=activation, seed=layer_seed(f"{prefix}se"), name=f"{prefix}se"
+            block.se_width, activation, pooled=True, seed=layer_seed(f"{prefix}se"), name=f"{prefix}se"
         )(x)
         x = conv(x, block.out_channels, f"{prefix}project_conv")
-        x = plain_norm(x, name=f"{prefix}project_norm", center=not proxy)
+        x = normalise(x, f"{prefix}project_")
         if block.skip:
             if block.survival < 1:
                 drop = f"{prefix}drop"
@@ -159,7 +155,7 @@ def build(
         x = mbconv(x, block)
     x = conv(x, architecture.top_channels(scale), "top_conv")
     x = norm_act(x, "top_", delayed_scale=True)
-    x = x[0] if proxy else x
+    x = x[0] if proxied else x
 
     if include_top:
         # Means over thousands of pixels and logits stay in float32, whatever the policy.
@@ -177,6 +173,27 @@ def build(
         label = next((known for known, row in architecture.VARIANTS.items() if row == scale), "custom").lower()
         name = f"efficientnet_g{group_size}_{label}_{norm}"
     return keras.Model(image, x, name=name)
+
+
+def norm_layer(norm, channels, activation=None, groups=4, group_size=None, strided=False, epsilon=1e-3, **arguments):
+    """The layer of a norm in a network, with the activation that follows it, or after a projection without one.
+
+    Args:
+        norm: a name in `norms.NORMS`.
+        channels: of its input.
+        activation: "swish", "relu" or None.
+        groups, group_size, strided: `norm_groups`, `norm_group_size` and `strided_groups` of `build`.
+        epsilon: added to the variance.
+        **arguments: further ones of the layer.
+    """
+    row = norms.get(norm)
+    groups = row.groups(channels, groups, group_size)
+    arguments = {"epsilon": epsilon, "activation": activation, **arguments}
+    if row.proxied and activation:
+        return layers.ProxyNormActivation(groups=groups, strided=strided, **arguments)
+    if row.grouping == "chosen":
+        arguments.update(groups=groups, strided=strided)
+    return getattr(layers, row.layer)(center=not row.proxied, **arguments)
 
 
 def learnt(model):

@@ -34,8 +34,8 @@ class Recomputed(keras.layers.Layer):
     @compat.as_written
     def call(self, inputs, training=None):
         values = {self._ends[0]: inputs}
-        for again, steps in self._parts:
-            if again:
+        for twice, steps in self._parts:
+            if twice:
                 (first, *_), last = steps[0][1], steps[-1][3][0]
                 values[last] = recomputed(functools.partial(through, steps, first, last, training), values[first])
             else:
@@ -72,20 +72,22 @@ def parts(steps):
     return tuple(found)
 
 
-def run(steps, values, training):
-    """`values`, tensors by the keys of the network's own, with the results of `steps`."""
-    values = dict(values)
+def run(steps, values, training, again=False):
+    """`values`, tensors by the keys of the network's own, with the results of `steps`; where they are computed `again`
+    no moving average moves."""
+    values, arguments = dict(values), {"training": training, "move": not again}
     for layer, inputs, several, outputs in steps:
         given = [values[key] for key in inputs]
-        phase = {"training": training} if "training" in inspect.signature(layer.call).parameters else {}
+        taken = inspect.signature(layer.call).parameters
+        phase = {name: value for name, value in arguments.items() if name in taken}
         results = layer(given if several else given[0], **phase)
         values.update(zip(outputs, _flat(results)))
     return values
 
 
-def through(steps, first, last, training, x):
-    """The tensor `last` that `steps` make of `x` in the place of `first`."""
-    return run(steps, {first: x}, training)[last]
+def through(steps, first, last, training, x, again):
+    """The tensor `last` that `steps` make of `x` in the place of `first`, for the first time or `again`."""
+    return run(steps, {first: x}, training, again)[last]
 
 
 def _flat(tensors):

@@ -89,7 +89,8 @@ def enabled(dtype=tf.float32):
 
 @tf.autograph.experimental.do_not_convert
 def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None):
-    """As `layers.norm_activation.norm_activation`; `pixel_means` then knows the means of the result."""
+    """`(y, means)`: y as by `layers.norm_activation.norm_activation`, and its means over height and width, float32
+    [batch, channels], which cost no pass over it."""
     channels = x.shape[-1]
     ones, zeros = tf.ones([channels]), tf.zeros([channels])
     y, _, _, pooled = library().g16_norm_activation(
@@ -104,14 +105,7 @@ def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre
         activation=activation or "none",
     )
     pooled.set_shape([x.shape[0], channels])
-    y._g16_pixel_means = pooled
-    return y
-
-
-def pixel_means(y):
-    """The means over height and width of a result of `norm_activation`, float32 [batch, channels], which cost no pass
-    over it; None for any other tensor."""
-    return getattr(y, "_g16_pixel_means", None)
+    return y, pooled
 
 
 @tf.autograph.experimental.do_not_convert

@@ -8,8 +8,8 @@ trained at its native size. Nothing is said by colour alone: lines of G1 are das
 import textwrap
 from typing import NamedTuple, Optional
 
-COLOURS = {"bn": "#D55E00", "gn": "#0072B2", "ln": "#CC79A7", "gn_pn": "#56B4E9", "ln_pn": "#009E73"}
-NORMS = {"bn": "BN", "gn": "GN", "ln": "LN", "gn_pn": "GN+PN", "ln_pn": "LN+PN"}
+from g16net.models.norms import NORMS
+
 TUNED = {"top": ("*", 10), "stages": ("P", 8)}  # marker, its size in points
 MARKERS = {  # by (kind, trained at native size)
     ("measured", True): "o",
@@ -76,7 +76,7 @@ class Panel(NamedTuple):
 
 def network(group_size, norm):
     """`G16 LN+PN`."""
-    return f"G{group_size} {NORMS.get(norm, norm)}"
+    return f"G{group_size} {NORMS[norm].label if norm in NORMS else norm}"
 
 
 def save(panels, paths, columns=2):
@@ -189,7 +189,7 @@ def short(value):
 
 
 def _draw_series(axes, series):
-    colour = COLOURS.get(series.norm, "#000000")
+    colour = NORMS[series.norm].colour if series.norm in NORMS else "#000000"
     points = sorted(series.points, key=lambda point: point[0])
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     dashed = series.group_size == 1 if series.dashed is None else series.dashed

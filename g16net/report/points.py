@@ -8,6 +8,7 @@ or None: "multiply_adds" (of the test image), "train_images_per_second", "infer_
 
 import statistics
 
+from g16net.models import norms
 from g16net.report import published, runs
 
 MEASURED, PUBLISHED, ESTIMATED = "measured", "published", "estimated"
@@ -230,8 +231,9 @@ def at_best(points):
 
 
 def baseline(points):
-    """The point that others are set in relation to: G1 with BN, else GN, at native size, of the smallest network."""
-    for norm in ("bn", "gn"):
+    """The point that others are set in relation to, at native size, of the smallest network: G1 with the first norm
+    that other libraries have too (BN, else GN, else LN)."""
+    for norm in norms.published("timm"):
         found = [
             point
             for point in points

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from g16net import config as config_lib
 from g16net.errors import UserError
 from g16net.run import records
+from g16net.run.workdir import Workdir
 
 MODES = ("train", "finetune", "evaluate", "export", "benchmark", "costs")
 # Fields that do not change what a run is: where data lies, how much is kept, which seed.
@@ -83,17 +84,17 @@ def _add(loaded, folder):
     if not _belongs(folder) or folder in [run.folder for run in loaded.runs]:
         return
     try:
-        if os.path.exists(os.path.join(folder, "config.json")):
+        if os.path.exists(Workdir(folder).config):
             run = read(folder)
             if run.train or run.evaluations or run.finetuned:
                 loaded.runs.append(run)
                 loaded.problems.extend(_other_weights(run))
             elif not _belongs(folder, ("benchmark", "costs")):
                 loaded.problems.append(f"{folder}: not finished: it has no accuracy yet")
-        timed = _json(os.path.join(folder, "benchmark.json"), missing={}).get("rows", [])
+        timed = _json(Workdir(folder).figures("benchmark"), missing={}).get("rows", [])
         timed = [_checked(row, ("dtype", "size", "images_per_second")) for row in timed if row["task"] != "product"]
         loaded.benchmarks.extend(_named(timed, loaded, folder, "benchmark"))
-        costs = _json(os.path.join(folder, "costs.json"), missing={})
+        costs = _json(Workdir(folder).figures("costs"), missing={})
         if costs:
             rows = _named(_checked(costs, ("rows", "comparisons"))["rows"], loaded, folder, "costs")
             loaded.costs.append({**costs, "rows": rows})
@@ -167,7 +168,7 @@ def weights(run):
 
 def read(folder):
     """The `Run` in `folder`. UserError, naming the file, where it is not one that g16net has written."""
-    stored = _json(os.path.join(folder, "config.json"))
+    stored = _json(Workdir(folder).config)
     try:
         config = flat(stored)
         for key in ("model.variant", "model.norm", "model.group_size", "data.train_size", "data.eval_size", "run.seed"):
@@ -182,7 +183,7 @@ def read(folder):
             folder,
             config,
             _checked(results["train"], ("top1", "images_per_second", "train_seconds")),
-            records.by_epoch(records.read_lines(os.path.join(folder, "records.jsonl"))),
+            records.by_epoch(records.read_lines(Workdir(folder).records)),
             _evaluations(folder, results["evaluate"]),
             _finetuned(folder),
             {mode: result["command"] for mode, result in results.items() if "command" in result},
@@ -217,7 +218,7 @@ def _checked(row, keys):
 def _evaluations(folder, evaluate):
     """The newest row of each weights and size; fine-tuned weights have rows of their own kind elsewhere."""
     rows = {}
-    for row in records.read_lines(os.path.join(folder, "evaluations.jsonl")):
+    for row in records.read_lines(Workdir(folder).evaluations):
         rows[row["weights"], row.get("finetune_size"), row["size"]] = row
     for row in evaluate.get("sizes", []):
         rows.setdefault((evaluate["weights"], evaluate.get("finetune_size"), row["size"]), {**evaluate, **row})

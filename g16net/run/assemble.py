@@ -1,7 +1,6 @@
 """From a resolved config to objects: sources, batches, model, optimizer, loss, trained weights."""
 
 import functools
-import os
 
 from g16net.config import recipe
 from g16net.data import augment as augment_lib
@@ -15,6 +14,7 @@ from g16net.optim.losses import SmoothedCrossEntropy
 from g16net.optim.rmsprop import RMSProp
 from g16net.optim.weight_average import WeightAverage
 from g16net.run import checkpoint, run_data
+from g16net.run.workdir import Workdir
 
 
 def title(config):
@@ -322,7 +322,7 @@ def trained(config, workdir, size=None, weights=None, network=None):
 
 
 def _newest(folder, mode):
-    newest, manifest = checkpoint.newest_whole(os.path.join(folder, "checkpoints"))
+    newest, manifest = checkpoint.newest_whole(Workdir(folder).checkpoints)
     if newest is None:
         raise UserError(f"{folder!r} holds no checkpoint; make one first with --mode={mode}")
     return newest, manifest
@@ -338,21 +338,15 @@ def finetuned_folder(config, workdir):
 
     UserError where there is none.
     """
-    top = os.path.join(workdir, config.finetune.folder)
-    size, sizes = config.eval.finetune_size, finetuned_sizes(config, workdir)
+    files, folder = Workdir(workdir), config.finetune.folder
+    size, sizes = config.eval.finetune_size, files.finetuned_sizes(folder)
     if size is None and len(sizes) == 1:
         (size,) = sizes
     if size not in sizes:
         there = f"there is {', '.join(map(str, sizes))}" if sizes else "none is there"
         raise UserError(
-            f"eval.weights=finetuned, eval.finetune_size={size}: no such finished fine-tuning in {top!r}; {there}. "
+            f"eval.weights=finetuned, eval.finetune_size={size}: no such finished fine-tuning in "
+            f"{files.file(folder)!r}; {there}. "
             + (f"Set --config.eval.finetune_size={sizes[0]}" if sizes else "Make it first with --mode=finetune")
         )
-    return os.path.join(top, str(size))
-
-
-def finetuned_sizes(config, workdir):
-    """The sizes whose fine-tuning in `finetune.folder` is finished, in order."""
-    top = os.path.join(workdir, config.finetune.folder)
-    names = os.listdir(top) if os.path.isdir(top) else []
-    return sorted(int(n) for n in names if n.isdigit() and os.path.exists(os.path.join(top, n, "finetune.json")))
+    return files.finetuning(folder, size).path

@@ -13,7 +13,7 @@ from g16net.config import batches
 from g16net.errors import RunError, UserError
 from g16net.optim.losses import Top1
 from g16net.run import scoring, workers
-from g16net.run.updates import CountUpdates, cut
+from g16net.run.updates import Updates
 
 
 def connect(config):
@@ -101,7 +101,7 @@ class Devices:
         replicas: copies of the model that train together, over all workers.
         shard: `(index, count)` of this process's part of the data.
         chief: whether this process writes the run's files.
-        micro_batch, accumulation: images in one pass of a replica, and passes in one weight update.
+        updates: how passes make weight updates, see `updates.Updates`.
     """
 
     shard = (0, 1)
@@ -116,20 +116,17 @@ class Devices:
             self.shard = index, len(addresses)
 
     @functools.cached_property
-    def _split(self):
-        """Only training asks for it: a run may be evaluated on other devices."""
+    def updates(self):
+        """How this process's passes make weight updates. Only training asks: a run may be evaluated elsewhere.
+
+        Raises:
+            ConfigError: the global batch does not divide.
+        """
         runtime = self.config.runtime
-        return batches.split(
+        parts = batches.split(
             self.config.run.global_batch, self.replicas, runtime.micro_batch, runtime.grad_accumulation
         )
-
-    @property
-    def micro_batch(self):
-        return self._split[0]
-
-    @property
-    def accumulation(self):
-        return self._split[1]
+        return Updates(*parts, replicas=self.local_replicas, per_execution=runtime.steps_per_execution)
 
     @property
     def chief(self):
@@ -142,7 +139,7 @@ class Devices:
 
     def check(self, updates_per_epoch):
         """Raises ConfigError where an epoch of so many weight updates cannot be run; before a model is built."""
-        self._split  # noqa: B018
+        self.updates  # noqa: B018
 
     def check_rest(self, updates_per_epoch, done):
         """Raises ConfigError where an epoch cannot be gone on with after `done` weight updates; Keras takes any."""
@@ -154,11 +151,6 @@ class Devices:
         """Context in which to build a model that is only evaluated."""
         return self.strategy.scope()
 
-    @property
-    def optimizer_accumulation(self):
-        """Passes that the optimizer itself adds up."""
-        return self.accumulation
-
     def optimizer(self, optimizer):
         """The optimizer to compile with: in float16 the loss is scaled up and its gradients down."""
         if self.config.runtime.precision != "mixed_float16":
@@ -169,30 +161,15 @@ class Devices:
         """The metrics to compile with."""
         return [Top1()]
 
-    @property
-    def steps_per_execution(self):
-        """Keras' steps in one call of the device."""
-        return self.config.runtime.steps_per_execution * self.accumulation
-
-    def steps(self, updates):
-        """What `fit` has to be told to make so many weight updates."""
-        return updates * self.accumulation
-
     def feed(self, data):
         """From batches of this process's images of a weight update to what `fit` takes."""
-        if self.accumulation * self.local_replicas > 1:
-            data = cut(data, self.micro_batch).prefetch(2 * self.local_replicas)
-        return self.distributed(data)
+        return self.distributed(self.updates.cut(data))
 
     def distributed(self, data):
         """From batches of one replica to those of all; the replicas of a process take them in turn."""
         if self.config.runtime.strategy == "default":
             return data
         return self.strategy.distribute_datasets_from_function(lambda _: data)
-
-    def callbacks(self, callbacks):
-        """Callbacks that count weight updates, as `fit` takes them."""
-        return callbacks if self.accumulation == 1 else [CountUpdates(callbacks, self.accumulation)]
 
     def scorer(self, model, source, batches=None):
         """What adds up an evaluation of the model's present weights: see `scoring.Scorer`."""
@@ -234,8 +211,8 @@ class Devices:
             text = f"CPU, {native.cores()} cores"
         if self.replicas > 1:
             text += f", {self.replicas} replicas in {self.shard[1]} process{'es' if self.shard[1] > 1 else ''}"
-        if self.accumulation > 1:
-            text += f", micro batch {self.micro_batch} x {self.accumulation} accumulated"
+        if self.updates.accumulation > 1:
+            text += f", micro batch {self.updates.micro_batch} x {self.updates.accumulation} accumulated"
         return text
 
 

@@ -9,6 +9,7 @@ import time
 
 import g16net
 from g16net.errors import UserError
+from g16net.run.workdir import Workdir
 
 
 def write_json(path, value):
@@ -29,7 +30,7 @@ def lock(workdir):
         import fcntl
     except ImportError:  # Windows
         return
-    path = os.path.realpath(os.path.join(workdir, ".lock"))
+    path = os.path.realpath(Workdir(workdir).lock)
     if path in _locks:
         return
     file = open(path, "a+", encoding="utf-8")
@@ -110,5 +111,5 @@ def finish(workdir, mode, started, figures):
         "wall_seconds": round(time.monotonic() - started, 3),
         **figures,
     }
-    write_json(os.path.join(workdir, f"{mode}.json"), result)
+    write_json(Workdir(workdir).figures(mode), result)
     return result

@@ -7,6 +7,7 @@ from g16net.config import experiments, recipe
 from g16net.data.detect import detect, prepared_imagenet
 from g16net.errors import UserError
 from g16net.run.start import start_tensorflow
+from g16net.run.workdir import Workdir
 
 
 def resolve(assignments, experiment, data=None, workdir=None):
@@ -15,7 +16,7 @@ def resolve(assignments, experiment, data=None, workdir=None):
     Without an experiment, the config of the run in `workdir`.
     """
     if not experiment:
-        stored = workdir and os.path.join(workdir, "config.json")
+        stored = workdir and Workdir(workdir).config
         if not stored or not os.path.exists(stored):
             raise UserError("name an experiment: --experiment=g16_ln_pn (see --list), or the --workdir of a run")
         config = config_lib.load(stored)

@@ -21,21 +21,15 @@ from absl import logging
 from g16net.data import identity
 from g16net.errors import UserError
 from g16net.run import checkpoint, records
-
-FILE = "data.json"
-
-
-def begun(workdir):
-    """Whether `workdir` holds a run. What ended before its first epoch and checkpoint left nothing, and is none."""
-    return any(os.path.exists(os.path.join(workdir, name)) for name in ("checkpoints", "records.jsonl", "train.json"))
+from g16net.run.workdir import Workdir
 
 
 def known(workdir):
     """The facts of the data that the run in `workdir` was trained on, or its {"classes"} alone; None: it says none."""
-    data = checkpoint.newest_manifest(os.path.join(workdir, "checkpoints")).get("data") or _read(workdir, FILE)
+    data = checkpoint.newest_manifest(Workdir(workdir).checkpoints).get("data") or _read(Workdir(workdir).data)
     if data:
         return data
-    classes = _read(workdir, "classes.json")
+    classes = _read(Workdir(workdir).classes)
     return {"classes": classes} if classes else None
 
 
@@ -62,7 +56,7 @@ def class_names_of_weights(path):
 
 def finished(config, workdir):
     """Whether the training in `workdir` has reached the last epoch of `config`."""
-    return checkpoint.newest_manifest(os.path.join(workdir, "checkpoints")).get("epoch", 0) >= config.run.epochs
+    return checkpoint.newest_manifest(Workdir(workdir).checkpoints).get("epoch", 0) >= config.run.epochs
 
 
 def check(config, workdir, source, done):
@@ -78,7 +72,7 @@ def check(config, workdir, source, done):
         UserError: other classes, or classes that changed places; another training split for a run that would be
             resumed; another data set for a finished one.
     """
-    old = known(workdir) if begun(workdir) else None
+    old = known(workdir) if Workdir(workdir).begun else None
     if old is None:
         return ""
     new, here = facts(config, source), where(config)
@@ -129,7 +123,7 @@ def check(config, workdir, source, done):
 def remark(config, workdir, source):
     """Says in the log where the training split `source` is not the one of the run in `workdir`, which is only looked
     at or evaluated."""
-    old, new = known(workdir) if begun(workdir) else None, facts(config, source)
+    old, new = known(workdir) if Workdir(workdir).begun else None, facts(config, source)
     changed = identity.differences(old, new) if old else []
     if changed:
         was, what = _was(old, new), "; ".join(changed)
@@ -146,11 +140,11 @@ def keep(config, workdir, source):
     """Writes the facts of `source` beside the run in `workdir`, after `check` has let it pass; a finished run keeps
     those that it has."""
     new = facts(config, source)
-    if _read(workdir, "classes.json") != new["classes"]:
-        records.write_json(os.path.join(workdir, "classes.json"), new["classes"])
-    old = _read(workdir, FILE)
+    if _read(Workdir(workdir).classes) != new["classes"]:
+        records.write_json(Workdir(workdir).classes, new["classes"])
+    old = _read(Workdir(workdir).data)
     if old != new and not (old and finished(config, workdir)):
-        records.write_json(os.path.join(workdir, FILE), new)
+        records.write_json(Workdir(workdir).data, new)
 
 
 def facts(config, source):
@@ -172,9 +166,9 @@ def _was(old, new):
     return f" (--data={old['dir']})" if old.get("dir", "") not in ("", new["dir"]) else ""
 
 
-def _read(workdir, name):
+def _read(path):
     try:
-        with open(os.path.join(workdir, name), encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             return json.load(file)
     except (OSError, ValueError):
         return None

@@ -1,7 +1,57 @@
-"""Micro-batches and weight updates: how batches are cut, and how callbacks count."""
+"""The one place where micro-batches become weight updates.
+
+Everything of g16net counts weight updates; Keras' `fit` counts the batches that it draws. `Updates` stands between:
+it cuts batches, turns numbers of updates into Keras' steps, and hands Keras' calls on to callbacks as updates.
+"""
+
+from typing import NamedTuple
 
 import tensorflow as tf
 from tensorflow import keras
+
+
+class Updates(NamedTuple):
+    """How the passes of this process make weight updates.
+
+    Attributes:
+        micro_batch: images in one pass of a replica.
+        accumulation: passes of each replica in one weight update.
+        replicas: those of this process, which take micro-batches in turn.
+        per_execution: weight updates in one call of the device.
+        draws_each: Keras counts the micro-batch of each replica as a step (the IPU's does), not one for all.
+        in_optimizer: our optimizer adds up the gradients of the passes; otherwise something else does.
+    """
+
+    micro_batch: int
+    accumulation: int = 1
+    replicas: int = 1
+    per_execution: int = 1
+    draws_each: bool = False
+    in_optimizer: bool = True
+
+    @property
+    def optimizer_accumulation(self):
+        """Passes that our optimizer adds up."""
+        return self.accumulation if self.in_optimizer else 1
+
+    def steps(self, updates):
+        """Keras' steps in so many weight updates."""
+        return updates * self.accumulation * (self.replicas if self.draws_each else 1)
+
+    @property
+    def steps_per_execution(self):
+        """Keras' steps per call of the device."""
+        return self.per_execution * self.accumulation
+
+    def cut(self, data):
+        """From batches of this process's images of a weight update to micro-batches of static shape."""
+        if self.accumulation * self.replicas == 1:
+            return data
+        return cut(data, self.micro_batch).prefetch(2 * self.replicas)
+
+    def callbacks(self, callbacks):
+        """Callbacks that count weight updates, as `fit` takes them."""
+        return callbacks if self.accumulation == 1 else [CountUpdates(callbacks, self.accumulation)]
 
 
 def cut(data, size):

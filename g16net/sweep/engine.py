@@ -13,6 +13,7 @@ import time
 
 from g16net.errors import UserError
 from g16net.run import records
+from g16net.run.workdir import Workdir
 from g16net.sweep.grid import arguments, load
 from g16net.sweep.queue import BLOCKED, DONE, FAILED, RUNNING, STALE, STALE_SECONDS, WAITING, Queue, read
 from g16net.sweep.table import summarise, table
@@ -103,13 +104,11 @@ def last_line(path, most=300):
 
 def share_training(workdir, one):
     """Gives the folder of a run the trained weights of the run that trained for it."""
-    folder = os.path.join(workdir, one["name"])
-    os.makedirs(folder, exist_ok=True)
-    for name in ("checkpoints", "classes.json", "data.json", "records.jsonl"):
-        link = os.path.join(folder, name)
-        there = os.path.exists(os.path.join(workdir, one["after"], name))  # older runs have no data.json
-        if there and not os.path.lexists(link):
-            os.symlink(os.path.join("..", one["after"], name), link)
+    own, trainer = (Workdir(os.path.join(workdir, name)) for name in (one["name"], one["after"]))
+    os.makedirs(own.path, exist_ok=True)
+    for link, path in zip(own.training, trainer.training):
+        if os.path.exists(path) and not os.path.lexists(link):  # older runs have no data.json
+            os.symlink(os.path.relpath(path, own.path), link)
 
 
 def sweep(

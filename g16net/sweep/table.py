@@ -4,6 +4,7 @@ import os
 import time
 
 from g16net.run import records
+from g16net.run.workdir import Workdir
 from g16net.sweep.queue import BLOCKED, DONE, FAILED, RUNNING, STALE, WAITING, read
 
 
@@ -40,10 +41,10 @@ def figures(workdir, one):
         if result:
             found.update({key: result[key] for key in ("top1", "top5", "loss") if key in result})
     if "finetune" in one["modes"]:
-        result = read(os.path.join(folder, "finetune.json")) or {"sizes": []}
+        result = read(Workdir(folder).figures("finetune")) or {"sizes": []}
         found["finetuned"] = {str(row["size"]): row["top1"] for row in result["sizes"]} or None
     if "top1" not in found and not one["after"]:
-        epochs = records.by_epoch(records.read_lines(os.path.join(folder, "records.jsonl")))
+        epochs = records.by_epoch(records.read_lines(Workdir(folder).records))
         if epochs:
             last = epochs[-1]
             found = {"epoch": last["epoch"], "top1": last.get("eval_top1_average", last.get("eval_top1"))}

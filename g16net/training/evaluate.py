@@ -12,6 +12,7 @@ from g16net.config import recipe
 from g16net.costs import counts
 from g16net.errors import ConfigError
 from g16net.run import assemble, records
+from g16net.run.workdir import Workdir
 from g16net.training import runtime
 
 
@@ -94,6 +95,7 @@ def _text(config):
     return json.dumps(config.to_dict(), sort_keys=True)
 
 
+@runtime.in_precision
 def evaluate(config, workdir):
     """Evaluates the weights of `workdir` that `eval.weights` names at every size of `eval.sizes`. Returns the figures.
 
@@ -123,7 +125,7 @@ def evaluate(config, workdir):
         if confusion is not None and devices.chief:
             row.update(write_classes(workdir, "-".join(map(str, which.values())), size, class_names, confusion))
         if devices.chief:
-            records.append_line(os.path.join(workdir, "evaluations.jsonl"), {"kind": "evaluation", **which, **row})
+            records.append_line(Workdir(workdir).evaluations, {"kind": "evaluation", **which, **row})
         rows.append(row)
     main = rows[sizes.index(usual)] if usual in sizes else rows[0]
     return dict(main, **which, sizes=rows)
@@ -145,7 +147,7 @@ def multiply_adds(config, size, num_classes):
 
 def write_classes(workdir, weights, size, class_names, confusion):
     """Writes accuracy by class and the confusion matrix (rows: true classes) as CSV. Returns their paths."""
-    folder = os.path.join(workdir, "classes")
+    folder = Workdir(workdir).by_class
     os.makedirs(folder, exist_ok=True)
     paths = {name: os.path.join(folder, f"{weights}-{size}px-{name}.csv") for name in ("per_class", "confusion")}
     images, right, predicted = confusion.sum(1), confusion.diagonal(), confusion.sum(0)

@@ -29,7 +29,9 @@ from g16net.errors import ConfigError, UserError
 from g16net.models import split
 from g16net.optim.schedules import Cosine
 from g16net.run import assemble, checkpoint, records, run_data
-from g16net.training import evaluate, runtime, train
+from g16net.run.updates import Updates
+from g16net.run.workdir import Workdir
+from g16net.training import callbacks, evaluate, loop, runtime, train
 
 
 def finetune(config, workdir):
@@ -39,12 +41,14 @@ def finetune(config, workdir):
     """
     check(config)
     start = starting_weights(config, workdir)
-    top = os.path.join(workdir, config.finetune.folder)
-    if set(config.finetune.sizes) - set(assemble.finetuned_sizes(config, workdir)):
+    files, folder = Workdir(workdir), config.finetune.folder
+    if set(config.finetune.sizes) - set(files.finetuned_sizes(folder)):
         run_data.check(config, workdir, assemble.open_sources(config)[0], done=True)
     for size in config.finetune.sizes:
         fit_size(config, workdir, size, start)
-    rows = {size: _read_json(_path(top, size, "finetune.json")) for size in assemble.finetuned_sizes(config, workdir)}
+    rows = {
+        size: _read_json(files.finetuning(folder, size).figures("finetune")) for size in files.finetuned_sizes(folder)
+    }
     return dict(rows[config.finetune.sizes[0]], sizes=list(rows.values()))
 
 
@@ -62,7 +66,7 @@ def starting_weights(config, workdir):
 
     UserError where the run has no finished training.
     """
-    folder, manifest = checkpoint.newest_whole(train.checkpoint_folder(workdir))
+    folder, manifest = checkpoint.newest_whole(Workdir(workdir).checkpoints)
     if folder is None:
         raise UserError(f"{workdir!r} holds no trained run; train there first with --mode=train")
     if manifest["epoch"] < config.run.epochs:
@@ -75,46 +79,53 @@ def starting_weights(config, workdir):
     return {"weights": weights, "step": manifest["step"], "checkpoint": digest[:16]}
 
 
-def check_workdir(config, workdir):
+def check_data(config, workdir, source, before=()):
+    """UserError where the training split `source` cannot be fine-tuned on; `before`: modes that come first."""
+    steps_per_epoch(config, source)
+    if "train" not in before:
+        run_data.check(config, workdir, source, done=True)
+
+
+def check_workdir(config, workdir, before=()):
     """UserError where the run in `workdir` cannot be fine-tuned as asked: not trained to its end, or other fine-tunings
     there."""
     start = starting_weights(config, workdir)
     for size in config.finetune.sizes:
-        settings_of(config, _path(workdir, config.finetune.folder, size), size, start)
+        settings_of(config, Workdir(workdir).finetuning(config.finetune.folder, size), size, start)
 
 
-def settle(config, folder, size, start):
-    """Makes `folder` that of this fine-tuning; UserError where it holds another one."""
-    settings = settings_of(config, folder, size, start)
-    os.makedirs(folder, exist_ok=True)
-    records.write_json(os.path.join(folder, "settings.json"), settings)
+def settle(config, files, size, start):
+    """Makes the folder of `files` that of this fine-tuning; UserError where it holds another one."""
+    settings = settings_of(config, files, size, start)
+    os.makedirs(files.path, exist_ok=True)
+    records.write_json(files.settings, settings)
 
 
-def settings_of(config, folder, size, start):
-    """What this fine-tuning is, for its `settings.json`; UserError where `folder` holds another one."""
+def settings_of(config, files, size, start):
+    """What this fine-tuning is, for its `settings.json`; UserError where the folder of `files` holds another one."""
     fields = {k: v for k, v in config.finetune.to_dict().items() if k not in ("sizes", "folder", "cache_gb")}
     settings = {"size": size, **fields, **{f"start.{key}": value for key, value in start.items()}}
-    path = os.path.join(folder, "settings.json")
-    if os.path.exists(path):
-        old = _read_json(path)
+    if os.path.exists(files.settings):
+        old = _read_json(files.settings)
         different = [f"{k}: {old.get(k)} -> {settings.get(k)}" for k in settings if old.get(k) != settings[k]]
         if different:
             raise UserError(
-                f"{folder!r} holds another fine-tuning; it differs in\n  " + "\n  ".join(different) + "\n"
+                f"{files.path!r} holds another fine-tuning; it differs in\n  " + "\n  ".join(different) + "\n"
                 f"Keep both: --config.finetune.folder={config.finetune.folder}2"
             )
     return settings
 
 
+@runtime.in_precision
 def fit_size(config, workdir, size, start):
     """One fine-tuning at `size` pixels. Returns its figures, which are in its `finetune.json` too."""
-    folder = _path(workdir, config.finetune.folder, size)
-    done = os.path.join(folder, "finetune.json")
+    files = Workdir(workdir).finetuning(config.finetune.folder, size)
+    done = files.figures("finetune")
     if not os.path.exists(done):
-        run_data.check(config, folder, assemble.open_source_of(config, "train"), done=False)
-    settle(config, folder, size, start)
+        run_data.check(config, files.path, assemble.open_source_of(config, "train"), done=False)
+    settle(config, files, size, start)
     if os.path.exists(done):
-        logging.info("%s is finished", folder)
+        logging.info("%s is finished", files.path)
         return _read_json(done)
 
     started = time.time()
@@ -127,6 +138,7 @@ def fit_size(config, workdir, size, start):
     trunk.trainable = False
     batches, evaluator, model, kept = inputs(config, size, train_source, eval_source, trunk, head, devices)
     prepared = time.time() - started
+    updates = Updates(config.finetune.global_batch, per_execution=config.runtime.steps_per_execution)
     loss = assemble.loss(config, train_source.num_classes)
     inner = assemble.rmsprop(config, schedule(config, steps), config.finetune.decay, guard=assemble.guard(config))
     optimizer = devices.optimizer(inner)
@@ -134,17 +146,17 @@ def fit_size(config, workdir, size, start):
         optimizer,
         loss=loss,
         metrics=devices.metrics(loss),
-        steps_per_execution=config.runtime.steps_per_execution,
+        steps_per_execution=updates.steps_per_execution,
     )
     saved = checkpoint.Checkpoints(
-        _path(folder, "checkpoints"),
+        files.checkpoints,
         checkpoint.state(network, optimizer),
         keep=1,
         data=run_data.facts(config, train_source),
     )
     manifest = saved.restore_latest()
     train.check_resumed(manifest, steps, devices)
-    position = train.Position(steps, manifest)
+    position = callbacks.Position(steps, manifest)
     epoch = position.epoch
     logging.info(
         "fine-tuning of %s at %d px: %s parameters of %s; epochs %d to %d of %d steps, batch %d; features %s",
@@ -158,25 +170,25 @@ def fit_size(config, workdir, size, start):
         config.finetune.global_batch,
         "computed once" if kept else "computed in every epoch",
     )
-    lines = _path(folder, "records.jsonl")
+    lines = files.records
     if not epoch:
         records.append_line(lines, {"kind": "epoch", "epoch": 0, **_named(evaluator(size))})
     ending = EpochEnd(size, lines, saved, evaluator, position)
     if epoch < config.finetune.epochs:
-        model.fit(
-            batches(epoch),
-            epochs=config.finetune.epochs,
-            initial_epoch=epoch,
-            steps_per_epoch=steps,
-            callbacks=[
+        loop.fit(
+            model,
+            position,
+            config.finetune.epochs,
+            lambda epoch, first, size: batches(epoch),
+            [
                 position,
-                train.Progress(position, config.finetune.epochs, config.finetune.global_batch),
-                train.StopOnNotFinite(
+                callbacks.Progress(position, config.finetune.epochs, config.finetune.global_batch),
+                callbacks.StopOnNotFinite(
                     inner, head.trainable_variables, position, config.runtime.max_skipped, "finetune.learning_rate"
                 ),
                 ending,
             ],
-            verbose=0,
+            updates,
         )
         saved.wait()
     history = records.by_epoch(records.read_lines(lines))
@@ -298,7 +310,7 @@ class EpochEnd(keras.callbacks.Callback):
             "step": step,
             "loss": float(logs["loss"]),
             "top1": float(logs["top1"]),
-            "learning_rate": train.learning_rate(self.model.optimizer, step - 1),
+            "learning_rate": callbacks.learning_rate(self.model.optimizer, step - 1),
             "seconds": round(seconds, 3),
             **_named(self.figures),
         }
@@ -313,10 +325,6 @@ def _named(figures):
 
 def _count(weights):
     return sum(int(tf.size(weight)) for weight in weights)
-
-
-def _path(*parts):
-    return os.path.join(*map(str, parts))
 
 
 def _read_json(path):

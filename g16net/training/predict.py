@@ -15,6 +15,7 @@ from g16net import compat
 from g16net.data import transforms, walk
 from g16net.errors import UserError
 from g16net.run import assemble
+from g16net.run.workdir import Workdir
 
 MAX_BYTES = 2**30
 GRID = 48  # most images of the picture
@@ -31,8 +32,8 @@ def predict(config, workdir, images=()):
         images: files, folders (searched for images, with the folders below) and globs.
     """
     paths = find(images)
-    compat.set_policy("float32")
-    model, class_names = assemble.trained(config, workdir)
+    with compat.policy("float32"):
+        model, class_names = assemble.trained(config, workdir)
     prepare = assemble.eval_preprocessing(config, config.data.eval_size)
     predictor = Predictor(model, class_names, prepare, config.predict.top)
     records, shown = [], []
@@ -46,7 +47,7 @@ def predict(config, workdir, images=()):
     with open(figures["predictions"], "w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
     if config.predict.grid and shown:
-        figures["grid"] = draw(shown, os.path.join(workdir, "predictions.png"))
+        figures["grid"] = draw(shown, Workdir(workdir).file("predictions.png"))
     broken = sum("error" in record for record in records)
     figures["broken"] = broken
     if broken:

@@ -1,5 +1,7 @@
 """Which hardware a run has: seeds, precision, and the `Devices` for its `runtime.strategy`."""
 
+import functools
+
 import tensorflow as tf
 
 from g16net import compat
@@ -15,10 +17,20 @@ def setup(config):
     if config.runtime.deterministic and hasattr(tf.config.experimental, "enable_op_determinism"):
         tf.config.experimental.enable_op_determinism()
     compat.set_seed(config.run.seed)
-    compat.set_policy(config.runtime.precision)
     if config.runtime.strategy in IPU_STRATEGIES:
         return session.Session(config)
     return Devices(config)
+
+
+def in_precision(mode):
+    """Decorator of a function of a config and more: what it builds computes in `runtime.precision`."""
+
+    @functools.wraps(mode)
+    def within(config, *args, **kwargs):
+        with compat.policy(config.runtime.precision):
+            return mode(config, *args, **kwargs)
+
+    return within
 
 
 def check(config, updates_per_epoch):

@@ -15,6 +15,7 @@ from g16net import compat
 from g16net.data import identity
 from g16net.errors import UserError
 from g16net.run import checkpoint, run_data
+from g16net.run.workdir import Workdir
 from g16net.weights import detect as foreign_weights
 
 CLASSIFIER = "predictions/"  # its weights have the classes as their last axis
@@ -119,7 +120,7 @@ def read(path, model, weights="average"):
         return _from_keras(path, model)
     folder = path
     if not os.path.exists(os.path.join(path, "state.index")):
-        inner = os.path.join(path, "checkpoints")
+        inner = Workdir(path).checkpoints
         folder, _ = checkpoint.newest_whole(inner if os.path.isdir(inner) else path)
     if folder is None:
         raise UserError(f"init.checkpoint={path} holds no whole checkpoint; it takes {foreign_weights.KINDS}")

@@ -18,12 +18,11 @@ from absl import logging
 from g16net import extras
 from g16net.config import experiments, recipe
 from g16net.errors import UserError
-from g16net.models import architecture
+from g16net.models import architecture, norms
 from g16net.weights import keras_applications, tf1, timm
 
 HALF = re.compile(r"efficientnet_b\d[._](ap|ra4)[._-]")  # models of timm with images of -1..1
 NUMPY_DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # of safetensors
-PROXY = {True: ("ln_pn", "gn_pn"), False: ("ln", "gn")}
 KINDS = "a workdir, one of its checkpoints/STEP, a .keras or .h5 file, or weights of timm (.safetensors), "
 KINDS += "keras.applications (.h5, .keras) or the authors' TensorFlow 1 code (prefix or folder)"
 
@@ -274,7 +273,13 @@ def _keras(path, arrays, layers):
     inside, expanded = arrays["block2a_expand_conv"][0].shape[2:] if "block2a_expand_conv" in arrays else (1, 1)
     blocks = {layer.split("_")[0] for layer in arrays if layer.startswith("block") and arrays[layer]}
     network = _network(
-        path, arrays["stem_conv"][0].shape[-1], arrays["top_conv"][0].shape[-1], blocks, 1, expanded // inside, "bn"
+        path,
+        arrays["stem_conv"][0].shape[-1],
+        arrays["top_conv"][0].shape[-1],
+        blocks,
+        1,
+        expanded // inside,
+        norms.published("keras.applications"),
     )
 
     def values(model):
@@ -335,21 +340,21 @@ def _timm(path):
         )
     expanded, inside = shapes["blocks.1.0.conv_pw.weight"][:2]
     blocks = {tuple(name.split(".")[1:3]) for name in shapes if name.startswith("blocks.")}
-    norm = "bn" if "bn1.running_mean" in shapes else ("gn", "ln")
+    over_batch = "bn1.running_mean" in shapes
     network = _network(
         path, shapes["conv_stem.weight"][0], shapes["conv_head.weight"][0], blocks,
-        shapes["blocks.1.0.conv_dw.weight"][1], expanded // inside, norm,
+        shapes["blocks.1.0.conv_dw.weight"][1], expanded // inside, norms.published("timm", over_batch=over_batch),
     )  # fmt: skip
-    _check_timm(path, shapes, timm.shapes(*network.values()))
+    _check_timm(path, shapes, timm.shapes(*list(network.values())[:3], over_batch))
     name, mean, std, doubt = _timm_description(path)
     assumed = {key: doubt for key in ("model.mean", "model.std") if doubt}
     settings = _input(mean, std)
     kind = re.search("(tf_)?efficientnet_", name)
-    symmetric = norm != "bn" or bool(kind and not kind[1])  # with group norm there are no tf_ models
+    symmetric = not over_batch or bool(kind and not kind[1])  # with group norm there are no tf_ models
     settings["model.norm_epsilon"] = timm.NORM_EPSILON[None if symmetric else "tf_"]
-    if norm == "bn" and not kind:
+    if over_batch and not kind:
         assumed["model.norm_epsilon"] = "the name does not say whether it is a tf_ model; epsilon and padding of one"
-    if norm != "bn":
+    if not over_batch:
         settings["model.norm_group_size"] = timm.GROUP_NORM_SIZE
 
     def values(model):
@@ -449,7 +454,7 @@ def _tf1(path):
     blocks = {name.split("/")[0] for name in shapes if re.match(r"block[1-7][a-z]/", name)}
     network = _network(
         path, shapes[needed[0]][-1], shapes[needed[1]][-1], blocks, shapes[needed[3]][2], expanded // inside,
-        PROXY["Top/proxy" in shapes],
+        norms.published("tf1", proxied="Top/proxy" in shapes),
     )  # fmt: skip
     return Foreign(
         "the authors' TensorFlow 1",
@@ -463,8 +468,9 @@ def _tf1(path):
 # all
 
 
-def _network(path, stem, top, blocks, group_size, expand_ratio, norm):
-    """The fields that shapes fix; UserError where no variant has these widths and this depth."""
+def _network(path, stem, top, blocks, group_size, expand_ratio, possible):
+    """The fields that shapes fix, with a norm out of those `possible`; UserError where no variant has these widths
+    and this depth."""
     fitting = [name for name in architecture.VARIANTS if _outline(name) == (stem, top, len(blocks))]
     if not fitting:
         raise UserError(
@@ -475,7 +481,7 @@ def _network(path, stem, top, blocks, group_size, expand_ratio, norm):
         "model.variant": fitting[0],
         "model.group_size": int(group_size),
         "model.expand_ratio": int(expand_ratio),
-        "model.norm": norm,
+        "model.norm": possible if len(possible) > 1 else possible[0],
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from tensorflow import keras
 
 from g16net import compat
-from g16net.models import efficientnet
+from g16net.models import efficientnet, norms
 
 
 def _source_layers(name):
@@ -94,7 +94,8 @@ def from_keras_applications(weights="imagenet", variant="B0", **overrides):
         raise ValueError(f"keras.applications has no {name}; it has the variants B0 to B7")
     source = getattr(keras.applications, name)(weights=weights, classifier_activation=None)
     mean, std = keras_applications_normalization(source)
-    arguments = {"group_size": 1, "expand_ratio": 6, "norm": "bn", "mean": mean, "std": std}
+    (norm,) = norms.published("keras.applications")
+    arguments = {"group_size": 1, "expand_ratio": 6, "norm": norm, "mean": mean, "std": std}
     target = efficientnet.build(variant, **{**arguments, **overrides})
     copy_keras_applications_weights(source, target)
     return target

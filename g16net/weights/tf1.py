@@ -29,9 +29,9 @@ from absl import logging
 
 from g16net import compat, layers
 from g16net.errors import UserError
-from g16net.models import efficientnet
+from g16net.models import efficientnet, norms
 
-NORMS = ("gn", "ln", "gn_pn", "ln_pn")
+NORMS = norms.published("tf1")
 PROXY_ROWS = {"beta": 0, "gamma": 1, "proxy_beta": 4, "proxy_gamma": 5}
 
 

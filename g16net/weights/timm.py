@@ -22,7 +22,7 @@ import numpy as np
 
 from g16net import compat, extras, layers
 from g16net.errors import UserError
-from g16net.models import architecture, efficientnet
+from g16net.models import architecture, efficientnet, norms
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORM_EPSILON = {"tf_": 1e-3, None: 1e-5}  # by the beginning of the name
@@ -67,7 +67,7 @@ def parse(name):
         "variant": match[2].upper(),
         "group_size": int(match[3] or 1),
         "expand_ratio": 6,
-        "norm": "gn" if match[4] else "bn",
+        "norm": norms.published("timm", over_batch=not match[4])[0],
         "norm_group_size": GROUP_NORM_SIZE if match[4] else None,
         "norm_epsilon": NORM_EPSILON[match[1]],
     }
@@ -117,15 +117,15 @@ def copy(weights: Mapping, model, dense=True):
             weight.assign(found[name])
 
 
-def shapes(variant, group_size, expand_ratio, norm):
+def shapes(variant, group_size, expand_ratio, over_batch):
     """{timm's name: shape} of the weights of a network of ours, but for the classifier's; no model is built for it.
 
     Args:
         variant, group_size, expand_ratio: as of `efficientnet.build`.
-        norm: "bn"; all others have no moving statistics.
+        over_batch: whether the norm is batch norm, which has moving statistics.
     """
     found = {}
-    kinds = ("weight", "bias") + (("running_mean", "running_var") if norm == "bn" else ())
+    kinds = ("weight", "bias") + (("running_mean", "running_var") if over_batch else ())
 
     def convolution(names, kernel, inside, outside):
         found[f"{names[0]}.weight"] = (outside, inside, kernel, kernel)
@@ -169,11 +169,12 @@ def state_dict(model):
     and strided grouping do not exist there: ValueError.
     """
     result = {}
+    known = {norms.NORMS[name].layer for name in norms.published("timm")}
     for layer, keys in _keys(model):
-        if isinstance(layer, layers.ProxyNormActivation) or (
-            getattr(layer, "strided", False) and layer.used_groups > 1
-        ):
-            raise ValueError(f"{layer.name}: timm has no {'strided' if layer.groups != 1 else 'proxy'} norm")
+        if getattr(layer, "strided", False) and layer.used_groups > 1:
+            raise ValueError(f"{layer.name}: timm has no strided norm")
+        if layer.name.endswith("_norm") and type(layer).__name__ not in known:
+            raise ValueError(f"{layer.name}: timm has no {type(layer).__name__}")
         for key, weight in zip(keys, layer.weights):
             result[key] = _theirs(np.asarray(weight).astype(np.float32), key)
         if isinstance(layer, layers.BatchNorm):

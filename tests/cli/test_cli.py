@@ -10,7 +10,7 @@ import pytest
 from helpers import ROOT, call, launch, slow_with_keras3
 
 from g16net import compat
-from g16net.cli import main as cli
+from g16net.cli import environment
 
 # launch.py chooses the Keras generation itself
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
@@ -22,7 +22,7 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"
 def test_onednn_is_on_where_the_user_says_nothing(given):
     environment = {key: value for key, value in ENVIRONMENT.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
     environment.update({"TF_ENABLE_ONEDNN_OPTS": given} if given else {})
-    code = "import os, g16net.cli; print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'))"
+    code = "import os, g16net.cli.main; print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
     x86 = platform.machine() in ("x86_64", "AMD64") and compat.TF_VERSION >= (2, 9)  # not with the IPU SDK
     assert done.stdout.decode().split() == [given or ("1" if x86 else "None")]
@@ -43,11 +43,11 @@ def test_onednn_is_on_where_the_user_says_nothing(given):
 def test_onednn_waits_for_a_tensorflow_that_has_it_for_good(installed, expected, monkeypatch):
     def version(name):
         if name not in installed:
-            raise cli.metadata.PackageNotFoundError(name)
+            raise environment.metadata.PackageNotFoundError(name)
         return installed[name]
 
-    monkeypatch.setattr(cli.metadata, "version", version)
-    assert cli.onednn_is_mature() == expected
+    monkeypatch.setattr(environment.metadata, "version", version)
+    assert environment.onednn_is_mature() == expected
 
 
 @pytest.mark.run
@@ -178,16 +178,16 @@ def test_the_whole_road_and_again(tmp_path):
 
 
 def test_the_data_is_found_from_any_folder(tmp_path, monkeypatch):
-    from g16net.cli import main as cli
+    from g16net.run import resolve
 
     for name in ("train/ant", "train/bee", "val/ant"):
         (tmp_path / "photos" / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     for data, assignments in (("photos", []), ("./photos/", []), (None, [("data.dir", "photos")])):
-        config, _, _ = cli.resolve(assignments + [("data.cache_dir", "kept")], "g16_ln_pn:small,variant=TINY", data)
+        config, _, _ = resolve.resolve(assignments + [("data.cache_dir", "kept")], "g16_ln_pn:small,variant=TINY", data)
         assert config.data.dir == str(tmp_path / "photos") and config.data.cache_dir == str(tmp_path / "kept")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cli.resolve([], "g16_ln_pn:small", "~/photos")[0].data.dir == str(tmp_path / "photos")
+    assert resolve.resolve([], "g16_ln_pn:small", "~/photos")[0].data.dir == str(tmp_path / "photos")
 
 
 def test_a_flag_of_paths_may_come_again_and_keeps_commas():
@@ -200,7 +200,7 @@ def test_a_flag_of_paths_may_come_again_and_keeps_commas():
 def test_what_tensorflow_says_of_data_is_told_without_its_nodes(monkeypatch, tmp_path):
     import tensorflow as tf
 
-    from g16net.cli import main as cli
+    from g16net.cli import command
     from g16net.errors import RunError
     from g16net.training import evaluate
 
@@ -209,5 +209,5 @@ def test_what_tensorflow_says_of_data_is_told_without_its_nodes(monkeypatch, tmp
 
     monkeypatch.setattr(evaluate, "evaluate", broken)
     with pytest.raises(RunError, match="--mode=evaluate ended: ") as told:
-        cli.run_mode("evaluate", None, str(tmp_path))
+        command.run_mode("evaluate", None, str(tmp_path))
     assert not any(mark in str(told.value) for mark in ("{{", "}}", "[Op:"))

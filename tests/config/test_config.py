@@ -1,6 +1,9 @@
 """The declared fields, their checks and messages; parsing; the recipe's derived numbers."""
 
+import json
+
 import pytest
+from helpers import GOLDEN
 
 from g16net import config as config_lib
 from g16net.config import FIELDS, experiments, recipe
@@ -16,10 +19,6 @@ def test_every_default_passes_its_own_check():
 
 def test_every_field_has_a_comment():
     assert all(len(field.comment) > 5 for field in FIELDS.values())
-
-
-def test_variants_are_those_of_the_architecture():
-    assert set(config_lib.VARIANT_NAMES) == set(architecture.VARIANTS)
 
 
 @pytest.mark.parametrize(
@@ -252,3 +251,20 @@ def test_what_decides_a_training_may_not_change_in_its_workdir(key, value, decid
     different = {line.split(":")[0] for line in recipe.training_differences(run, other)}
     assert (key in different) == decides
     assert (recipe.training_key(run) != recipe.training_key(other)) == decides
+
+
+RECORDED = json.loads((GOLDEN / "configs.json").read_text())
+
+
+@pytest.mark.parametrize("text", RECORDED)
+def test_experiments_resolve_to_the_recorded_configs(text):
+    """Of the flagship every field is recorded, of the others those that differ from it."""
+    sections = recipe.resolve(experiments.load(text)).to_dict()
+    fields = {f"{section}.{name}": value for section, names in sections.items() for name, value in names.items()}
+    fields = json.loads(json.dumps(fields))
+    expected = {**RECORDED["g16_ln_pn"], **RECORDED[text]}
+    assert fields == expected
+
+
+def test_every_experiment_is_recorded():
+    assert set(experiments.names()) <= set(RECORDED)

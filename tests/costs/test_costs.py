@@ -6,7 +6,7 @@ import helpers
 import pytest
 
 from g16net.costs import counts
-from g16net.models import architecture
+from g16net.models import architecture, norms
 
 TABLE = json.loads((helpers.GOLDEN / "cost_table.json").read_text())
 pytestmark = pytest.mark.once
@@ -38,7 +38,7 @@ def test_params_equal_published(kind, column, variant, expected):
     ],
 )
 def test_macs_equal_published(kind, variant, size, expected):
-    for norm in architecture.NORMS:
+    for norm in norms.NORMS:
         assert counts.count(variant, *KINDS[kind], norm=norm, size=size).macs == expected
 
 
@@ -65,7 +65,7 @@ def test_activations_equal_those_of_timm(variant, millions):
     assert counts.count(variant, 1, 6, "bn").activations / 1e6 == pytest.approx(millions, abs=0.005)
 
 
-@pytest.mark.parametrize("norm", architecture.NORMS)
+@pytest.mark.parametrize("norm", norms.NORMS)
 def test_defaults_and_size_forms(norm):
     assert counts.count("B2", norm=norm) == counts.count("b2", 16, 4, norm, size=260)
     assert counts.count("B2", norm=norm, size=(260, 260)) == counts.count("B2", norm=norm)

@@ -9,7 +9,7 @@ from helpers import call
 from g16net.benchmark import estimates as performance
 from g16net.costs import counts, roofline
 from g16net.errors import UserError
-from g16net.models import architecture
+from g16net.models import norms
 from g16net.report import published, runs
 
 G1, G16 = ({"group_size": 1, "expand_ratio": 6}, {"group_size": 16, "expand_ratio": 4})
@@ -52,7 +52,7 @@ def test_work_of_a_norm_by_hand(norm, fused, training, passes):
     assert all(one.macs == one.intensity == 0 for one in found)
 
 
-@pytest.mark.parametrize("norm", architecture.NORMS)
+@pytest.mark.parametrize("norm", norms.NORMS)
 @pytest.mark.parametrize("group", (G1, G16))
 def test_forward_multiply_adds_are_those_of_the_counts(norm, group):
     found = roofline.parts(PLAIN, "infer", variant="B1", norm=norm, **group)

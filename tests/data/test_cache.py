@@ -9,12 +9,7 @@ from PIL import Image
 from g16net.data import cache
 from g16net.data.sources import open_source
 
-pytestmark = pytest.mark.once
-
-
-@pytest.fixture(autouse=True)
-def cache_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("cache_home")]
 
 
 def by_id(source):

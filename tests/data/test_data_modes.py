@@ -16,8 +16,8 @@ from g16net.benchmark import input as benchmark_data
 from g16net.config import experiments, recipe
 from g16net.data import make_set
 from g16net.data import service as data_service
+from g16net.diagnostics import inspect_data
 from g16net.errors import UserError
-from g16net.inspect import inspect_data
 from g16net.run import assemble
 
 pytestmark = pytest.mark.once

@@ -10,12 +10,7 @@ from g16net import native
 from g16net.data import pipeline, transforms
 from g16net.data.sources import open_source
 
-pytestmark = pytest.mark.once
-
-
-@pytest.fixture(autouse=True)
-def cache_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("cache_home")]
 
 
 def seeded(record, seed):
@@ -83,7 +78,7 @@ def test_order_and_draws_follow_the_seed(kind, tmp_path):
     source = open_kind(kind, tmp_path)
     one, other = (batches(source, transform, 8, seed=seed, epochs=1) for seed in (1, 2))
     assert any((a[0] != b[0]).any() for a, b in zip(one, other))
-    assert_same(one, batches(source, transform, 8, seed=1, epochs=1, num_parallel_calls=1, prefetch=1, threads=2))
+    assert_same(one, batches(source, transform, 8, seed=1, epochs=1, num_parallel_calls=1))
 
 
 def test_workers_with_files_of_their_own(tmp_path):
@@ -123,12 +118,6 @@ def test_an_endless_stream_goes_on_over_epochs():
     source = open_source("synthetic", num_examples=10, num_classes=2, size=8)
     labels = [step[1] for step in pipeline.train_batches(source, mark, 5, 0).take(7).as_numpy_iterator()]
     assert len(labels) == 7
-
-
-def test_steps_in_any_order_hold_the_same_examples():
-    source = open_source("synthetic", num_examples=64, num_classes=4, size=8)
-    steps = batches(source, mark, 8, seed=0, epochs=1, deterministic=False)
-    assert sorted(np.concatenate([image[:, 0, 0, 0] for image, _ in steps])) == list(range(64))
 
 
 # Corrupt images

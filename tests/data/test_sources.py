@@ -11,12 +11,7 @@ from g16net.data.sources import open_source, records, tfrecord
 from g16net.data.sources.arrays import read_idx
 from g16net.data.sources.base import held_out
 
-pytestmark = pytest.mark.once
-
-
-@pytest.fixture(autouse=True)
-def cache_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("cache_home")]
 
 
 def rows(source, **changes):

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import os
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -16,12 +17,11 @@ import pytest
 from g16net import compat, sweep
 from g16net import config as config_lib
 from g16net.cli import main as cli
+from g16net.cli.modes import MODES
 from g16net.config import experiments, recipe
 from g16net.data import detect
+from g16net.run import resolve
 from g16net.weights import detect as foreign_weights
-
-sys.path.insert(0, os.path.join(pages.ROOT, "docs"))
-import make_api  # noqa: E402
 
 PAGES = pages.paths()
 TOOLS = (  # what begins a line of a shell block
@@ -63,11 +63,11 @@ def test_commands_resolve_or_are_marked(page, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     real = detect.detect
     monkeypatch.setattr(
-        detect, "detect", lambda text: real(text) if ":" in text or text in detect.NAMES else ("folder", text)
+        resolve, "detect", lambda text: real(text) if ":" in text or text in detect.NAMES else ("folder", text)
     )
-    monkeypatch.setattr(detect, "prepared_imagenet", lambda folder="": ("tfds:imagenet2012", folder))
+    monkeypatch.setattr(resolve, "prepared_imagenet", lambda folder="": ("tfds:imagenet2012", folder))
     monkeypatch.setattr(foreign_weights, "inspect", lambda path: None)
-    monkeypatch.setattr(cli, "start_tensorflow", lambda *args, **kwargs: None)
+    monkeypatch.setattr(resolve, "start_tensorflow", lambda *args, **kwargs: None)
     for block, commands in shell_blocks(page):
         for command in commands:
             words = ours(command)
@@ -105,7 +105,7 @@ def resolves(words, folder):
     if flags.mode == ["sweep"]:
         sweep.plan(flags.experiment, flags.workdir or str(folder / "sweep"), assignments, flags.data or "")
         return
-    assert set(flags.mode) <= set(cli.MODES), flags.mode
+    assert set(flags.mode) <= set(MODES), flags.mode
     if flags.format:
         assignments = assignments + [("export.format", flags.format)]
     if not flags.experiment:
@@ -116,7 +116,7 @@ def resolves(words, folder):
             run = recipe.get_config(arg)
             run.data.name = "digits" if arg else "folder"
             config_lib.save(run, stored)
-    run, _, _ = cli.resolve(assignments, flags.experiment, flags.data, flags.workdir)
+    run, _, _ = resolve.resolve(assignments, flags.experiment, flags.data, flags.workdir)
     if flags.experiment and flags.workdir and not os.path.isabs(flags.workdir):
         os.makedirs(folder / flags.workdir, exist_ok=True)
         config_lib.save(run, folder / flags.workdir / "config.json")
@@ -211,16 +211,35 @@ def test_the_figure_measures_what_it_says():
 # The reference
 
 
+def modules():
+    """The modules of the API reference, imported; a directive with a wrong name fails here."""
+    return [importlib.import_module(name) for names in pages.reference().values() for name in names]
+
+
 def documented():
-    return [(module, name, value) for module in make_api.modules() for name, value in make_api.public(module)]
+    """`(module, name, value)` of the public functions and classes that these modules define."""
+    return [
+        (module, name, value)
+        for module in modules()
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(value) or inspect.isclass(value))
+        and value.__module__ == module.__name__
+    ]
+
+
+def test_the_reference_names_modules_once():
+    names = [name for names in pages.reference().values() for name in names]
+    assert len(names) >= 50 and len(set(names)) == len(names)
+    assert [module.__name__ for module in modules()] == names  # none by the name that it had before it moved
+    for page, named in pages.reference().items():
+        assert named or page.endswith("README.md"), page
 
 
 def test_public_names_have_docstrings():
     missing = [f"{module.__name__}.{name}" for module, name, value in documented() if not value.__doc__]
     assert not missing
-    assert not [
-        module.__name__ for module in make_api.modules() if not module.__doc__ and "sources" not in module.__name__
-    ]
+    assert not [module.__name__ for module in modules() if not module.__doc__ and "sources" not in module.__name__]
 
 
 def test_what_raises_says_so():
@@ -252,24 +271,49 @@ def test_layers_tell_their_shapes():
     assert not [layer.__name__ for layer in layers if "[" not in layer.__doc__]
 
 
-@pytest.mark.skipif(
-    compat.KERAS3 or compat.TF_VERSION < (2, 12), reason="each Keras shows its layers' signatures in its own way"
-)
-def test_the_reference_is_current():
-    with open(make_api.PAGE, encoding="utf-8") as file:
-        assert file.read() == make_api.text(), "run: python docs/make_api.py"
+# The README and the site
 
 
-def test_the_readme_names_every_mode_and_experiment():
-    with open(os.path.join(pages.ROOT, "README.md"), encoding="utf-8") as file:
-        text = file.read()
+def read(*parts):
+    with open(os.path.join(pages.ROOT, *parts), encoding="utf-8") as file:
+        return file.read()
+
+
+def test_the_readme_is_short():
+    assert len(read("README.md").splitlines()) <= 150
+
+
+def test_the_pages_name_every_mode_and_experiment():
+    text = read("docs", "experiments.md")
     listed = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", text, re.MULTILINE))))
-    assert not {*cli.MODES, "sweep", "report", "data_service"} - listed
+    assert not set(MODES) - listed
     assert not [name for name in experiments.names() if f"`{name}`" not in text]
 
 
 def test_no_page_is_missing_from_the_index():
-    with open(os.path.join(pages.ROOT, "docs", "README.md"), encoding="utf-8") as file:
-        index = file.read()
+    index = read("docs", "README.md")
     names = [os.path.basename(path) for path in glob.glob(os.path.join(pages.ROOT, "docs", "*.md"))]
     assert not [name for name in names if name != "README.md" and f"]({name})" not in index]
+
+
+def test_no_page_is_missing_from_the_navigation():
+    """Without mkdocs, which says the same of a page that is not there."""
+    navigation = read("mkdocs.yml").partition("\nnav:\n")[2]
+    named = re.findall(r"^ +- (?:.*: )?(\S+\.md)$", navigation, re.MULTILINE)
+    folder = os.path.join(pages.ROOT, "docs")
+    found = glob.glob(os.path.join(folder, "**", "*.md"), recursive=True)
+    assert sorted(named) == sorted([os.path.relpath(path, folder) for path in found] + ["CHANGELOG.md"])
+
+
+@pytest.mark.slow
+@pytest.mark.run
+def test_the_site_builds_without_a_warning(tmp_path):
+    for package in ("mkdocs", "material", "mkdocstrings_handlers.python"):
+        pytest.importorskip(package)
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(
+        command, cwd=pages.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True
+    )
+    assert done.returncode == 0, done.stdout
+    with open(tmp_path / "site" / "reference" / "layers.html", encoding="utf-8") as file:
+        assert "g16net.layers.group_conv.GroupConv2D" in file.read()

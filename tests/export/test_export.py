@@ -17,7 +17,7 @@ from helpers import tiny, untrained_run
 from g16net import compat, config, export, extras, native
 from g16net.data import transforms
 from g16net.errors import UserError
-from g16net.export import folding, onnx_graph, runners, saved_model, tf_graph, tflite, verify
+from g16net.export import folding, formats, onnx_graph, saved_model, tf_graph, tflite, verify
 from g16net.models import architecture, efficientnet
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fly", "gnu"]
@@ -236,7 +236,7 @@ def test_onnx_runs_in_its_runtime_with_equal_logits(kind, made, tmp_path):
     pytest.importorskip("onnxruntime")
     model, steps = made(kind)
     (tmp_path / "model.onnx").write_bytes(onnx_graph.convert(steps, NAMES, PREPARE))
-    run = runners.load(str(tmp_path / "model.onnx"))
+    run = formats.load(str(tmp_path / "model.onnx"))
     for images in (pixels(3, 32), pixels(2, 47, 33)):
         np.testing.assert_allclose(run(images), logits_of(model, images), atol=2e-5)
 
@@ -277,7 +277,7 @@ def test_tflite_runs_in_its_runtime_with_equal_logits(kind, precision, bound, ma
     model, steps = made(kind)
     path = tmp_path / "model.tflite"
     path.write_bytes(tflite.convert(steps, NAMES, PREPARE, precision))
-    run = runners.load(str(path))
+    run = formats.load(str(path))
     for images in (pixels(1, 32), pixels(3, 47, 33)):
         np.testing.assert_allclose(run(images), logits_of(model, images), atol=bound)
     archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
@@ -293,7 +293,7 @@ def test_tflite_in_int8_stays_near(kind, made, tmp_path):
     path.write_bytes(tflite.convert(steps, NAMES, PREPARE, "int8", [pixels(1, 32, seed=seed) for seed in range(50)]))
     single = tflite.convert(steps, NAMES, PREPARE, "float32")
     assert path.stat().st_size < 0.7 * len(single)
-    run = runners.load(str(path))
+    run = formats.load(str(path))
     images = pixels(32, 32, seed=99)
     expected = logits_of(model, images)
     assert np.abs(run(images) - expected).mean() < 0.1 * np.abs(expected).max()
@@ -374,7 +374,7 @@ def test_a_file_that_is_no_export_is_refused(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "model.pb").write_bytes(b"")
     with pytest.raises(UserError, match=message):
-        runners.load(str(tmp_path / name))
+        formats.load(str(tmp_path / name))
 
 
 def test_a_missing_package_is_named_with_its_command():

@@ -13,7 +13,7 @@ from g16net import compat, export
 from g16net.config import experiments, recipe
 from g16net.errors import ConfigError, RunError, UserError
 from g16net.run import assemble, checkpoint, records
-from g16net.training import evaluate, train
+from g16net.training import callbacks, evaluate, train
 
 if compat.KERAS3:
     pytest.skip("the IPU SDK has Keras 2.6; its models and optimizers do not exist in Keras 3", allow_module_level=True)
@@ -25,6 +25,7 @@ from g16net.config import ipu as settings
 from g16net.ipu import session
 from g16net.optim.losses import SmoothedCrossEntropy, in_top
 from g16net.optim.rmsprop import RMSProp
+from g16net.run.workdir import Workdir
 
 CLASSES = 5
 
@@ -36,12 +37,6 @@ def tiny(**changes):
     config.schedule.warmup_epochs = 0.0
     config.runtime.strategy = "ipu"
     return changed(config, **changes)
-
-
-@pytest.fixture(autouse=True)
-def policy():
-    yield
-    compat.set_policy("float32")
 
 
 @pytest.fixture
@@ -314,7 +309,7 @@ def test_every_published_configuration_configures_the_machine(key, machine):
         assert value("allow_recompute") is True
         assert value("floating_point_behaviour.esr").name == "OFF"
         run.check(1668)
-        assert run.steps(1668) == 1668 * row.accumulation * row.replicas
+        assert run.updates.steps(1668) == 1668 * row.accumulation * row.replicas
         assert double.seed == config.run.seed
 
 
@@ -380,10 +375,10 @@ def test_every_layer_of_b0_gets_a_stage(machine):
 def test_the_whole_update_compiles_with_xla(precision, monkeypatch):
     """The IPU compiles through XLA: every operation of the form that layers take there must have an XLA kernel."""
     config = tiny(model__variant="NANO", schedule__name="exponential", schedule__drops=4)
-    compat.set_policy(precision)
     monkeypatch.setattr(compat, "compiled_device", lambda: True)
     monkeypatch.setattr(compat, "on_cpu", lambda: False)
-    model = assemble.model(config, 10, 32)
+    with compat.policy(precision):
+        model = assemble.model(config, 10, 32)
     kinds = {type(layer).__name__ for layer in model.layers}
     assert {"GroupConv2D", "ProxyNormActivation", "LayerNorm", "SqueezeExcite", "StochasticDepth"} <= kinds
     optimizer = assemble.optimizer(config, 11)
@@ -457,18 +452,17 @@ def test_updates_equal_those_of_the_whole_batch(mode, machine):
     images, labels = small_data(6, config.run.global_batch)
     expected = plain_weights(images, labels)
     machine(poprun=poprun() if config.runtime.strategy == "popdist" else None)
-    compat.set_policy(config.runtime.precision)
     run = session.Session(config)
     loss = SmoothedCrossEntropy(CLASSES)
-    with run.strategy.scope():
+    with run.strategy.scope(), compat.policy(config.runtime.precision):
         model = small_model()
         run.prepare(model)
         made = run.optimizer(optimizer())
-        model.compile(made, loss, metrics=run.metrics(loss), steps_per_execution=run.steps_per_execution)
+        model.compile(made, loss, metrics=run.metrics(loss), steps_per_execution=run.updates.steps_per_execution)
     counted = Counted()
     data = run.feed(tf.data.Dataset.from_tensor_slices((images, labels)).repeat())
     history = model.fit(
-        data, epochs=2, steps_per_epoch=run.steps(3), callbacks=run.callbacks([counted]), verbose=0
+        data, epochs=2, steps_per_epoch=run.updates.steps(3), callbacks=run.updates.callbacks([counted]), verbose=0
     ).history
     assert counted.batches == [2, 2] and made.iterations.numpy() == 6
     assert set(history) == {"loss", "top1"}
@@ -501,14 +495,16 @@ def test_metrics_are_means_over_replicas(machine):
     with run.strategy.scope():
         model = small_model()
         run.prepare(model)
-        model.compile(keras_sgd(0.0), loss, metrics=run.metrics(loss), steps_per_execution=run.steps_per_execution)
+        model.compile(
+            keras_sgd(0.0), loss, metrics=run.metrics(loss), steps_per_execution=run.updates.steps_per_execution
+        )
     logits = model(images[0])
     expected = float(tf.reduce_mean(loss.call(labels[0], logits)))
     counted = Counted()
     model.fit(
         run.feed(tf.data.Dataset.from_tensor_slices((images, labels))),
-        steps_per_epoch=run.steps(1),
-        callbacks=run.callbacks([counted]),
+        steps_per_epoch=run.updates.steps(1),
+        callbacks=run.updates.callbacks([counted]),
         verbose=0,
     )
     (logs,) = counted.logs
@@ -541,7 +537,7 @@ def test_processes_share_data_and_sum_figures(machine):
         double = machine(poprun=poprun(instances=2, index=index))
         run = session.Session(config)
         assert run.shard == (index, 2) and run.chief == (index == 0) and run.local_replicas == 1
-        assert run.steps(11) == 11 * 4 and double.local_ipus == 2
+        assert run.updates.steps(11) == 11 * 4 and double.local_ipus == 2
         value = double.config.value
         assert value("experimental.multi_replica_distribution.process_index") == index
         seeds.add(double.seed)  # of dropout and stochastic depth; the data are drawn from the run's
@@ -575,7 +571,6 @@ def trained(tmp_path_factory):
             data__num_classes=10,
         )
         figures = train.train(config, workdir)
-        compat.set_policy("float32")
     return config, workdir, figures
 
 
@@ -603,7 +598,7 @@ def test_a_constant_learning_rate_is_recorded(machine):
         made = run.optimizer(assemble.optimizer(config, 11))
         model.compile(made, "mse", steps_per_execution=2)
     model.fit(regression(), steps_per_epoch=4, verbose=0)
-    assert train.learning_rate(made, 0) == pytest.approx(config.optim.learning_rate)
+    assert callbacks.learning_rate(made, 0) == pytest.approx(config.optim.learning_rate)
 
 
 def test_a_run_goes_on_in_mid_epoch_by_whole_calls_or_not_at_all(machine, tmp_path):
@@ -640,7 +635,7 @@ def test_evaluation_draws_its_first_batch_on_the_host(machine):
     run = session.Session(config)
     source = assemble.open_source_of(config, "eval")
     with pytest.raises(RunError, match="first batch of the test images cannot be made: .*label outside 0..1"):
-        run.evaluator(None, source._replace(num_classes=2))
+        run.scorer(None, source._replace(num_classes=2))
 
 
 def test_errors_of_poplar_are_no_lost_workers(machine):
@@ -649,7 +644,7 @@ def test_errors_of_poplar_are_no_lost_workers(machine):
     text = "[Poplar][Execute engine] application_runtime_error: [Recovery action: IPU_RESET] Tiles in excepted state"
     error = tf.errors.InternalError(None, None, text)
     assert run.failed(error) is None
-    told = train.run_error(error, run, "runs/x", train.Position(11))
+    told = train.run_error(error, run, "runs/x", callbacks.Position(11))
     assert "ended at step 1: [Poplar][Execute engine]" in str(told) and "lost" not in str(told)
 
 
@@ -662,7 +657,7 @@ def test_a_whole_run_resumes(trained, machine, tmp_path):
     with longer.unlocked():
         longer.run.epochs = 2
     figures = train.train(longer, workdir)
-    history = records.by_epoch(records.read_lines(train.records_path(workdir)))
+    history = records.by_epoch(records.read_lines(Workdir(workdir).records))
     assert figures["resumed_from_epoch"] == 1 and figures["steps"] == 6
     assert [record["step"] for record in history] == [3, 6]
     assert history[1]["loss"] != history[0]["loss"]
@@ -703,8 +698,8 @@ def test_serving_export_gives_the_logits_of_the_model(trained, machine):
     images = np.random.RandomState(0).randint(0, 256, [batch, 32, 32, 3]).astype("uint8")
     loaded = tf.saved_model.load(figures["path"])  # TensorFlow 2.6 forgets the variables of what nobody holds
     exported = loaded.signatures["serving_default"](images=tf.constant(images))
-    compat.set_policy(config.runtime.precision)
-    model, _ = assemble.trained(config, workdir)
+    with compat.policy(config.runtime.precision):
+        model, _ = assemble.trained(config, workdir)
     logits = model(images.astype("float32"), training=False)
     np.testing.assert_allclose(exported["logits"], logits, atol=1e-2)  # float16, in another order of operations
     assert tf.float16.as_datatype_enum in types_of(loaded.signatures["serving_default"], "Conv2D")

@@ -7,7 +7,7 @@ from tensorflow import keras
 
 from g16net import compat
 from g16net.layers import BatchNorm, GroupNorm, LayerNorm, ProxyNormActivation
-from g16net.layers.norm_activation import ACTIVATIONS, norm_activation
+from g16net.layers.norm_activation import ACTIVATIONS, fused, norm_activation, plain
 
 RANDOM = np.random.RandomState(0)
 X = (RANDOM.randn(3, 5, 6, 8) * RANDOM.uniform(0.5, 2, [3, 1, 1, 8]) + RANDOM.randn(8)).astype("float32")
@@ -45,17 +45,17 @@ def test_scale_and_center_are_optional(cls, scale, center):
     ] * center
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("form", [plain, fused])
 @pytest.mark.parametrize("groups, strided", [(1, False), (2, False), (4, False), (4, True), (8, True)])
-def test_statistics(groups, strided, fused):
-    y = norm_activation(tf.constant(X), None, None, groups, strided, 1e-3, None, fused=fused)
+def test_statistics(groups, strided, form):
+    y = form(tf.constant(X), None, None, groups, strided, 1e-3, None)
     np.testing.assert_allclose(y, reference(X, groups, strided), atol=2e-6)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_large_mean_and_small_numbers(fused):
+@pytest.mark.parametrize("form", [plain, fused])
+def test_large_mean_and_small_numbers(form):
     for x in (X + 1000, X * 1e-4, X * 1e4):
-        y = norm_activation(tf.constant(x), None, None, 1, False, 1e-12, None, fused=fused)
+        y = form(tf.constant(x), None, None, 1, False, 1e-12, None)
         np.testing.assert_allclose(y, reference(x, 1, False, 1e-12), atol=3e-4)
 
 
@@ -74,17 +74,15 @@ def test_fused_equals_plain(dtype, activation, norm, keep):
     small = {name: (random.randn(8) * 0.5 + one).astype("float32") for name, one in zip("gbcs", (1, 0, 0, 1))}
     weight = tf.constant(random.randn(*X.shape), tf.float32)
 
-    def run(fused):
+    def run(form):
         def function(x, *parameters):
             p = dict(zip(keep, parameters))
-            y = norm_activation(
-                x, p.get("g"), p.get("b"), groups, strided, 1e-3, activation, p.get("c"), p.get("s"), fused=fused
-            )
+            y = form(x, p.get("g"), p.get("b"), groups, strided, 1e-3, activation, p.get("c"), p.get("s"))
             return tf.reduce_sum(tf.cast(y, tf.float32) * weight), y
 
         return gradients(function, [tf.cast(X, dtype)] + [small[name] for name in keep], eager=True)
 
-    ((_, y), dy), ((_, y_plain), dy_plain) = run(True), run(False)
+    ((_, y), dy), ((_, y_plain), dy_plain) = run(fused), run(plain)
     assert y.dtype == y_plain.dtype == tf.as_dtype(dtype).as_numpy_dtype
     # both round once, so they differ by rounding up or down at most
     rounding = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2}[dtype]
@@ -185,6 +183,42 @@ def test_batch_norm_with_its_activation_equals_both_apart(activation, dtype):
         np.testing.assert_allclose(found[0], expected[0], rtol=tolerance)
         np.testing.assert_allclose(found[1][0], expected[1][0], atol=tolerance * np.abs(expected[1][0]).max())
     assert one.get_config()["activation"] == activation
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "cls, options",
+    [(BatchNorm, {}), (GroupNorm, {}), (LayerNorm, {})]
+    + [(ProxyNormActivation, {"groups": 1, "delayed_scale": delayed}) for delayed in (False, True)],
+)
+def test_means_over_pixels_are_a_further_output(cls, options, policy):
+    with compat.policy(policy):
+        layers = [cls(activation="swish", **options, **more) for more in ({}, {"pooled": True})]
+    for training in (False, True) if cls is BatchNorm else (None,):
+        alone, both = (
+            layer(tf.constant(X), **({} if training is None else {"training": training})) for layer in layers
+        )
+        alone = alone if isinstance(alone, tuple) else (alone,)
+        assert len(both) == len(alone) + 1
+        for value, right in zip(both, alone):
+            np.testing.assert_array_equal(np.array(value, "float32"), np.array(right, "float32"))
+        means = np.array(alone[0], "float32").mean((1, 2))
+        np.testing.assert_allclose(both[-1], means, atol=1e-6 if policy == "float32" else 1e-2)
+    image = keras.Input((None, None, 8))
+    described = [(tuple(t.shape), tf.as_dtype(t.dtype)) for t in layers[1](image)]
+    assert described[0] == ((None, None, None, 8), compat.compute_dtype(layers[1]))
+    assert described[-1] == ((None, 8), tf.float32)
+    shapes = layers[1].compute_output_shape((2, 4, 4, 8))
+    assert len(shapes) == len(both) and tuple(shapes[0]) == (2, 4, 4, 8) and tuple(shapes[-1]) == (2, 8)
+
+
+def test_a_second_pass_leaves_the_averages():
+    layer = BatchNorm(activation="swish")
+    first = layer(tf.constant(X), training=True)
+    before = values(layer.non_trainable_weights)
+    np.testing.assert_array_equal(layer(tf.constant(X), training=True, move=False), first)
+    for value, right in zip(values(layer.non_trainable_weights), before):
+        np.testing.assert_array_equal(value, right)
 
 
 def test_frozen_batch_norm_leaves_its_averages():

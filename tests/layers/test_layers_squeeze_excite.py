@@ -38,6 +38,14 @@ def test_delayed_scale_enters_through_the_gate():
     np.testing.assert_allclose(y, X * by_hand(layer, X, "swish") * INV_STD, rtol=1e-5, atol=1e-6)
 
 
+def test_channel_means_may_be_given():
+    x, scale, means = tf.constant(X), tf.constant(INV_STD), tf.constant(X.mean((1, 2)))
+    layer, given = SqueezeExcite(3, seed=1), SqueezeExcite(3, pooled=True, seed=1)
+    np.testing.assert_allclose(given([x, means]), layer(x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(given([x, scale, means]), layer([x, scale]), rtol=1e-5, atol=1e-6)
+    assert np.abs(given([x, 2 * means]) - layer(x)).max() > 1e-3
+
+
 def test_refuses():
     with pytest.raises(ValueError, match="reduced must be a positive integer.*got 0"):
         SqueezeExcite(0)

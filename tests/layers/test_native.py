@@ -11,6 +11,7 @@ from helpers import pairs
 
 from g16net import compat, native
 from g16net.data import transforms
+from g16net.layers import norm_activation as forms
 from g16net.layers import proxy_norm
 from g16net.layers.norm_activation import norm_activation
 from g16net.native import build
@@ -35,13 +36,12 @@ def case(shape, dtype, seed=0):
 
 
 def plain(*arguments, **options):
-    y = norm_activation(*arguments, fused=False, **options)
+    y = forms.plain(*arguments, **options)
     return y, tf.reduce_mean(tf.cast(y, tf.float32), [1, 2])
 
 
 def pooling(*arguments, **options):
-    y = native.norm_activation(*arguments, **options)
-    return y, native.pixel_means(y)
+    return norm_activation(*arguments, pooled=True, **options)
 
 
 def run(function, values, groups=1, strided=False, epsilon=1e-3, activation="swish"):
@@ -91,7 +91,7 @@ def test_equals_plain(shape, groups, strided, activation, dtype):
 def test_without_parameters():
     x = case((2, 4, 4, 8), tf.float32)[0]
     found, pooled = pooling(x, None, None, 1, False, 1e-3, None)
-    expected = norm_activation(x, None, None, 1, False, 1e-3, None, fused=False)
+    expected = forms.plain(x, None, None, 1, False, 1e-3, None)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     np.testing.assert_allclose(pooled, tf.reduce_mean(expected, [1, 2]), atol=1e-6)
 
@@ -100,7 +100,7 @@ def test_without_parameters():
 def test_statistics_of_a_distant_mean():
     """Mean 1000, deviation 1: one pass of plain squares in float32 would leave nothing of the variance."""
     x = np.random.RandomState(1).randn(2, 32, 32, 24).astype("float32") + np.float32(1000)
-    found = np.array(native.norm_activation(tf.constant(x), None, None, 1, False, 1e-3, None), "float64")
+    found = np.array(native.norm_activation(tf.constant(x), None, None, 1, False, 1e-3, None)[0], "float64")
     exact = x.astype("float64")
     exact = (exact - exact.mean((1, 2, 3), keepdims=True)) / np.sqrt(exact.var((1, 2, 3), keepdims=True) + 1e-3)
     np.testing.assert_allclose(found.std((1, 2, 3)), exact.std((1, 2, 3)), rtol=1e-6)
@@ -111,7 +111,7 @@ def test_statistics_of_a_distant_mean():
 def test_swish_to_the_last_digits():
     u = np.concatenate([np.linspace(-87, 87, 400001), np.linspace(-1, 1, 100001)]).astype("float32")
     u = u[: len(u) // 16 * 16].reshape(1, 1, -1, 16)
-    found = np.array(native.norm_activation(tf.constant(u), None, None, None, False, 1e-3, "swish"), "float64")
+    found = np.array(native.norm_activation(tf.constant(u), None, None, None, False, 1e-3, "swish")[0], "float64")
     exact = u / (1 + np.exp(-u.astype("float64")))
     normal = np.abs(exact) > 1e-37
     units = np.abs(found - exact)[normal] / np.spacing(np.abs(exact[normal]).astype("float32"))
@@ -122,7 +122,7 @@ def test_swish_to_the_last_digits():
 def test_extremes():
     u = tf.reshape(tf.constant([-1e30, -1000.0, -90.0, 90.0, 1000.0, 1e30, np.nan, np.inf]), [1, 1, 1, 8])
     for dtype in native.DTYPES:
-        y = native.norm_activation(tf.cast(u, dtype), None, None, None, False, 1e-3, "swish")
+        y, _ = native.norm_activation(tf.cast(u, dtype), None, None, None, False, 1e-3, "swish")
         y = np.array(tf.cast(y, tf.float32)).ravel()
         np.testing.assert_allclose(y[1:5], [0, 0, 90, 1000], rtol=4e-3, atol=1e-30)
         assert y[5] > 9e29 and np.isnan(y[6]) and np.isinf(y[7])
@@ -148,9 +148,8 @@ def test_not_a_number_stays_in_its_sample_and_is_seen(activation):
     x, _, _, *parameters = case((4, 6, 6, 24), tf.float32)
     gamma, beta, centre, scale = parameters
     spoilt = tf.tensor_scatter_nd_update(x, [[1, 2, 3, 4]], [np.nan])
-    before, after = (
-        np.array(native.norm_activation(v, gamma, beta, 1, False, 1e-3, activation, centre, scale)) for v in (x, spoilt)
-    )
+    settings = gamma, beta, 1, False, 1e-3, activation, centre, scale
+    before, after = (np.array(native.norm_activation(v, *settings)[0]) for v in (x, spoilt))
     assert np.isnan(after[1]).all()
     np.testing.assert_array_equal(np.delete(after, 1, 0), np.delete(before, 1, 0))
 
@@ -305,7 +304,7 @@ def test_inputs_survive():
     @tf.function
     def used_later(x):
         once = x + 1.0
-        y = native.norm_activation(once, None, None, 1, False, 1e-3, "swish")
+        y, _ = native.norm_activation(once, None, None, 1, False, 1e-3, "swish")
         z = native.multiply(y, gate)
         return once, y, z
 
@@ -429,8 +428,8 @@ def test_saved_model_holds_none(tmp_path):
         @tf.function(input_signature=[tf.TensorSpec([None, None, None, 8])])
         def __call__(self, x):
             if native.enabled():
-                return native.norm_activation(x, None, None, 1, False, 1e-3, "swish")
-            return norm_activation(x, None, None, 1, False, 1e-3, "swish", fused=False)
+                return native.norm_activation(x, None, None, 1, False, 1e-3, "swish")[0]
+            return forms.plain(x, None, None, 1, False, 1e-3, "swish")
 
         @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
         def prepare(self, image):

@@ -10,12 +10,12 @@ from tensorflow import keras
 
 from g16net import compat, layers, models
 from g16net.costs import counts
-from g16net.models import architecture, efficientnet
+from g16net.models import architecture, efficientnet, norms
 from g16net.weights import keras_applications as convert
 
 TABLE = json.loads((helpers.GOLDEN / "cost_table.json").read_text())
 KINDS = {"G1": (1, 6), "G16": (16, 4)}
-BATCH_FREE = [norm for norm in architecture.NORMS if norm != "bn"]
+BATCH_FREE = [norm for norm, row in norms.NORMS.items() if not row.over_batch]
 # Formats that keep a whole model. ".keras" came after Keras 2.6.
 FORMATS = [".keras"] if compat.TF_VERSION >= (2, 12) else [".h5", ""]
 
@@ -42,7 +42,7 @@ def count_params(model):
 
 def test_list_by_pattern_and_substring():
     assert len(models.list()) == len(set(models.list())) == 4 * 11 * 5
-    assert models.list("*_g16_b0_*") == [f"efficientnet_g16_b0_{norm}" for norm in architecture.NORMS]
+    assert models.list("*_g16_b0_*") == [f"efficientnet_g16_b0_{norm}" for norm in norms.NORMS]
     assert models.list("g1_b0_ln") == ["efficientnet_g1_b0_ln", "efficientnet_g1_b0_ln_pn"]
     assert models.list("resnet") == []
 
@@ -104,7 +104,7 @@ def test_layers_are_what_the_name_says(name):
             assert type(layer) is expected_class, layer.name
             assert groups is None or layer.get_config().get("groups", 1) == groups, layer.name
             weights = {weight.name.split("/")[-1].split(":")[0] for weight in layer.trainable_weights}
-            proxy = arguments["norm"].endswith("_pn")
+            proxy = norms.get(arguments["norm"]).proxied
             assert weights == (
                 {"gamma"}
                 if proxy and project
@@ -114,7 +114,7 @@ def test_layers_are_what_the_name_says(name):
             )
 
 
-@pytest.mark.parametrize("norm", architecture.NORMS)
+@pytest.mark.parametrize("norm", norms.NORMS)
 def test_what_is_asked_of_norms_reaches_every_norm(norm):
     settings = dict(norm_epsilon=2e-3, proxy_epsilon=0.05, strided_groups=True, norm_groups=2)
     model = efficientnet.build("NANO", norm=norm, num_classes=5, **settings)
@@ -185,7 +185,7 @@ def test_small_networks_equal_their_costs(variant, norm):
 
 @pytest.mark.parametrize(
     "norm, arguments",
-    [(norm, {}) for norm in architecture.NORMS] + [("gn_pn", {"strided_groups": True}), ("ln_pn", {"group_size": 1})],
+    [(norm, {}) for norm in norms.NORMS] + [("gn_pn", {"strided_groups": True}), ("ln_pn", {"group_size": 1})],
 )
 def test_batch_independence(norm, arguments):
     """In training mode one sample's output alone is its output in any batch; with batch norm it must not be."""
@@ -201,7 +201,7 @@ def test_batch_independence(norm, arguments):
         assert min(differences) > 1e-2
 
 
-@pytest.mark.parametrize("norm", architecture.NORMS)
+@pytest.mark.parametrize("norm", norms.NORMS)
 def test_gradient_reaches_every_weight(norm):
     model = tiny(norm, survival_prob=1.0, variant="TINY" if norm == "ln_pn" else "NANO")
     labels = np.arange(4) % 5

@@ -12,7 +12,7 @@ from tensorflow import keras
 from g16net import compat
 from g16net.data import cache
 from g16net.data.sources import open_source
-from g16net.export import runners
+from g16net.export import formats
 
 
 class Evil:
@@ -32,7 +32,7 @@ def test_a_keras_file_with_code_in_it_is_refused(tmp_path):
     model.save(path)
     assert zipfile.is_zipfile(path)
     with pytest.raises((ValueError, TypeError), match="(?i)lambda|unsafe|safe_mode"):
-        runners.load(path)
+        formats.load(path)
 
 
 @pytest.mark.once

@@ -10,10 +10,11 @@ import pytest
 import tensorflow as tf
 
 from g16net import compat
+from g16net.cli import command
 from g16net.cli import main as cli
 from g16net.config import experiments, recipe
 from g16net.optim.weight_average import WeightAverage
-from g16net.run import assemble
+from g16net.run import assemble, resolve, scoring
 from g16net.training import evaluate, runtime
 
 pytestmark = pytest.mark.run
@@ -25,7 +26,7 @@ def tiny():
 
 def test_no_weights_and_no_program_are_made_twice_in_one_command(tmp_path, monkeypatch):
     evaluations, networks, programs = [], [], []
-    call, model, sums = evaluate.Evaluator.__call__, assemble.model, evaluate.Evaluator._sums
+    call, model, sums = evaluate.Evaluator.__call__, assemble.model, scoring.Scorer._sums
 
     def counted(self, size, *rest):
         evaluations.append(call(self, size, *rest))
@@ -33,21 +34,23 @@ def test_no_weights_and_no_program_are_made_twice_in_one_command(tmp_path, monke
 
     monkeypatch.setattr(evaluate.Evaluator, "__call__", counted)
     monkeypatch.setattr(assemble, "model", lambda *args: networks.append(args) or model(*args))
-    monkeypatch.setattr(evaluate.Evaluator, "_sums", lambda *args: programs.append(args) or sums(*args))
+    monkeypatch.setattr(scoring.Scorer, "_sums", lambda *args: programs.append(args) or sums(*args))
     arguments, fields = cli.split_assignments(
         ["launch.py", "--experiment=g16_ln_pn:demo,variant=NANO", "--data=digits", f"--workdir={tmp_path}"]
         + ["--config.run.epochs=2", "--config.run.global_batch=128", "--config.schedule.warmup_epochs=0"]
     )
     cli.FLAGS(arguments)
     with contextlib.redirect_stdout(io.StringIO()):
-        assert cli.execute(fields) == 0
+        assert command.execute(fields, cli.main) == 0
     # The first epoch's average is its weights; the last epoch's figures are the run's. Then --mode=evaluate.
     assert (len(evaluations), len(networks), len(programs)) == (4, 1, 1)
     trained, evaluated = (json.loads((tmp_path / f"{mode}.json").read_text()) for mode in ("train", "evaluate"))
     for name in ("top1", "top5", "loss"):
         assert trained[name] == evaluated[name] == evaluations[2][name]
     assert trained["top1_raw"] == evaluations[1]["top1"]
-    assert evaluate.kept(cli.resolve(fields, "g16_ln_pn:demo,variant=NANO", "digits")[0], [32]) is None  # it is over
+    assert (
+        evaluate.kept(resolve.resolve(fields, "g16_ln_pn:demo,variant=NANO", "digits")[0], [32]) is None
+    )  # it is over
 
 
 def test_a_network_that_modes_share_has_the_weights_that_each_asks_for(tmp_path):
@@ -93,7 +96,7 @@ def test_test_images_are_prepared_once_for_small_sets(monkeypatch):
     counting = source._replace(read=read)
     model = assemble.model(config, 10, 32)
     for kept, factor in ((2**28, 1), (0, 2)):
-        monkeypatch.setattr(evaluate, "KEPT_BYTES", kept)
+        monkeypatch.setattr(scoring, "KEPT_BYTES", kept)
         evaluator = evaluate.Evaluator(config, model, counting, devices)
         reads.assign(0)
         first = evaluator(32)

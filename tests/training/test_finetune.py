@@ -147,7 +147,6 @@ def test_half_precision_keeps_the_features_as_they_are(workdir_of):
             runtime__precision="mixed_bfloat16", finetune__folder=f"cache-{cache_gb:g}", finetune__cache_gb=cache_gb
         )
         found.append(finetune.finetune(config, workdir))
-    compat.set_policy("float32")
     assert [figures["features_kept"] for figures in found] == [True, False]
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=2e-3)
 

@@ -8,7 +8,6 @@ import pytest
 import tensorflow as tf
 from helpers import call, tiny, untrained_run
 
-from g16net import export
 from g16net.errors import UserError
 from g16net.models import efficientnet
 from g16net.training import predict
@@ -168,4 +167,3 @@ def test_command_and_its_exit_status(tmp_path, capfd, monkeypatch):
     status, shown = call(capfd, *command, "--images=pictures/*.png")
     assert status == 0 and "b.png" in shown
     assert call(capfd, *command, "--images=none")[0] == 2
-    assert export.preprocessing(settings)["size"] == 32

@@ -13,7 +13,7 @@ from tensorflow import keras
 from g16net import compat, config
 from g16net.optim.losses import SmoothedCrossEntropy
 from g16net.run import assemble, checkpoint, records, signals
-from g16net.training import train, warm_start
+from g16net.training import callbacks, train, warm_start
 
 pytestmark = pytest.mark.run
 
@@ -136,14 +136,14 @@ def test_the_best_and_the_newest_checkpoints_are_kept(whole):
 
 def test_not_finite_gradients_end_the_run_by_name(tmp_path, monkeypatch):
     poison(monkeypatch, [2, 5])
-    with pytest.raises(train.NotFinite, match=r"the gradients of .*stem_conv/kernel.* are not finite at step 2 "):
+    with pytest.raises(callbacks.NotFinite, match=r"the gradients of .*stem_conv/kernel.* are not finite at step 2 "):
         train.train(exact(checkpoint__every_steps=1, checkpoint__background=False), str(tmp_path))
     assert newest(tmp_path)[0]["step"] == 1
 
 
 def test_some_of_them_may_be_skipped(tmp_path, monkeypatch):
     poison(monkeypatch, [2, 5])
-    with pytest.raises(train.NotFinite, match="at step 5 "):
+    with pytest.raises(callbacks.NotFinite, match="at step 5 "):
         train.train(exact(runtime__max_skipped=1, checkpoint__background=False), str(tmp_path))
     manifest, tensors = newest(tmp_path)
     assert manifest["step"] == 4 and all(np.isfinite(value).all() for value in tensors.values())

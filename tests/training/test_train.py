@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import Died, die, slow_with_keras3, tiny, train_until
+from tensorflow import keras
 
 from g16net import compat, export
 from g16net import config as config_lib
 from g16net.data.mix_on_device import MixImages
-from g16net.run import assemble, checkpoint, records
-from g16net.training import evaluate, runtime, train
+from g16net.run import assemble, checkpoint, devices, records
+from g16net.training import callbacks, evaluate, train
 
 # Of each norm, group size and recipe one.
 EXPERIMENTS = ("g16_ln_pn", "g16_ln", "g16_gn_pn", "g16_bn", "g1_gn", "g1_bn_aa", "g16_ln_pn_progressive")
@@ -194,7 +195,7 @@ def test_learning_rate_of_a_step():
     config = tiny(run__epochs=10)
     optimizer = assemble.optimizer(config, 11)
     schedule = assemble.schedule(config, 11)
-    assert train.learning_rate(optimizer, 55) == pytest.approx(float(schedule(55)))
+    assert callbacks.learning_rate(optimizer, 55) == pytest.approx(float(schedule(55)))
 
 
 @pytest.mark.skipif(compat.KERAS3, reason="Keras 3 has no strategies")
@@ -202,7 +203,7 @@ def test_a_constant_learning_rate_is_read_from_a_strategys_variable():
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
         optimizer = assemble.optimizer(tiny(schedule__name="constant", optim__learning_rate=0.25), 11)
         optimizer._create_all_weights([tf.Variable([1.0])])
-    assert train.learning_rate(optimizer, 0) == 0.25
+    assert callbacks.learning_rate(optimizer, 0) == 0.25
 
 
 def test_a_checkpoint_of_epochs_of_another_length_is_refused_before_anything_is_written(tmp_path):
@@ -230,7 +231,7 @@ def test_a_checkpoint_of_epochs_of_another_length_is_refused_before_anything_is_
     ],
 )
 def test_only_errors_between_workers_are_told_as_lost_workers(error, lost):
-    assert runtime.lost_worker(error) == lost
+    assert devices.lost_worker(error) == lost
 
 
 def test_records_survive_a_crash_in_mid_line(tmp_path):
@@ -290,10 +291,8 @@ def test_mixing_and_augmentation_train(changes, tmp_path):
 def test_each_precision_trains_with_float32_statistics(changes, tmp_path):
     if changes["runtime__precision"] == "mixed_bfloat16" and compat.TF_VERSION < (2, 8):
         pytest.skip("TensorFlow 2.6 has no bfloat16 convolution on the CPU")
-    try:
-        figures = train.train(tiny(**changes, run__epochs=4, data__train_size=16, data__eval_size=16), str(tmp_path))
-    finally:
-        compat.set_policy("float32")
+    figures = train.train(tiny(**changes, run__epochs=4, data__train_size=16, data__eval_size=16), str(tmp_path))
+    assert keras.mixed_precision.global_policy().name == "float32"  # the caller's own
     losses = [record["loss"] for record in records.read_lines(tmp_path / "records.jsonl")]
     assert losses[-1] < losses[0] and np.isfinite(figures["loss"])
     found = {name: value.dtype for name, value in stored(str(tmp_path)).items()}

@@ -12,7 +12,7 @@ from tf1_checkpoints import published_variables, write_checkpoint
 
 from g16net.errors import UserError
 from g16net.layers import ProxyNormActivation
-from g16net.models import efficientnet
+from g16net.models import efficientnet, norms
 from g16net.weights import tf1 as tf1_weights
 from g16net.weights import timm as timm_weights
 
@@ -137,7 +137,7 @@ def test_other_networks_of_timm_are_refused(name):
 
 
 def test_proxy_norm_is_not_timms():
-    with pytest.raises(ValueError, match="stem_norm: timm has no proxy norm"):
+    with pytest.raises(ValueError, match="stem_norm: timm has no ProxyNormActivation"):
         timm_weights.state_dict(small("ln_pn"))
     with pytest.raises(ValueError, match="stem_norm: timm has no strided norm"):
         timm_weights.state_dict(small("gn", strided_groups=True))
@@ -152,7 +152,7 @@ KINDS = {"G16 ln_pn": (16, "ln_pn"), "G16 gn": (16, "gn"), "G1 ln": (1, "ln")}
 @pytest.mark.parametrize("kind", KINDS)
 def test_published_checkpoints_load_by_name(kind, tmp_path):
     group_size, norm = KINDS[kind]
-    proxy = norm.endswith("_pn")
+    proxy = norms.get(norm).proxied
     shapes = published_variables(f"CIFAR-G{group_size}", group_size, proxy)
     rng = np.random.default_rng(0)
     dtype = "float16" if kind == "G16 gn" else "float32"

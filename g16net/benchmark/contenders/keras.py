@@ -20,13 +20,13 @@ def main(options):
 
     tf.config.threading.set_intra_op_parallelism_threads(options["threads"])
     tf.config.threading.set_inter_op_parallelism_threads(options["threads"])
-    compat.set_policy("mixed_bfloat16" if options["dtype"] == "bfloat16" else "float32")
     classes = options["num_classes"]
 
     def make(task, size, batch):
-        model = getattr(keras.applications, options["model"])(
-            weights=None, classes=classes, input_shape=(size, size, 3), classifier_activation=None
-        )
+        with compat.policy("mixed_bfloat16" if options["dtype"] == "bfloat16" else "float32"):
+            model = getattr(keras.applications, options["model"])(
+                weights=None, classes=classes, input_shape=(size, size, 3), classifier_activation=None
+            )
         images = tf.random.uniform([batch, size, size, 3], 0, 255)
         macs = options["multiply_adds"][str(size)]
         if task == "infer":

@@ -24,7 +24,7 @@ def main(options):
     start_tensorflow()
     import tensorflow as tf
 
-    from g16net import config, native
+    from g16net import compat, config, native
     from g16net.data.waiting import Waiting
     from g16net.run import assemble
     from g16net.training import runtime, train
@@ -41,7 +41,8 @@ def main(options):
         run = settings.copy_and_resolve_references()
         run.data.train_size, run.run.global_batch, run.data.progressive = size, batch, ()
         devices = runtime.setup(run)
-        built = train.build(run, devices, classes, IMAGES_AN_EPOCH // batch)
+        with compat.policy(run.runtime.precision):
+            built = train.build(run, devices, classes, IMAGES_AN_EPOCH // batch)
         return run, devices, built.model, built.trainer
 
     def images(size, batch):
@@ -57,10 +58,11 @@ def main(options):
             targets = tf.random.uniform([batch], 0, classes, tf.int32)
             data = devices.feed(tf.data.Dataset.from_tensors((images(size, batch), targets)).repeat())
         data = waiting.watch(data) if waiting else data
-        trainer.fit(data, steps_per_epoch=devices.steps_per_execution, verbose=0)  # makes the function below
+        steps = devices.updates.steps_per_execution
+        trainer.fit(data, steps_per_epoch=steps, verbose=0)  # makes the function below
         batches, step = iter(data), trainer.train_function
         facts = {} if pipeline else {"multiply_adds": 3 * macs(run, size), "native": native.enabled()}
-        done = devices.micro_batch * devices.steps_per_execution
+        done = devices.updates.micro_batch * steps
         return contenders.Work(
             lambda: step(batches),
             done,

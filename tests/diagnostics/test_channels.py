@@ -10,10 +10,10 @@ import pytest
 import tensorflow as tf
 
 from g16net import config
-from g16net.cli import main as cli
+from g16net.cli import command
 from g16net.config import recipe
+from g16net.diagnostics import channels
 from g16net.errors import ConfigError, RunError
-from g16net.inspect import channels
 from g16net.layers import BatchNorm, GroupNorm
 from g16net.models import efficientnet
 
@@ -24,13 +24,13 @@ X = tf.constant(np.random.RandomState(0).randn(6, 5, 4, 8) * np.arange(1, 9) + n
 def test_normalised_values_are_those_of_the_layer_without_scale_and_shift(groups):
     layer = GroupNorm(groups, scale=False, center=False)
     expected = layer(X)
-    np.testing.assert_allclose(channels.normalised(layer, X), expected, atol=1e-6)
+    np.testing.assert_allclose(layer.normalised(X), expected, atol=1e-6)
 
 
 def test_batch_norm_uses_its_moving_statistics():
     layer = BatchNorm(scale=False, center=False)
     layer(X, training=True)
-    np.testing.assert_allclose(channels.normalised(layer, X), layer(X, training=False), atol=1e-5)
+    np.testing.assert_allclose(layer.normalised(X), layer(X, training=False), atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn", "ln_pn"])
@@ -68,7 +68,7 @@ def test_the_mode_keeps_each_channel(tmp_path, monkeypatch):
     monkeypatch.setattr(channels.assemble, "trained", lambda config, workdir: (model, "abc"))
     monkeypatch.setattr(channels.assemble, "open_eval_source", lambda *args: None)
     monkeypatch.setattr(channels.assemble, "eval_batches", lambda *args: batches)
-    assert cli.run_mode("channels", recipe.resolve(config.default()), str(tmp_path))
+    assert command.run_mode("channels", recipe.resolve(config.default()), str(tmp_path))
     shown = json.loads((tmp_path / "channels.json").read_text())
     kept = json.loads(open(shown["moments"]).read())["layers"]
     assert [row["layer"] for row in shown["layers"]] == [row["layer"] for row in kept] and len(kept) == 10

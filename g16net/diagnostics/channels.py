@@ -12,9 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-from g16net import layers
 from g16net.errors import ConfigError, RunError
-from g16net.layers.norm_activation import norm_activation
 from g16net.run import assemble, records
 from g16net.training import runtime
 
@@ -30,6 +28,7 @@ def check(config):
         )
 
 
+@runtime.in_precision
 def channels(config, workdir):
     """Figures by depth, over the first images of the evaluation split, of `eval.weights` at `data.eval_size`.
 
@@ -61,15 +60,14 @@ def statistics(model, batches, images=IMAGES):
     Raises:
         RunError: where there is no image.
     """
-    kinds = layers.BatchNorm, layers.GroupNorm, layers.ProxyNormActivation
-    norms = [layer for layer in model.layers if isinstance(layer, kinds)]
+    norms = [layer for layer in model.layers if layer.name.endswith("_norm")]
     inner = keras.Model(model.input, [layer.input for layer in norms])
 
     @tf.function
     def moments(batch):
         pairs = []
         for layer, x in zip(norms, inner(batch, training=False)):
-            y = normalised(layer, tf.cast(x, tf.float32))
+            y = layer.normalised(tf.cast(x, tf.float32))
             pairs.append((tf.reduce_mean(y, (0, 1, 2)), tf.reduce_mean(tf.square(y), (0, 1, 2))))
         return pairs
 
@@ -86,13 +84,6 @@ def statistics(model, batches, images=IMAGES):
     if not seen:
         raise RunError("no image could be read: there are no channels to look at")
     return [_row(layer.name, depth, *(total / seen for total in sums[depth])) for depth, layer in enumerate(norms)]
-
-
-def normalised(layer, x):
-    """What `layer` makes of `x` [batch, height, width, channels] before scale, shift and activation."""
-    if isinstance(layer, layers.BatchNorm):
-        return (x - layer.moving_mean) * tf.math.rsqrt(layer.moving_variance + layer.epsilon)
-    return norm_activation(x, None, None, layer.used_groups, layer.strided, layer.epsilon, None)
 
 
 def _row(name, depth, mean, square):
