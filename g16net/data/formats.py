@@ -172,17 +172,22 @@ def _turns(orientation):
 
 
 def _jpeg_exif(image):
-    """The TIFF structure in the EXIF segment among a JPEG's first ones (APPn and comments), or nothing."""
+    """The TIFF structure in the EXIF segment among a JPEG's first ones (APPn and comments), or nothing.
+
+    Bytes that fill up (255) may precede a marker. Segments behind the tables are not looked at: it would cost each
+    image without orientation twice the time.
+    """
 
     def exif(head):
         return tf.equal(head[1], 0xE1) & tf.reduce_all(tf.equal(head[4:], list(b"Exif\0\0")))
 
     def another(place):
         head = _words(image, place, 10)
-        return tf.equal(head[0], 0xFF) & (head[1] >= 0xE0) & (head[1] < 0xFF) & ~exif(head)
+        return tf.equal(head[0], 0xFF) & (head[1] >= 0xE0) & ~exif(head)
 
     def onward(place):
-        return place + 2 + tf.tensordot(_words(image, place + 2, 2), [256, 1], 1)
+        head = _words(image, place, 4)
+        return place + tf.where(tf.equal(head[1], 0xFF), 1, 2 + head[2] * 256 + head[3])
 
     place = _walk(another, onward, 2, 256)
     head = _words(image, place, 10)

@@ -132,16 +132,18 @@ def differences(old, new):
         return classes + _renamed(old, new)
     found = order_differences(old["classes"], new["classes"])
     if old.get("digest") in (None, new["digest"]):
-        return found + _changed_places(old, reordered(new, old["classes"]))
+        return found + _other_bytes(old, reordered(new, old["classes"]))
     new = reordered(new, old["classes"])
     if not old["class_digests"] or not new["class_digests"]:
         if old["images"] != new["images"]:
             return found + [f"{old['images']:,} -> {new['images']:,} images"]
         return found + ["other record files (by names, sizes and counts)"]
     rows = zip(*(facts[key] for facts in (old, new) for key in ("class_images", "class_digests")))
-    lines = []
+    lines, places = [], changed_places(old, new)
     for name, (before, digest, now, other) in zip(old["classes"], rows):
-        if before != now:
+        if name in places:
+            lines.append(f"{name!r} holds the images of {places[name]!r}")
+        elif before != now:
             lines.append(f"{name!r}: {before:,} -> {now:,} images")
         elif digest != other:
             lines.append(f"{name!r}: {now:,} images as before, but not the same ones")
@@ -149,17 +151,31 @@ def differences(old, new):
     return found + lines[:MOST] + more
 
 
-def _changed_places(old, new):
-    """Classes of equal names and sizes whose files hold something else; those that changed places, with one another."""
+def changed_places(old, new):
+    """`{class: the other class whose images it holds now}` of the same classes in the facts `old` and `new`."""
+    new = reordered(new, old["classes"])
+    found = {}
+    for key in ("class_digests", "class_samples"):
+        before, now = old.get(key), new.get(key)
+        if before and now:
+            count = collections.Counter(before)
+            owner = {digest: name for name, digest in zip(old["classes"], before) if digest and count[digest] == 1}
+            found.update((n, owner[b]) for n, a, b in zip(old["classes"], before, now) if a and a != b and b in owner)
+    return found
+
+
+def _other_bytes(old, new):
+    """What differs between classes of equal names and sizes, in words."""
     before, now = old.get("class_samples"), new.get("class_samples")
     if not before or not now:
         return []
-    owner = {sample: name for name, sample in zip(old["classes"], before) if sample}
-    changed = [(name, b) for name, a, b in zip(old["classes"], before, now) if a and b and a != b]
-    return [
-        f"{name!r} holds the images of {owner[sample]!r}" if sample in owner else f"{name!r}: not the same images"
-        for name, sample in changed[:MOST]
-    ] + ([f"{len(changed) - MOST} more classes"] if len(changed) > MOST else [])
+    places = changed_places(old, new)
+    changed = [name for name, a, b in zip(old["classes"], before, now) if a and b and a != b]
+    lines = [
+        f"{name!r} holds the images of {places[name]!r}" if name in places else f"{name!r}: not the same images"
+        for name in changed[:MOST]
+    ]
+    return lines + ([f"{len(changed) - MOST} more classes"] if len(changed) > MOST else [])
 
 
 def _renamed(old, new):

@@ -19,6 +19,7 @@ from g16net import compat, native
 from g16net.data import formats
 
 MAX_PIXELS = 2**28  # 16384 x 16384, 768 MiB once decoded whole, which large JPEGs seldom are
+STRIP = 64
 AREA = (0.05, 1.0)
 ASPECT = (0.75, 1.33)
 OBJECT_COVERED = 0.1  # least share of an object that the training box holds
@@ -93,6 +94,7 @@ def eval_image(image, size, fit="crop", resize="bilinear", max_pixels=MAX_PIXELS
     short = int(size * 256 / 224) if fit == "crop" else size
     image = _decode(image, target=short, max_pixels=max_pixels, exif=exif)
     if fit == "crop":
+        image = _middle(image)
         extent = tf.shape(image)[:2]
         scaled = tf.math.rint(tf.cast(extent * short, tf.float32) / tf.cast(tf.reduce_min(extent), tf.float32))
         scaled = tf.cast(scaled, tf.int32)
@@ -102,6 +104,16 @@ def eval_image(image, size, fit="crop", resize="bilinear", max_pixels=MAX_PIXELS
     else:
         image = scale(image, [size, size], resize)
     return tf.ensure_shape(image, [size, size, 3])
+
+
+def _middle(image):
+    """`image`, and of a strip that is more than `STRIP` times longer than wide the middle, where the centre crop lies.
+
+    Scaled whole, a strip of one pixel's width would become hundreds of times as large.
+    """
+    extent = tf.shape(image)[:2]
+    kept = tf.minimum(extent, STRIP * tf.reduce_min(extent))
+    return tf.slice(image, tf.concat([(extent - kept) // 2, [0]], 0), tf.concat([kept, [-1]], 0))
 
 
 def small_image(image, size, seed, pad=0, flip=False, resize="bilinear", max_pixels=MAX_PIXELS, exif=False):

@@ -69,8 +69,8 @@ def check(config, workdir, source, done):
         What differs, in words, where the run may be used all the same; empty where nothing does.
 
     Raises:
-        UserError: other classes; another training split for a run that would be resumed; another data set for a
-            finished one.
+        UserError: other classes, or classes that changed places; another training split for a run that would be
+            resumed; another data set for a finished one.
     """
     old = known(workdir) if Workdir(workdir).begun else None
     if old is None:
@@ -95,6 +95,12 @@ def check(config, workdir, source, done):
     if config.data.allow_changed:
         warn(f"{workdir}: the training split is not the one that the run was begun with: {text}")
         return text
+    if identity.changed_places(old, new):
+        raise UserError(
+            f"{workdir!r} was trained on {here} before classes changed places there: {text}. Labels go by the folders' "
+            f"names, so that these would be trained as one another. {restore}; or start anew: {weights}; or, where the "
+            "names are right now and were not: --config.data.allow_changed=true"
+        )
     if not done:
         raise UserError(
             f"{workdir!r} was begun with another training split than {here} is now: {text}. A run that is resumed goes "

@@ -108,6 +108,15 @@ def test_orientation_is_followed_as_pillow_does(value, upright, decode):
         )
 
 
+def test_orientation_is_found_behind_bytes_that_fill_up(upright):
+    data = oriented("JPEG", 6)
+    at = data.index(b"Exif") - 4
+    data = data[:2] + b"\xff" + data[2:at] + b"\xff\xff\xff" + data[at:]
+    expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))).astype(int)
+    found = upright(data).numpy()
+    assert found.shape == expected.shape and abs(found - expected).max() <= 2
+
+
 @pytest.mark.parametrize("value", range(1, 9))
 def test_box_of_the_upright_image_lies_right_in_the_stored_one(value):
     extent, box = [40, 60], [5, 7, 20, 30]

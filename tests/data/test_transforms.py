@@ -364,3 +364,15 @@ def test_mistakes_are_named():
         transforms.eval_image(tf.constant(JPEG), 16, fit="pad")
     with pytest.raises(ValueError, match="shape"):
         transforms.decode(tf.zeros([8, 8, 4], tf.uint8))
+
+
+def test_a_strip_is_not_scaled_to_its_whole_length():
+    """Of 2 x 60000 pixels at 224, 4 GB would be made to take 224 columns of them."""
+    strip = np.random.default_rng(0).integers(0, 256, (2, 60000, 3)).astype(np.uint8)
+    middle = strip[:, 30000 - 64 : 30000 + 64]
+    for image, part in ((strip, middle), (strip.transpose(1, 0, 2), middle.transpose(1, 0, 2))):
+        assert transforms._middle(tf.constant(image)).shape == part.shape
+        found = transforms.eval_image(tf.constant(image), 224)
+        np.testing.assert_array_equal(found, transforms.eval_image(tf.constant(part), 224))
+    usual = tf.constant(strip[:, :128])
+    assert transforms._middle(usual).shape == usual.shape

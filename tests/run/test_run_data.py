@@ -258,6 +258,27 @@ def test_classes_of_equal_names_and_sizes_cannot_change_places_unnoticed(tmp_pat
     assert "class_samples" not in facts_of("folder", "train", str(root))  # names tell: no file is read
 
 
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("unique", [False, True])
+def test_classes_that_changed_places_are_refused_also_where_a_run_is_finished(tmp_path, unique, done):
+    root = bitmaps(tmp_path / "data")
+    if unique:  # names that tell the classes apart
+        for path in (root / "train").rglob("*.bmp"):
+            path.rename(path.with_name(f"{path.parent.name}{path.name}"))
+    shutil.copytree(root / "train", root / "val")
+    config = settings(root)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "records.jsonl").write_text("")
+    run_data.keep(config, str(tmp_path / "run"), open_source("folder", "train", str(root)))
+    for name, to in (("ant", "x"), ("bee", "ant"), ("x", "bee")):
+        os.rename(root / "train" / name, root / "train" / to)
+    source = open_source("folder", "train", str(root))
+    with pytest.raises(UserError, match="changed places.*'ant' holds the images of 'bee'.*allow_changed"):
+        run_data.check(config, str(tmp_path / "run"), source, done)
+    config.data.allow_changed = True
+    assert "'bee' holds the images of 'ant'" in run_data.check(config, str(tmp_path / "run"), source, done)
+
+
 # By name
 
 
