@@ -324,9 +324,7 @@ def check_splits(splits: Sequence[str], variant: Union[str, Variant]) -> None:
     points = split_points(variant)
     for name in splits:
         if name not in points:
-            raise ConfigError(
-                f"ipu.splits: the network has no block {name!r}. Valid, in order: {', '.join(points)}"
-            )
+            raise ConfigError(f"ipu.splits: the network has no block {name!r}. Valid, in order: {', '.join(points)}")
     ordered = sorted(set(splits), key=points.index)
     if list(splits) != ordered:
         raise ConfigError(

@@ -4,7 +4,7 @@ A row more, and its name among the choices of `export.format`, is a format more.
 """
 
 import os
-from typing import Any, Callable, Sequence, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from absl import logging
 from ml_collections import ConfigDict

@@ -202,7 +202,7 @@ compat.follow_directions()
 class TopK(keras.metrics.Mean):
     """Mean of `in_top` over the samples, weighted by `sample_weight`; at most all classes count."""
 
-    k = None
+    k: int
     _direction = (
         "up"  # the way to better for callbacks of mode="auto"; older generations: see `compat.follow_directions`
     )

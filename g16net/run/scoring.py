@@ -9,7 +9,6 @@ from tensorflow import keras
 from g16net.data.sources.base import Source
 from g16net.optim.losses import SmoothedCrossEntropy, in_top
 from g16net.run import assemble
-from g16net.run.devices import Devices
 from g16net.run.updates import cut
 
 # Prepared test images of so many bytes are kept for the next evaluation; their decoding takes longer than the network
@@ -30,7 +29,7 @@ class Scorer:
         config: ConfigDict,
         model: keras.Model,
         source: Source,
-        devices: Devices,
+        devices: Any,
         batches: Optional[Callable] = None,
     ) -> None:
         self.config, self.model, self.source, self.devices = config, model, source, devices

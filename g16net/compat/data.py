@@ -1,0 +1,41 @@
+"""tf.data, and what an error says."""
+
+import re
+
+import tensorflow as tf
+
+from g16net.compat.versions import TF_VERSION
+
+
+def ignore_errors(dataset, log=True):
+    """`dataset` without the elements that raise; each error is logged, unless `log` is false."""
+    if hasattr(dataset, "ignore_errors"):
+        return dataset.ignore_errors(log_warning=log)
+    return dataset.apply(tf.data.experimental.ignore_errors(log_warning=log))
+
+
+def single_element(dataset):
+    """The one element of `dataset`."""
+    if hasattr(dataset, "get_single_element"):
+        return dataset.get_single_element()
+    return tf.data.experimental.get_single_element(dataset)
+
+
+def set_deterministic(options, value):
+    """Sets whether a tf.data.Dataset keeps its order."""
+    name = "deterministic" if TF_VERSION >= (2, 7) else "experimental_deterministic"
+    setattr(options, name, value)
+
+
+def reason(error):
+    """What an error says to a person: without the names of graph nodes in which TensorFlow wraps it."""
+    text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
+    lines = []
+    for line in re.sub(r"\{\{[^}]*\}\}|\[Op:[^]]*\]", "", text).splitlines():
+        line = line.strip()
+        if line and not re.match(
+            r"Graph execution error|Detected at node|<stack traces|\[\[|\d+ root error|\(\d+\)", line
+        ):
+            asserted = re.match(r"assertion failed: \[(.*)\]$", line)
+            lines.append(" ".join(asserted[1].split("] [")) if asserted else line)
+    return " ".join(lines) or type(error).__name__

@@ -1,0 +1,21 @@
+"""Gradients that are not finite, for both base classes of optimizers."""
+
+import tensorflow as tf
+
+
+def finite(gradients):
+    """Which of the gradients are finite in all their elements: bool [gradients]."""
+    return tf.stack([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+
+
+def note_finite(optimizer, finite):
+    """Counts an update whose gradients are not all finite, and keeps which were not. Returns whether all are."""
+    all_finite = tf.reduce_all(finite)
+    known = tf.convert_to_tensor(optimizer.not_finite)
+    optimizer.not_finite.assign(tf.where(all_finite, known, 1 - tf.cast(finite, tf.int32)))
+    optimizer.skipped.assign_add(1 - tf.cast(all_finite, tf.int64))
+    return all_finite
+
+
+def group(operations):
+    return tf.group(*tf.nest.flatten([operations]))

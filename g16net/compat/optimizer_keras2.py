@@ -1,0 +1,132 @@
+"""The base class of optimizers on Keras 2.6 and tf-keras."""
+
+from typing import Any, Dict
+
+import tensorflow as tf
+from tensorflow import keras
+
+from g16net.compat.gradients import group, note_finite
+
+# Keras 2.6 has OptimizerV2, which the IPU needs, as `keras.optimizers.Optimizer`; tf-keras moved it to `legacy`.
+_OptimizerV2: Any = getattr(keras.optimizers, "legacy", keras.optimizers).Optimizer
+
+
+class Optimizer(_OptimizerV2):
+    """Base optimiser with one interface on every generation: see that of Keras 3."""
+
+    slots: Dict[str, Any] = {}
+
+    def __init__(self, learning_rate, name, accumulation=1, guard="none", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self._set_hyper("learning_rate", learning_rate)
+        self._set_hyper("decay", self._initial_decay)  # read by the base class
+        self.accumulation, self.guard = accumulation, guard
+
+    def check_variables(self, variables):
+        """Raises for variables that the optimiser cannot train; for subclasses."""
+
+    def update_all(self, variables, gradients, learning_rate, **slots):
+        """Updates all variables and returns bool [variables], whether their gradients are finite; or does nothing
+        and returns None, the default."""
+
+    def get_config(self):
+        rate = self._serialize_hyperparameter("learning_rate")
+        hyper = self._get_hyper("learning_rate")
+        if callable(hyper) and hasattr(hyper, "get_config"):
+            rate = serialized(hyper)
+        return dict(super().get_config(), learning_rate=rate)
+
+    def _create_slots(self, var_list):
+        self.check_variables(var_list)
+        for name, initializer in self.slots.items():
+            for variable in var_list:
+                self.add_slot(variable, name, initializer)
+        if self.accumulation > 1:
+            for variable in var_list:
+                self.add_slot(variable, "accumulated", "zeros")
+
+    def _create_all_weights(self, var_list):
+        super()._create_all_weights(var_list)
+        if self.accumulation > 1 and not hasattr(self, "micro_batches"):
+            self.micro_batches = self._counter("micro_batches", [], tf.int64)
+            self._weights.append(self.micro_batches)  # what .h5 files keep
+        if self.guard != "none" and not hasattr(self, "skipped"):
+            self.not_finite = self._counter("not_finite", [len(var_list)], tf.int32)
+            self.skipped = self._counter("skipped", [], tf.int64)
+
+    def _counter(self, name, shape, dtype):
+        first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+        return self.add_weight(name, shape=shape, dtype=dtype, trainable=False, aggregation=first)
+
+    def _distributed_apply(self, distribution, grads_and_vars, name, apply_state):
+        """The update from gradients that are reduced over replicas, which thus all decide alike."""
+
+        def count():
+            return self.iterations.assign_add(1, read_value=False)
+
+        def apply(pairs):
+            if self._update_all(pairs, apply_state, name) is not None:
+                return count()
+            return _OptimizerV2._distributed_apply(self, distribution, pairs, apply_state=apply_state, name=name)
+
+        if self.accumulation == 1 and self.guard == "none":
+            return apply(grads_and_vars)
+        if self.accumulation == 1 and self.guard == "report":
+            finite = self._update_all(grads_and_vars, apply_state, name)
+            if finite is not None:
+                note_finite(self, finite)
+                return count()
+        good = tf.constant(True)
+        if self.guard != "none":
+            local = distribution.experimental_local_results
+            finite = finite([local(gradient)[0] for gradient, _ in grads_and_vars])
+            all_finite = note_finite(self, finite)
+            good = all_finite if self.guard == "skip" else good
+        if self.accumulation > 1:
+            return self._accumulate(distribution, grads_and_vars, good, apply)
+        if self.guard == "report":
+            return apply(grads_and_vars)
+        return tf.cond(good, lambda: group(apply(grads_and_vars)), tf.no_op)
+
+    def _update_all(self, grads_and_vars, apply_state, name):
+        """`update_all` where it can be asked: without replicas and constraints."""
+        gradients, variables = zip(*grads_and_vars)
+        if tf.distribute.has_strategy() or any(variable.constraint is not None for variable in variables):
+            return None
+        slots = {slot: [self.get_slot(variable, slot) for variable in variables] for slot in self.slots}
+        with tf.name_scope(name or self._name):
+            rate = self._coefficients(variables[0], apply_state)["lr_t"]
+            return self.update_all(variables, gradients, rate, **slots)
+
+    def _accumulate(self, distribution, grads_and_vars, good, apply):
+        """Adds the gradients of one micro-batch, where they are `good`; after the last one, updates."""
+        variables = [variable for _, variable in grads_and_vars]
+        sums = [self.get_slot(variable, "accumulated") for variable in variables]
+        update = distribution.extended.update
+
+        def add(total, gradient):
+            share = tf.where(good, gradient / self.accumulation, tf.zeros_like(gradient))
+            return total.assign_add(tf.cast(share, total.dtype))
+
+        added = [update(total, add, args=(g,), group=False) for total, (g, _) in zip(sums, grads_and_vars)]
+        with tf.control_dependencies(tf.nest.flatten(added)):
+            count = tf.convert_to_tensor(self.micro_batches.assign_add(1))
+
+        def last():
+            done = apply(list(zip(sums, variables)))
+            with tf.control_dependencies([group(done)]):
+                return group([update(total, lambda t: t.assign(tf.zeros_like(t)), group=False) for total in sums])
+
+        return tf.cond(tf.equal(count % self.accumulation, 0), last, tf.no_op)
+
+    def _resource_apply_dense(self, grad, var, apply_state=None):
+        rate = self._coefficients(var, apply_state)["lr_t"]
+        return self.update(var, grad, rate, **{name: self.get_slot(var, name) for name in self.slots})
+
+    def _coefficients(self, var, apply_state):
+        key = (var.device, var.dtype.base_dtype)
+        return (apply_state or {}).get(key) or self._fallback_apply_state(*key)
+
+    def _resource_apply_sparse(self, grad, var, indices, apply_state=None):
+        dense = tf.convert_to_tensor(tf.IndexedSlices(grad, indices, tf.shape(var)))
+        return self._resource_apply_dense(dense, var, apply_state)
