@@ -95,16 +95,17 @@ def test_layers_are_what_the_name_says(name):
         assert conv.group_size == arguments["group_size"]
         channels = block.expanded_channels
         assert tuple(conv.kernel.shape) == (block.kernel, block.kernel, channels // block.groups, channels)
-    plain_class = NORM_CLASSES[arguments["norm"].split("_")[0]][0]
+    row = norms.get(arguments["norm"])
+    plain_class = getattr(layers, row.layer)
     for layer in model.layers:
         if layer.name.endswith("norm"):
             project = layer.name.endswith("project_norm")
-            expected_class, groups = NORM_CLASSES[arguments["norm"]]
+            expected_class, groups = NORM_CLASSES.get(arguments["norm"], (plain_class, None))
             expected_class = plain_class if project else expected_class
             assert type(layer) is expected_class, layer.name
             assert groups is None or layer.get_config().get("groups", 1) == groups, layer.name
             weights = {weight.name.split("/")[-1].split(":")[0] for weight in layer.trainable_weights}
-            proxy = norms.get(arguments["norm"]).proxied
+            proxy = row.proxied
             assert weights == (
                 {"gamma"}
                 if proxy and project
