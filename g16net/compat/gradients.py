@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 
-def finite(gradients):
+def which_finite(gradients):
     """Which of the gradients are finite in all their elements: bool [gradients]."""
     return tf.stack([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
 

@@ -5,7 +5,8 @@ from typing import Any, Dict
 import tensorflow as tf
 from tensorflow import keras
 
-from g16net.compat.gradients import group, note_finite
+from g16net.compat.gradients import group, note_finite, which_finite
+from g16net.compat.layers import serialized
 
 # Keras 2.6 has OptimizerV2, which the IPU needs, as `keras.optimizers.Optimizer`; tf-keras moved it to `legacy`.
 _OptimizerV2: Any = getattr(keras.optimizers, "legacy", keras.optimizers).Optimizer
@@ -79,7 +80,7 @@ class Optimizer(_OptimizerV2):
         good = tf.constant(True)
         if self.guard != "none":
             local = distribution.experimental_local_results
-            finite = finite([local(gradient)[0] for gradient, _ in grads_and_vars])
+            finite = which_finite([local(gradient)[0] for gradient, _ in grads_and_vars])
             all_finite = note_finite(self, finite)
             good = all_finite if self.guard == "skip" else good
         if self.accumulation > 1:

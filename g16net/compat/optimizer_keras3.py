@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-from g16net.compat.gradients import finite, note_finite
+from g16net.compat.gradients import note_finite, which_finite
 from g16net.compat.state import read_optimizer_state
 
 
@@ -93,7 +93,7 @@ class Optimizer(keras.optimizers.Optimizer):
                 self.build(trainable_variables)
         if self.guard == "none":
             return super().apply(grads, trainable_variables)
-        good = note_finite(self, finite(grads))
+        good = note_finite(self, which_finite(grads))
         if self.guard == "report":
             return super().apply(grads, trainable_variables)
         apply = super().apply

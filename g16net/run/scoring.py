@@ -1,6 +1,6 @@
 """What an evaluation adds up: top-1, top-5, cross-entropy and weight of every image, in float64."""
 
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import tensorflow as tf
 from ml_collections import ConfigDict
