@@ -27,6 +27,7 @@ test-all: $(VENV)/.installed  ## everything, hours: before a release, and after 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 site: $(VENV)/.installed-docs  ## the documentation with the API reference, in site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

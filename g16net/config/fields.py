@@ -494,7 +494,7 @@ def load(path: str) -> ConfigDict:
     return config
 
 
-def differences(old, new) -> Tuple[str, ...]:
+def differences(old: ConfigDict, new: ConfigDict) -> Tuple[str, ...]:
     """Lines `key: old -> new` for every field in which two configs differ."""
     return tuple(
         f"{key}: {old[section][name]} -> {new[section][name]}"

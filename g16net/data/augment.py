@@ -8,6 +8,7 @@ Draws are stateless: an image and a seed, int32 [2], give one result.
 
 import math
 from functools import partial
+from typing import Any, Callable
 
 import tensorflow as tf
 
@@ -76,7 +77,7 @@ ORIGINAL = (
 POLICIES = {"v0": V0, "original": ORIGINAL}
 
 
-def autocontrast(image, _=None):
+def autocontrast(image: Any, _: Any = None) -> Any:
     """Stretches each channel to 0..255."""
     low = tf.cast(tf.reduce_min(image, [0, 1]), tf.float64)
     high = tf.cast(tf.reduce_max(image, [0, 1]), tf.float64)
@@ -86,7 +87,7 @@ def autocontrast(image, _=None):
     return _look_up(image, tf.cast(tf.clip_by_value(table, 0.0, 255.0), tf.int32))
 
 
-def equalize(image, _=None):
+def equalize(image: Any, _: Any = None) -> Any:
     """Makes the histogram of each channel flat."""
     cells = tf.cast(image, tf.int32) + [0, 256, 512]
     counts = tf.math.bincount(tf.reshape(cells, [-1]), minlength=768, maxlength=768)
@@ -100,46 +101,46 @@ def equalize(image, _=None):
     return _look_up(image, tf.minimum(table, 255))
 
 
-def invert(image, _=None):
+def invert(image: Any, _: Any = None) -> Any:
     """255 - image."""
     return 255 - image
 
 
-def posterize(image, bits):
+def posterize(image: Any, bits: Any) -> Any:
     """Keeps the highest `bits` of each value."""
     unit = tf.bitwise.left_shift(1, 8 - tf.cast(bits, tf.int32))
     values = tf.cast(image, tf.int32)
     return tf.cast(values - values % unit, tf.uint8)
 
 
-def solarize(image, threshold):
+def solarize(image: Any, threshold: Any) -> Any:
     """Inverts the values from `threshold` on."""
     return tf.where(tf.cast(image, tf.float32) < threshold, image, 255 - image)
 
 
-def solarize_add(image, addition):
+def solarize_add(image: Any, addition: Any) -> Any:
     """Adds to the values below 128."""
     brighter = tf.saturate_cast(tf.cast(image, tf.int32) + tf.cast(addition, tf.int32), tf.uint8)
     return tf.where(image < 128, brighter, image)
 
 
-def color(image, factor):
+def color(image: Any, factor: Any) -> Any:
     """Saturation: 0 is grey, 1 the image."""
     return _blend(_grey(image)[..., tf.newaxis], image, factor)
 
 
-def contrast(image, factor):
+def contrast(image: Any, factor: Any) -> Any:
     """Contrast: 0 is the mean grey, 1 the image."""
     mean = tf.floor(tf.reduce_mean(tf.cast(_grey(image), tf.float32)) + 0.5)
     return _blend(mean, image, factor)
 
 
-def brightness(image, factor):
+def brightness(image: Any, factor: Any) -> Any:
     """Brightness: 0 is black, 1 the image."""
     return _blend(0.0, image, factor)
 
 
-def sharpness(image, factor):
+def sharpness(image: Any, factor: Any) -> Any:
     """Sharpness: 0 is the image smoothed over 3 x 3 pixels, 1 the image."""
     pixels = tf.cast(image, tf.float32)
     kernel = tf.constant([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0, 1.0]])
@@ -150,27 +151,27 @@ def sharpness(image, factor):
     return _blend(tf.where(inside, smooth, pixels), image, factor)
 
 
-def shear_x(image, slope):
+def shear_x(image: Any, slope: Any) -> Any:
     """Moves row y left by slope * y pixels."""
     return _affine(image, [1.0, slope, 0.0], [0.0, 1.0, 0.0])
 
 
-def shear_y(image, slope):
+def shear_y(image: Any, slope: Any) -> Any:
     """Moves column x up by slope * x pixels."""
     return _affine(image, [1.0, 0.0, 0.0], [slope, 1.0, 0.0])
 
 
-def translate_x(image, share):
+def translate_x(image: Any, share: Any) -> Any:
     """Moves the image left by a share of its width."""
     return _affine(image, [1.0, 0.0, share * tf.cast(tf.shape(image)[1], tf.float32)], [0.0, 1.0, 0.0])
 
 
-def translate_y(image, share):
+def translate_y(image: Any, share: Any) -> Any:
     """Moves the image up by a share of its height."""
     return _affine(image, [1.0, 0.0, 0.0], [0.0, 1.0, share * tf.cast(tf.shape(image)[0], tf.float32)])
 
 
-def rotate(image, degrees):
+def rotate(image: Any, degrees: Any) -> Any:
     """Turns the image counterclockwise about its centre."""
     angle = degrees * (math.pi / 180)
     cos, sin = tf.cos(angle), tf.sin(angle)
@@ -253,7 +254,7 @@ RAND_AUGMENT = (
 ).split()
 
 
-def auto_augment(policy="v0"):
+def auto_augment(policy: Any = "v0") -> Callable:
     """A function of (image, seed) that applies a randomly drawn pair of the policy's operations.
 
     Args:
@@ -281,7 +282,7 @@ def auto_augment(policy="v0"):
     return augment
 
 
-def rand_augment(num_layers=2, magnitude=9):
+def rand_augment(num_layers: int = 2, magnitude: int = 9) -> Callable:
     """A function of (image, seed) that applies `num_layers` operations drawn evenly from the paper's 14.
 
     Args:

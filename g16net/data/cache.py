@@ -16,14 +16,14 @@ from absl import logging
 from g16net import compat
 from g16net.data import order as orders
 from g16net.data import pipeline, transforms
-from g16net.data.sources.base import indexed, listed
+from g16net.data.sources.base import Source, indexed, listed
 from g16net.errors import UserError
 
 CHUNK = 256  # images read at a time
 DECODING = 2  # grows when the same bytes give other pixels
 
 
-def in_memory(source):
+def in_memory(source: Source) -> Source:
     """`source` with its encoded images in memory. A source that holds arrays is there already and comes back as it is.
 
     Raises:
@@ -242,7 +242,7 @@ def _written(paths):
     return times.hexdigest()[:12]
 
 
-def memory():
+def memory() -> float:
     """Bytes of this machine's memory, or a very large number where the system does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -2,6 +2,7 @@
 
 import os
 import re
+from typing import Optional, Tuple
 
 from g16net.data import layout, splits, walk
 from g16net.errors import UserError, suggest
@@ -9,7 +10,7 @@ from g16net.errors import UserError, suggest
 NAMES = ("digits", "synthetic", "idx", "tfrecord", "folder")
 
 
-def detect(text):
+def detect(text: str) -> Tuple[str, str]:
     """`(source name, data_dir)` of what `--data=` names: a source by name, `tfds:NAME`, or a folder.
 
     UserError where the folder is not there or is of no known kind.
@@ -49,7 +50,7 @@ def _inward(folder):
             folder = inside[0].path
 
 
-def prepared_imagenet(data_dir=""):
+def prepared_imagenet(data_dir: str = "") -> Optional[Tuple[str, str]]:
     """`("tfds:imagenet2012", data_dir)` where TFDS has it prepared, else None. Looks at no network."""
     folder = data_dir or os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
     return ("tfds:imagenet2012", folder) if _is_tfds(os.path.join(folder, "imagenet2012")) else None

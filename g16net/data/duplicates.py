@@ -8,7 +8,7 @@ The limits: of CIFAR-10's test images 95 are found in its training images, and l
 one carpet correlate as highly, but not in their edges.
 """
 
-from typing import NamedTuple
+from typing import Any, Dict, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +16,7 @@ import tensorflow as tf
 from g16net import compat, native
 from g16net.data import transforms
 from g16net.data.order import Order
+from g16net.data.sources.base import Source
 
 SIDE = 32  # of a thumbnail
 CORRELATION, EDGES, LEVELS = 0.96, 0.7, 16.0  # least of halved thumbnails and of their edges; most levels of 255 apart
@@ -46,7 +47,7 @@ class Pair(NamedTuple):
     same: bool
 
 
-def look(source, most):
+def look(source: Source, most: int) -> Any:
     """`Seen` of up to `most` images spread over the source; those that cannot be read are left out."""
     count = min(most, source.num_examples)
     order = Order(stop=count, batch=BLOCK, seed=None if count == source.num_examples else 0, epochs=1)
@@ -70,7 +71,7 @@ def look(source, most):
     return Seen(ids, labels, np.array([row.tobytes() for row in hashes], object), thumbnails)
 
 
-def between(first, second):
+def between(first: Any, second: Any) -> Any:
     """[Pair] of each image of `first` that is in `second` too, with one image there."""
     place = {content: i for i, content in reversed(list(enumerate(second.contents)))}
     pairs = {i: Pair(i, place[content], True) for i, content in enumerate(first.contents) if content in place}
@@ -79,9 +80,10 @@ def between(first, second):
     return [pairs[i] for i in sorted(pairs)]
 
 
-def across_classes(seen):
+def across_classes(seen: Any) -> Any:
     """[Pair] of each image of which an earlier one of another class is the same."""
-    pairs, places = {}, {}
+    pairs: Dict[Any, Any] = {}
+    places: Dict[Any, Any] = {}
     for i, content in enumerate(seen.contents):
         for j in places.get(content, ()):
             if seen.labels[i] != seen.labels[j]:
@@ -92,7 +94,7 @@ def across_classes(seen):
     return [pairs[i] for i in sorted(pairs)]
 
 
-def repeated(seen):
+def repeated(seen: Any) -> Any:
     """How many images have the bytes of an earlier one."""
     return len(seen.contents) - len(set(seen.contents))
 

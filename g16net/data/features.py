@@ -5,6 +5,7 @@ same in every epoch. Order, labels and the treatment of corrupt images stay the 
 """
 
 import time
+from typing import Any, Callable
 
 import numpy as np
 import tensorflow as tf
@@ -13,14 +14,15 @@ from absl import logging
 from g16net import compat
 from g16net.data import order as orders
 from g16net.data import pipeline
+from g16net.data.sources.base import Source
 
 
-def needed_bytes(source, shape, dtype):
+def needed_bytes(source: Source, shape: Any, dtype: Any) -> int:
     """Bytes that `kept` will hold: one array of `shape` an example."""
     return source.num_examples * int(np.prod(shape)) * tf.as_dtype(dtype).size
 
 
-def kept(source, transform, compute, shape, dtype, batch):
+def kept(source: Source, transform: Callable, compute: Callable, shape: Any, dtype: Any, batch: int) -> Source:
     """`source` with `compute(images)` in the place of each image, to be batched without a further transform.
 
     Args:

@@ -10,6 +10,7 @@ here, and of a GIF the first frame is cut out before it is decoded. A grey PNG o
 """
 
 import functools
+from typing import Any
 
 import tensorflow as tf
 
@@ -36,7 +37,7 @@ GIF_BLOCKS = 2**16  # most blocks that are walked through to the first frame's e
 BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 
 
-def extent(image):
+def extent(image: Any) -> Any:
     """int64 [2]: height and width by the header; zeros where the bytes are no PNG, GIF, BMP or JPEG.
 
     Raises InvalidArgumentError, when run, for a JPEG whose header is broken.
@@ -48,7 +49,7 @@ def extent(image):
     )
 
 
-def other_extent(image):
+def other_extent(image: Any) -> Any:
     """int64 [2]: height and width of a PNG, GIF or BMP by its first bytes, zeros for anything else."""
     head = _head(image, 26)
     png = tf.stack([_number(head, 20, 4, big=True), _number(head, 16, 4, big=True)])
@@ -60,7 +61,7 @@ def other_extent(image):
     return tf.where(_starts(head, b"\x89PNG\r\n\x1a\n"), png, rest)
 
 
-def fault(image):
+def fault(image: Any) -> Any:
     """What the first bytes say against decoding an image that is no JPEG: a scalar string, empty where nothing does."""
     head = _head(image, 26)
     known = tf.reduce_any([_starts(head, magic) for magic in (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")])
@@ -72,7 +73,7 @@ def fault(image):
     return tf.where(_starts(head, b"BM"), _Bmp(image).fault, unknown)
 
 
-def pixels(image, max_pixels, exif):
+def pixels(image: Any, max_pixels: int, exif: bool) -> Any:
     """The whole image, which is no JPEG, as uint8 [height, width, 3]; the right way up with `exif`."""
     size, why = _outlined(_header)(image)
     sound = tf.raw_ops.Assert(condition=tf.equal(why, ""), data=[why])
@@ -105,19 +106,19 @@ def _stored(image):
     )
 
 
-def check_pixels(extent, max_pixels):
+def check_pixels(extent: Any, max_pixels: int) -> Any:
     """An operation that raises for more than `max_pixels`."""
     few = tf.logical_not(above(extent, max_pixels))
     data = [f"Image of more pixels than data.max_pixels={max_pixels}; height, width:", extent]
     return tf.raw_ops.Assert(condition=few, data=data)  # without the branch that tf.debugging puts around
 
 
-def above(extent, max_pixels):
+def above(extent: Any, max_pixels: int) -> Any:
     """Whether height times width is more than `max_pixels`."""
     return tf.reduce_prod(tf.cast(extent, tf.float64)) > max_pixels
 
 
-def as_adobe(image, components):
+def as_adobe(image: Any, components: Any) -> Any:
     """A JPEG of four components as Adobe writes them; any other as it is."""
 
     def marked():
@@ -129,7 +130,7 @@ def as_adobe(image, components):
 # --- which way up
 
 
-def orientation(image):
+def orientation(image: Any) -> Any:
     """int32, 1 to 8: the EXIF orientation of a JPEG or PNG; 1 (as it is stored) where there is none."""
     head = _head(image, 8)
     exif = tf.cond(
@@ -140,7 +141,7 @@ def orientation(image):
     return tf.cond(tf.strings.length(exif) > 0, lambda: _tiff_orientation(exif), lambda: tf.constant(1))
 
 
-def turn(image, orientation):
+def turn(image: Any, orientation: Any) -> Any:
     """`image` [height, width, channels] the right way up."""
 
     def turned():
@@ -151,13 +152,13 @@ def turn(image, orientation):
     return tf.cond(tf.equal(orientation, 1), lambda: image, turned)
 
 
-def turned_extent(extent, orientation):
+def turned_extent(extent: Any, orientation: Any) -> Any:
     """Height and width, and what follows them, of an image once it is turned."""
     swapped = tf.concat([extent[1::-1], extent[2:]], 0)
     return tf.where(_turns(orientation)[0], swapped, extent)
 
 
-def stored_box(box, extent, orientation):
+def stored_box(box: Any, extent: Any, orientation: Any) -> Any:
     """Where the box (y, x, height, width) of the turned image of `extent` (height, width) lies in the stored one."""
     transposed, flip_y, flip_x = _turns(orientation)
     y, x, height, width = tf.unstack(box)

@@ -15,6 +15,7 @@ change places unnoticed: `class_samples`, which is there in this case alone, tel
 import collections
 import hashlib
 import unicodedata
+from typing import Any, Dict, List, Sequence
 
 import numpy as np
 
@@ -22,7 +23,9 @@ MOST = 5  # classes that a message names
 SAMPLES = 3  # files of a class whose bytes are looked at where names and sizes do not tell it from another
 
 
-def of_files(class_names, names, labels, sizes, read=None):
+def of_files(
+    class_names: Sequence[str], names: Sequence[str], labels: Any, sizes: Any, read: Any = None
+) -> Dict[str, Any]:
     """The facts of image files.
 
     Args:
@@ -32,7 +35,7 @@ def of_files(class_names, names, labels, sizes, read=None):
         labels, sizes: int [files]: class and bytes of each.
         read: `(place in names) -> bytes` that tell a file from others, for `class_samples`; None: without them.
     """
-    lines = [[] for _ in class_names]
+    lines: List[Any] = [[] for _ in class_names]
     folders = [f"{name}/" for name in class_names]
     for place, (name, label, size) in enumerate(zip(names, np.asarray(labels).tolist(), np.asarray(sizes).tolist())):
         name = name.replace("\\", "/")
@@ -53,7 +56,7 @@ def of_files(class_names, names, labels, sizes, read=None):
     return facts
 
 
-def of_arrays(class_names, images, labels):
+def of_arrays(class_names: Sequence[str], images: Any, labels: Any) -> Dict[str, Any]:
     """The facts of images in memory, [examples, ...], by their bytes, with int labels [examples]."""
     images, labels = np.asarray(images), np.asarray(labels)
     rows = [np.flatnonzero(labels == label) for label in range(len(class_names))]
@@ -61,13 +64,13 @@ def of_arrays(class_names, images, labels):
     return _by_class(class_names, [len(some) for some in rows], digests)
 
 
-def of_labels(class_names, labels, made_from):
+def of_labels(class_names: Sequence[str], labels: Any, made_from: Any) -> Dict[str, Any]:
     """The facts of images that are made from their labels, int [examples], and from what `made_from` says."""
     counts = np.bincount(labels, minlength=len(class_names)).tolist()
     return _by_class(class_names, counts, [_digest(f"{made_from} {count}") for count in counts])
 
 
-def of_records(class_names, names, counts, sizes, skips=None):
+def of_records(class_names: Sequence[str], names: Any, counts: Any, sizes: Any, skips: Any = None) -> Dict[str, Any]:
     """The facts of record files: name without folder, used records, bytes and passed-over records of each."""
     names = list(names)
     skips = [0] * len(names) if skips is None else skips
@@ -92,11 +95,11 @@ def _by_class(class_names, counts, digests):
     }
 
 
-def reordered(facts, class_names):
+def reordered(facts: Dict[str, Any], class_names: Sequence[str]) -> Dict[str, Any]:
     """`facts` with the classes in the order of `class_names`, which are the same ones."""
     place = {plain(name): i for i, name in enumerate(facts["classes"])}
     order = [place[plain(name)] for name in class_names]
-    columns = {
+    columns: Dict[str, Any] = {
         key: facts[key] and [facts[key][i] for i in order]
         for key in ("class_images", "class_digests", "class_samples")
         if key in facts
@@ -104,19 +107,19 @@ def reordered(facts, class_names):
     return {**facts, "classes": list(class_names), **columns}
 
 
-def plain(name):
+def plain(name: str) -> str:
     """A name as it is compared: file systems write the same accent in two ways."""
     return unicodedata.normalize("NFC", name)
 
 
-def class_differences(old, new):
+def class_differences(old: Sequence[str], new: Sequence[str]) -> List[str]:
     """What makes the class names `new` others than `old`, in any order: `["'ant' is gone", "'zebra' is new"]`."""
     before, now = (collections.Counter(map(plain, names)) for names in (old, new))
     found = [(list((before - now).elements()), "gone"), (list((now - before).elements()), "new")]
     return [f"{quoted(names)} {'is' if len(names) == 1 else 'are'} {what}" for names, what in found if names]
 
 
-def order_differences(old, new):
+def order_differences(old: Sequence[str], new: Sequence[str]) -> List[str]:
     """The places at which the same class names stand in another order, in words; empty where they do not."""
     moved = [i for i, (a, b) in enumerate(zip(old, new)) if plain(a) != plain(b)]
     if not moved:
@@ -125,7 +128,7 @@ def order_differences(old, new):
     return [f"the order of the classes changed: {shown}{' ...' if len(moved) > 2 else ''}"]
 
 
-def differences(old, new):
+def differences(old: Dict[str, Any], new: Dict[str, Any]) -> List[str]:
     """What makes the split of the facts `new` another one than that of `old`, class by class; empty: nothing."""
     classes = class_differences(old["classes"], new["classes"])
     if classes:
@@ -151,10 +154,10 @@ def differences(old, new):
     return found + lines[:MOST] + more
 
 
-def changed_places(old, new):
+def changed_places(old: Dict[str, Any], new: Dict[str, Any]) -> Any:
     """`{class: the other class whose images it holds now}` of the same classes in the facts `old` and `new`."""
     new = reordered(new, old["classes"])
-    found = {}
+    found: Dict[str, Any] = {}
     for key in ("class_digests", "class_samples"):
         before, now = old.get(key), new.get(key)
         if before and now:
@@ -188,7 +191,7 @@ def _renamed(old, new):
     return [f"{now!r} holds the images of {then!r}" for now, then in pairs[:MOST]]
 
 
-def quoted(names):
+def quoted(names: Sequence[str]) -> str:
     """The first few of `names` in words: `'ant', 'bee' and 3 more`."""
     names = [repr(name) for name in names]
     return ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")

@@ -13,7 +13,7 @@ import functools
 import os
 import re
 import unicodedata
-from typing import Dict, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence
 
 from absl import logging
 
@@ -54,31 +54,31 @@ class Layout(NamedTuple):
 class Look:
     """A folder as the rules see it; each question is answered once, and no more is read for it than must be."""
 
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         self.path, self.name = path, os.path.basename(os.path.abspath(path))
 
     @functools.cached_property
-    def folders(self):
+    def folders(self) -> Any:
         """[Look] of the folders that count."""
         return [Look(entry.path) for entry in walk.entries(self.path)[0]]
 
     @functools.cached_property
-    def direct(self):
+    def direct(self) -> Any:
         """Whether an image lies directly in it."""
         return walk.has_image(self.path)
 
     @functools.cached_property
-    def inner(self):
+    def inner(self) -> Any:
         """[Look] of the folders in it that hold images, themselves or below."""
         return [look for look in self.folders if walk.holds_images(look.path)]
 
     @property
-    def nested(self):
+    def nested(self) -> Any:
         """Whether its images all lie in folders below."""
         return not self.direct and bool(self.inner)
 
 
-def understand(folder, split="", train_split="", layout="auto"):
+def understand(folder: str, split: str = "", train_split: str = "", layout: str = "auto") -> Any:
     """The `Layout` of `folder`.
 
     Args:
@@ -129,7 +129,7 @@ def understand(folder, split="", train_split="", layout="auto"):
     return Layout(look.path, found, tuple(sorted(flat)))
 
 
-def around(look, wanted=(), classes=()):
+def around(look: Any, wanted: Any = (), classes: Any = ()) -> Any:
     """The folder that holds the data: `look`, or what lies in a single folder in it, however deep.
 
     Only folders that say nothing are passed through: no splits, and no class of `classes`. Beside them there may be
@@ -151,7 +151,7 @@ def around(look, wanted=(), classes=()):
     return look
 
 
-def class_folders(folder, passed=None):
+def class_folders(folder: str, passed: Any = None) -> Any:
     """{class name: name of its folder} in `folder`, sorted by class name; what else lies there goes to `passed`.
 
     A class name is the folder's, in Unicode's composed form: macOS stores names decomposed.
@@ -159,7 +159,7 @@ def class_folders(folder, passed=None):
     Raises:
         UserError: a class folder that is a link to nowhere, whose name is no UTF-8, or two of one name.
     """
-    beside = {}
+    beside: Dict[str, Any] = {}
     folders, files = walk.entries(folder, beside)
     broken = [name for name in beside.get(walk.NOWHERE, ()) if not walk.is_image(name)]
     if broken:
@@ -192,7 +192,7 @@ def class_folders(folder, passed=None):
     return dict(sorted(found.items()))
 
 
-def tables(look):
+def tables(look: Any) -> Any:
     """A hint where a table beside the images may hold their labels."""
     names = [name for name in sorted(os.listdir(look.path)) if name.lower().endswith(TABLES) and not walk.junk(name)]
     if not names:
@@ -203,7 +203,7 @@ def tables(look):
     )
 
 
-def one_class(folder, name, count, above):
+def one_class(folder: str, name: str, count: int, above: Any) -> UserError:
     """The UserError of a folder with a single class; `above`: the folder that the user named."""
     places = [os.path.join(folder, name), folder, above]
     return UserError(
@@ -325,13 +325,14 @@ def _refuse_no_classes(look, inner):
             )
 
 
-def warn_of_alike(class_names, root):
+def warn_of_alike(class_names: Sequence[str], root: str) -> None:
     """Says in the log which classes have the same name but for case, blanks and what copying appends."""
-    plain, alike = {}, []
+    plain: Dict[str, List[str]] = {}
+    alike: List[Any] = []
     for name in class_names:
         plain.setdefault(_bare(name), []).append(name)
     for name, same in plain.items():
-        copied = re.match(r"(.+?)( copy)?( ?\(\d+\))?$", name, re.DOTALL).group(1)
+        copied = re.sub(r"(?<=.)( copy)?( ?\(\d+\))?$", "", name, count=1)
         others = same[1:] or (plain.get(copied, []) if copied != name else [])
         alike += [(same[0], others[0])] if others and len(name) > 1 else []
     if alike:
@@ -353,7 +354,7 @@ def _unlabelled(look, classes):
     return len(look.inner) == 1 and look.inner[0].direct and look.inner[0].name not in classes
 
 
-def something_else(look):
+def something_else(look: Any) -> Any:
     """Whether a folder without images holds files, and none of a kind of picture that is not read."""
     names = [name for _, _, files in os.walk(look.path) for name in files if not walk.junk(name)]
     return bool(names) and not any(name.lower().endswith(tuple(PICTURES)) for name in names)

@@ -17,6 +17,7 @@ learnt. The same arguments give the same images.
 
 import argparse
 import os
+from typing import Any, List, Optional, Sequence, Tuple
 
 import tensorflow as tf
 
@@ -26,7 +27,9 @@ HEIGHT, WIDTH, QUALITY = 375, 500, 90
 VALIDATION_EVERY = 5
 
 
-def make_set(photos, out, images=400, classes=10, seed=0, shards=4):
+def make_set(
+    photos: Sequence[str], out: str, images: Any = 400, classes: int = 10, seed: int = 0, shards: int = 4
+) -> Tuple[int, int]:
     """Writes the set into the folder `out`, which must be empty or new. Returns (training, validation) counts.
 
     Args:
@@ -76,7 +79,7 @@ def make_set(photos, out, images=400, classes=10, seed=0, shards=4):
     return counts["train"], counts["validation"]
 
 
-def sample_photos():
+def sample_photos() -> List[str]:
     """Paths of the photos that scikit-learn ships."""
     import sklearn
 
@@ -130,7 +133,7 @@ def _example(data, label, synset, filename):
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
-def main(arguments=None):
+def main(arguments: Optional[Sequence[str]] = None) -> None:
     """The command; `arguments` by default the process's own."""
     parser = argparse.ArgumentParser(prog="python -m g16net.data.make_set", description=__doc__.split("\n")[0])
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="default: scikit-learn's two")

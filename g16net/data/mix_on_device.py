@@ -4,6 +4,8 @@ Saves the host the passes over float images. The draws, and so the result up to 
 host. For one device a process: replicas that share a process's batch would each need partners of their own.
 """
 
+from typing import Any, Optional
+
 import tensorflow as tf
 from tensorflow import keras
 
@@ -24,7 +26,7 @@ class MixImages(keras.layers.Layer):
         return input_shape[0]
 
 
-def training_model(network):
+def training_model(network: keras.Model) -> keras.Model:
     """`network` behind a `MixImages`, with the inputs that `draws` makes; its weights are the network's."""
     image = keras.Input(network.input_shape[1:], dtype="float32", name="image")
     m = keras.Input((), dtype="float32", name="m")
@@ -33,7 +35,7 @@ def training_model(network):
     return keras.Model([image, m, box], network(mixed), name=f"{network.name}_mixing")
 
 
-def draws(images, labels, seed, alpha, cutmix, lam):
+def draws(images: Any, labels: Any, seed: int, alpha: float, cutmix: Optional[int], lam: float) -> Any:
     """One batch for `training_model`: ((images, m, box), targets).
 
     Without mixup m is 1, without CutMix the box is empty.

@@ -10,6 +10,7 @@ alone give 2 terms, both 4. Of three dimensions, as no other labels of an image 
 
 import collections
 import math
+from typing import Any, Optional, Tuple
 
 import tensorflow as tf
 
@@ -18,12 +19,14 @@ import tensorflow as tf
 Draws = collections.namedtuple("Draws", "m box")
 
 
-def terms(alpha=0.0, cutmix=None):
+def terms(alpha: float = 0.0, cutmix: Optional[int] = None) -> int:
     """Class ids in a target: 1 (not mixed), 2 or 4."""
     return (2 if alpha else 1) * (2 if cutmix else 1)
 
 
-def draw(batch, height, width, seed, alpha=0.0, cutmix=None, lam=1.0):
+def draw(
+    batch: int, height: int, width: int, seed: int, alpha: float = 0.0, cutmix: Optional[int] = None, lam: float = 1.0
+) -> Tuple[Any, Any]:
     """Draws what `mix` needs, from a stateless seed.
 
     Args:
@@ -58,7 +61,7 @@ def draw(batch, height, width, seed, alpha=0.0, cutmix=None, lam=1.0):
     return Draws(m, box)
 
 
-def beta(count, seed, alpha):
+def beta(count: Any, seed: int, alpha: float) -> Any:
     """float32 [count]: draws of Beta(alpha, alpha)."""
     # Gamma(a) is Gamma(a + 1) * U^(1 / a); by logarithms, as draws of Gamma(0.1) underflow.
     shape = [2, count]
@@ -68,12 +71,12 @@ def beta(count, seed, alpha):
     return tf.sigmoid(log_gamma[0] - log_gamma[1])
 
 
-def cutmix_share(u0, u1, lam):
+def cutmix_share(u0: Any, u1: Any, lam: float) -> Any:
     """Share of the image that CutMix version 1 keeps, for u0 uniform in [0, 1) and u1 uniform in [e^-4, 1)."""
     return tf.where(u0 < 1.55 * lam - 0.96, 1.0, 1 + tf.math.log(u1) / 4)
 
 
-def cutmix_box(height, width, kept, centre_y, centre_x):
+def cutmix_box(height: Any, width: Any, kept: Any, centre_y: Any, centre_x: Any) -> Any:
     """int32 [4], top, bottom, left, right: a box of the image's aspect ratio and 1 - `kept` of its area.
 
     The centre, in pixels, moves to where the box lies inside the image; corners are rounded, halves to even.
@@ -89,7 +92,7 @@ def cutmix_box(height, width, kept, centre_y, centre_x):
     return tf.cast(tf.stack(span(height, centre_y) + span(width, centre_x)), tf.int32)
 
 
-def mix(images, labels, m=None, box=None, dtype=None):
+def mix(images: Any, labels: Any, m: Any = None, box: Any = None, dtype: Any = None) -> Tuple[Any, Any]:
     """Mixes a batch by given draws.
 
     uint8 images that stay uint8 are mixed by means that suit the host: five times as fast, but with shapes that

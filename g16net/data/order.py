@@ -5,7 +5,7 @@ epoch starts anywhere at no cost, no epoch border waits for a sort, and workers 
 on integers: the same seed gives the same order on every version of TensorFlow.
 """
 
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import tensorflow as tf
 
@@ -41,11 +41,11 @@ class Order(NamedTuple):
     count: int = 1  # type: ignore[assignment]
 
     @property
-    def local_batch(self):
+    def local_batch(self) -> int:
         return self.batch // self.count
 
 
-def scramble(x):
+def scramble(x: Any) -> Any:
     """A bijection of int64 without visible structure (the finaliser of splitmix64), elementwise."""
     x = tf.cast(x, tf.int64)
     x = (x ^ _shift(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -58,7 +58,7 @@ def _shift(x, bits):
     return tf.bitwise.right_shift(x, tf.constant(bits, tf.int64)) & ((1 << (64 - bits)) - 1)
 
 
-def key(*parts):
+def key(*parts: Any) -> Any:
     """int64 hash of integers (Python's, or int64 tensors that broadcast)."""
     result = tf.constant(0, tf.int64)
     for part in parts:
@@ -66,7 +66,7 @@ def key(*parts):
     return result
 
 
-def permuted(position, n, key):
+def permuted(position: Any, n: Any, key: Any) -> Any:
     """The element at each position of a permutation of range(n): int64, of `position`'s shape.
 
     A Feistel network on the cells of a table of about sqrt(n) columns with at least n cells; a result past n is sent
@@ -103,7 +103,7 @@ def _permuted(position, n, key):
     return tf.while_loop(outside, again, [walk(position)])[0]
 
 
-def seeds(purpose, seed, epoch, position):
+def seeds(purpose: int, seed: int, epoch: Any, position: Any) -> Any:
     """Stateless seeds, int32 [..., 2], one for each of `position` (int64, [...])."""
     mixed = key(seed, purpose, epoch, position)
     return tf.cast(tf.stack([mixed & 0x7FFFFFFF, _shift(mixed, 33)], axis=-1), tf.int32)

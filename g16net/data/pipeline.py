@@ -18,6 +18,7 @@ that are sound but larger than the run wants. Nothing else shifts: a resumed run
 
 import contextlib
 import sys
+from typing import Any, Callable, Optional, Tuple
 
 import tensorflow as tf
 from absl import logging
@@ -25,6 +26,7 @@ from absl import logging
 from g16net import compat, native
 from g16net.data import order as orders
 from g16net.data import transforms
+from g16net.data.sources.base import Source
 from g16net.errors import UserError
 
 MAX_CORRUPT = 0.01
@@ -32,7 +34,7 @@ PREFETCH = 2  # batches made ahead
 MOST_NAMED = 100  # images left out that are named in an epoch
 
 
-def steps_per_epoch(source, global_batch, count=1, shard_by="position"):
+def steps_per_epoch(source: Source, global_batch: int, count: int = 1, shard_by: str = "position") -> int:
     """Whole global batches in an epoch, for `count` workers.
 
     The remainder is left out of that epoch; the next epoch has another order, so that every example is seen.
@@ -44,22 +46,22 @@ def steps_per_epoch(source, global_batch, count=1, shard_by="position"):
 
 @compat.as_written
 def train_batches(
-    source,
-    transform,
-    global_batch,
-    seed,
-    start_epoch=0,
-    start_step=0,
-    epochs=None,
-    shard=(0, 1),
-    shard_by="position",
-    mix=None,
-    max_corrupt=MAX_CORRUPT,
-    corrupt_log=None,
-    num_parallel_calls=None,
-    service=None,
-    judge=transforms.reason,
-):
+    source: Source,
+    transform: Callable,
+    global_batch: int,
+    seed: int,
+    start_epoch: int = 0,
+    start_step: int = 0,
+    epochs: Optional[int] = None,
+    shard: Tuple[int, int] = (0, 1),
+    shard_by: str = "position",
+    mix: Optional[Callable] = None,
+    max_corrupt: float = MAX_CORRUPT,
+    corrupt_log: Optional[str] = None,
+    num_parallel_calls: Optional[int] = None,
+    service: Optional[str] = None,
+    judge: Callable = transforms.reason,
+) -> Any:
     """Shuffled training batches, without a pause between epochs.
 
     Args:
@@ -150,15 +152,15 @@ def train_batches(
 
 @compat.as_written
 def eval_batches(
-    source,
-    transform,
-    batch,
-    shard=(0, 1),
-    max_corrupt=MAX_CORRUPT,
-    corrupt_log=None,
-    num_parallel_calls=None,
-    judge=transforms.reason,
-):
+    source: Source,
+    transform: Callable,
+    batch: int,
+    shard: Tuple[int, int] = (0, 1),
+    max_corrupt: float = MAX_CORRUPT,
+    corrupt_log: Optional[str] = None,
+    num_parallel_calls: Optional[int] = None,
+    judge: Callable = transforms.reason,
+) -> Any:
     """Every example of the source exactly once over all workers, each worker with the same number of batches.
 
     Worker i of n has the i-th contiguous part. Batches are filled up with blank images of weight 0; corrupt images
@@ -302,7 +304,7 @@ def _own(slots, sound, batch):
     return tf.where(sound, rows, tf.size(slots))
 
 
-def fault(source, row, judge):
+def fault(source: Source, row: Any, judge: Callable) -> Any:
     """`(why, large)` for a row that the source's `read` or the transform raised on: scalars, string and bool.
 
     Args:

@@ -12,6 +12,7 @@ repeatable to the bit; without it, it is.
 """
 
 import os
+from typing import Any
 
 import tensorflow as tf
 from absl import logging
@@ -19,7 +20,7 @@ from absl import logging
 from g16net.errors import UserError
 
 
-def start(role, port, dispatcher="", workdir="", host="localhost"):
+def start(role: str, port: int, dispatcher: str = "", workdir: str = "", host: str = "localhost") -> Any:
     """Starts a server and returns it; `server.join()` then waits for its end.
 
     Args:

@@ -1,6 +1,7 @@
 """Which part of a data set a name stands for: `train`, `Training`, `seg_train`, `train_images`, `val2017`, `t10k`."""
 
 import re
+from typing import Any, Optional
 
 from absl import logging
 
@@ -25,7 +26,7 @@ _PLAIN = frozenset(  # say nothing, before or after the word that does: my_train
 _WORDS = {word: role for role, words in ROLES.items() for word in words}
 
 
-def role(name):
+def role(name: str) -> Optional[str]:
     """TRAIN, VALIDATION or TEST as `name` says it in any case, alone or as its first or last word; None: none of them.
 
     `train_val` (and trainval) is what a test is kept apart from: training images.
@@ -39,7 +40,7 @@ def role(name):
     return said.pop()
 
 
-def is_plain(name):
+def is_plain(name: str) -> bool:
     """Whether `name` says nothing but the part: `test`, `Test_images`; not `test_tube`."""
     return len(_words(name)) == 1 and role(name) is not None
 
@@ -49,14 +50,14 @@ def _words(name):
     return [word for word in words if word not in _PLAIN] or [""]
 
 
-def record_file(name):
+def record_file(name: str) -> Any:
     """The split in the name of a record file (`train-00000-of-01024`, `seg_val.tfrecord`), or None."""
     match = re.match(r"(?:.*[-.])?([A-Za-z]\w*)(?:\.tfrecords?)?-\d{5}-of-\d{5}(\.tfrecords?)?$", name)
     match = match or re.match(r"(?:.*[-.])?([A-Za-z]\w*)\.tfrecords?$", name)
     return match and match.group(1)
 
 
-def choose(split, available, where, remedy=""):
+def choose(split: str, available: Any, where: str, remedy: str = "") -> Any:
     """The name in `available` that `split` means: itself in any case, or another usual name of the same part.
 
     Validation comes before test where a general word (val, test, eval, ...) asks for what there is to measure on.

@@ -13,6 +13,8 @@ An image is a scalar string (JPEG, PNG, GIF or BMP, whatever its file name says,
 `attempt` turns that into a flag, and `reason` says why.
 """
 
+from typing import Any, Callable, Optional, Tuple
+
 import tensorflow as tf
 
 from g16net import compat, native
@@ -27,24 +29,24 @@ ATTEMPTS = 100  # at such a box
 RATIOS = (2, 4, 8)  # by which the JPEG decoder can divide the size
 
 
-def derive(seed, stream):
+def derive(seed: Any, stream: int) -> Any:
     """A seed for a purpose of its own, int32 [2]; stream 0 is `seed` itself."""
     return tf.bitwise.bitwise_xor(seed, [stream * 0x9E3779B1 % 2**31, 0])
 
 
 def train_image(
-    image,
-    size,
-    seed,
-    area=AREA,
-    boxes=None,
-    flip=True,
-    augment=None,
-    resize="bilinear",
-    jpeg=False,
-    max_pixels=MAX_PIXELS,
-    exif=False,
-):
+    image: Any,
+    size: int,
+    seed: Any,
+    area: Tuple[float, float] = AREA,
+    boxes: Any = None,
+    flip: Any = True,
+    augment: Optional[Callable] = None,
+    resize: str = "bilinear",
+    jpeg: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    exif: bool = False,
+) -> Any:
     """Training preprocessing: random box, resize, random flip.
 
     Args:
@@ -74,7 +76,9 @@ def train_image(
     return tf.ensure_shape(image, [size, size, 3])
 
 
-def eval_image(image, size, fit="crop", resize="bilinear", max_pixels=MAX_PIXELS, exif=False):
+def eval_image(
+    image: Any, size: int, fit: str = "crop", resize: str = "bilinear", max_pixels: int = MAX_PIXELS, exif: bool = False
+) -> Any:
     """Test preprocessing: uint8 [size, size, 3].
 
     Args:
@@ -116,7 +120,16 @@ def _middle(image):
     return tf.slice(image, tf.concat([(extent - kept) // 2, [0]], 0), tf.concat([kept, [-1]], 0))
 
 
-def small_image(image, size, seed, pad=0, flip=False, resize="bilinear", max_pixels=MAX_PIXELS, exif=False):
+def small_image(
+    image: Any,
+    size: int,
+    seed: Any,
+    pad: int = 0,
+    flip: Any = False,
+    resize: str = "bilinear",
+    max_pixels: int = MAX_PIXELS,
+    exif: bool = False,
+) -> Any:
     """Training preprocessing for sources of a few pixels (digits, CIFAR), which a random box would ruin.
 
     Args:
@@ -142,7 +155,7 @@ def small_image(image, size, seed, pad=0, flip=False, resize="bilinear", max_pix
     return tf.ensure_shape(image, [size, size, 3])
 
 
-def decode(image, max_pixels=MAX_PIXELS, exif=False, target=None):
+def decode(image: Any, max_pixels: int = MAX_PIXELS, exif: bool = False, target: Any = None) -> Any:
     """The whole image as uint8 [height, width, 3]; the right way up by its EXIF orientation with `exif`.
 
     `target`: None or pixels; where the short side has at least twice as many, it is divided by 2, 4 or 8.
@@ -150,7 +163,7 @@ def decode(image, max_pixels=MAX_PIXELS, exif=False, target=None):
     return _decode(image, target=target, max_pixels=max_pixels, exif=exif)
 
 
-def random_box(shape, seed, area=AREA, boxes=None):
+def random_box(shape: Any, seed: Any, area: Tuple[float, float] = AREA, boxes: Any = None) -> Any:
     """Draws the training box of an image: int32 [4] as y, x, height, width.
 
     It has a width / height in `ASPECT` and holds `OBJECT_COVERED` of an object; it is the whole image where
@@ -173,7 +186,7 @@ def random_box(shape, seed, area=AREA, boxes=None):
     return tf.gather(tf.concat([begin, size], 0), [0, 1, 3, 4])
 
 
-def random_flip(image, seed):
+def random_flip(image: Any, seed: Any) -> Any:
     """Mirrors the image left to right with probability one half."""
     return _flip(image, _coin(seed))
 
@@ -186,7 +199,7 @@ def _flip(image, coin):
     return tf.cond(coin, lambda: tf.reverse(image, [1]), lambda: image)
 
 
-def scale(image, extent, resize="bilinear", flip=None):
+def scale(image: Any, extent: Any, resize: str = "bilinear", flip: Any = None) -> Any:
     """Bilinear resize of uint8 [height, width, channels] to `extent` (height, width), rounded to uint8.
 
     Args:
@@ -209,7 +222,7 @@ def scale(image, extent, resize="bilinear", flip=None):
     return scaled if flip is None else _flip(scaled, flip)
 
 
-def image_extent(image):
+def image_extent(image: Any) -> Any:
     """int64 [2]: height and width by the header; zeros where the bytes are no PNG, GIF, BMP or JPEG.
 
     Raises InvalidArgumentError, when run, for a JPEG whose header is broken.
@@ -219,7 +232,7 @@ def image_extent(image):
     return formats.extent(image)
 
 
-def reason(image, max_pixels=MAX_PIXELS, jpeg=False):
+def reason(image: Any, max_pixels: int = MAX_PIXELS, jpeg: bool = False) -> Any:
     """`(why, large)` for encoded bytes that could not be decoded: a string, and whether they are left out for being
     larger than `max_pixels` alone, with nothing known to be wrong with them."""
     extent, _ = attempt(formats.extent, image, default=tf.zeros([2], tf.int64))
@@ -317,7 +330,7 @@ def _shrink(pixels, by):
     return tf.cast(mean[0] + 0.5, tf.uint8)
 
 
-def attempt(function, *inputs, default):
+def attempt(function: Callable, *inputs: Any, default: Any) -> Any:
     """`(function(*inputs), True)`, or `(default, False)` where that raises; inside the graph.
 
     Costs about 0.2 ms a call, a third of the work on an image of 500 x 375: for where single images come in, not for

@@ -7,13 +7,14 @@ the machine.
 """
 
 import time
+from typing import Any, Dict
 
 import tensorflow as tf
 
 LEAST, MOST = 0.3, 10.0  # seconds for which the input is run alone
 
 
-def possible():
+def possible() -> bool:
     """Whether this process may read the clock in a dataset: not where it allows deterministic operations alone."""
     try:
         tf.timestamp()
@@ -22,7 +23,7 @@ def possible():
         return False
 
 
-def cpu_per_batch(data):
+def cpu_per_batch(data: Any) -> Any:
     """Seconds of CPU time that a batch of `data` takes; None where it ends or raises before that is known."""
     batches, begin, count = iter(data), time.monotonic(), 0
     try:
@@ -46,7 +47,7 @@ class Waiting:
     `cpu`: also the CPU time that goes into the batches, for which `watch` reads a few of them beforehand.
     """
 
-    def __init__(self, cpu=False):
+    def __init__(self, cpu: Any = False) -> None:
         self.cpu = cpu
         self._each = None  # seconds of CPU time for a batch of the data watched now
         self._before, self._from = 0.0, 0  # those of the data watched before, and all batches until then
@@ -54,7 +55,7 @@ class Waiting:
             self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
             self.batches = tf.Variable(0, dtype=tf.int64, trainable=False)
 
-    def watch(self, data):
+    def watch(self, data: Any) -> Any:
         """`data` with two readings of the clock around each batch; no stage behind it may read ahead."""
         if self.cpu:
             counts = self.read()
@@ -73,7 +74,7 @@ class Waiting:
             options.experimental_optimization.inject_prefetch = False
         return data.with_options(options)
 
-    def read(self):
+    def read(self) -> Dict[str, Any]:
         """The counts so far: `waited` seconds, `batches`, and `cpu` seconds, None where those are not known."""
         batches = int(self.batches.numpy())
         cpu = None if self._each is None else self._before + (batches - self._from) * self._each

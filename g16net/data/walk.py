@@ -10,7 +10,7 @@ Names that are no UTF-8 are Python's str with surrogates; `os.fsencode` gives th
 
 import glob
 import os
-from typing import Set
+from typing import Any, List, Optional, Sequence, Set
 
 from absl import logging
 
@@ -34,17 +34,17 @@ AGAIN = "a link to a folder that is read already"
 STRAY = "an image outside the class folders"
 
 
-def is_image(name):
+def is_image(name: str) -> bool:
     """Whether a file of this name counts as an image."""
     return name.lower().endswith(EXTENSIONS)
 
 
-def junk(name):
+def junk(name: str) -> Optional[str]:
     """Why a file or folder of this name never counts (HIDDEN, SYSTEM), or None."""
     return HIDDEN if name.startswith(".") else SYSTEM if name.lower() in FOREIGN else None
 
 
-def entries(folder, passed=None, within=""):
+def entries(folder: str, passed: Any = None, within: str = "") -> Any:
     """`(folders, files)` of `folder` that count: `os.DirEntry`s in order of their names, links last.
 
     Args:
@@ -55,13 +55,14 @@ def entries(folder, passed=None, within=""):
         UserError: a folder that cannot be read.
     """
     try:
-        with os.scandir(folder) as found:
-            found = sorted(found, key=lambda entry: (entry.is_symlink(), entry.name))
+        with os.scandir(folder) as scanned:
+            found = sorted(scanned, key=lambda entry: (entry.is_symlink(), entry.name))
     except OSError as error:
         raise UserError(f"{shown(folder)}: cannot be read ({error.strerror}); check its permissions") from error
     names = {entry.name for entry in found}
     marked = bool(names.intersection(MARKS))
-    folders, files = [], []
+    folders: List[os.DirEntry] = []
+    files: List[os.DirEntry] = []
     for entry in found:
         kind, reason = _kind(entry), junk(entry.name)
         if reason is None and marked:
@@ -77,10 +78,10 @@ def entries(folder, passed=None, within=""):
     return folders, files
 
 
-def images(folder, passed=None, within=""):
+def images(folder: str, passed: Any = None, within: str = "") -> Any:
     """[(path below `folder`, bytes)] of the images in `folder` and in the folders in it, sorted by path."""
-    found, seen = [], set()
-    real, linked = [""], []  # linked folders come last, so that a link to what lies here anyway adds nothing
+    found, seen, linked = [], set(), []  # type: ignore[var-annotated]
+    real = [""]  # linked folders come last, so that a link to what lies here anyway adds nothing
     while real or linked:
         below = real.pop() if real else linked.pop(0)
         place = os.path.join(folder, below) if below else folder
@@ -100,7 +101,7 @@ def images(folder, passed=None, within=""):
     return sorted(found)
 
 
-def has_image(folder):
+def has_image(folder: str) -> bool:
     """Whether an image lies directly in `folder`."""
     try:
         with os.scandir(folder) as found:
@@ -110,7 +111,7 @@ def has_image(folder):
     return some and bool(entries(folder)[1] if _drew(folder) else True)
 
 
-def holds_images(folder):
+def holds_images(folder: str) -> bool:
     """Whether an image lies in `folder` or in a folder in it."""
     seen, places = set(), [folder]
     while places:
@@ -125,7 +126,7 @@ def holds_images(folder):
     return False
 
 
-def wrote(folder, depth=2):
+def wrote(folder: str, depth: int = 2) -> Any:
     """Whether `folder` is a workdir of g16net, or holds nothing but such: `runs/`."""
     if _drew(folder):
         return True
@@ -133,7 +134,7 @@ def wrote(folder, depth=2):
     return depth > 0 and bool(folders) and all(wrote(entry.path, depth - 1) for entry in folders)
 
 
-def matches(pattern, passed):
+def matches(pattern: str, passed: Any) -> Any:
     """The files that the glob `pattern` matches and that count, sorted; of a file that links reach twice, the first."""
     found, seen = [], set()
     for path in sorted(glob.glob(pattern, recursive=True), key=lambda path: (path.count(os.sep), path)):
@@ -158,7 +159,7 @@ def matches(pattern, passed):
     return sorted(found)
 
 
-def named(values):
+def named(values: Sequence[str]) -> List[str]:
     """The names in `values`, each one name or several with commas between; one with commas that is there is one."""
     names = []
     for value in values:
@@ -176,13 +177,13 @@ def named(values):
     return names
 
 
-def tell(root, passed):
+def tell(root: str, passed: Any) -> None:
     """Logs in one line what a walk over `root` passed over; the same line once a process."""
     if any(passed.values()):
         once(logging.WARNING, f"{shown(root)}: left out: {summary(passed)}")
 
 
-def summary(passed):
+def summary(passed: Any) -> str:
     """What was passed over, in words: the number of each reason and the first paths."""
     parts = []
     for reason, paths in passed.items():
@@ -197,25 +198,25 @@ def summary(passed):
 _told: Set[str] = set()
 
 
-def once(level, message):
+def once(level: int, message: str) -> None:
     """Logs `message` unless this process did already: several splits of one folder say the same."""
     if message not in _told:
         _told.add(message)
         logging.log(level, "%s", message)
 
 
-def listed(names, most=5):
+def listed(names: Any, most: int = 5) -> str:
     """The first few of `names` in words."""
     names = [str(name) for name in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def shown(path):
+def shown(path: str) -> str:
     """`path` as text that any terminal takes; bytes that are no UTF-8 as `\\xe9`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def is_utf8(name):
+def is_utf8(name: str) -> bool:
     """Whether the name's bytes are UTF-8."""
     try:
         os.fsencode(name).decode("utf-8")

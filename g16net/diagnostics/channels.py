@@ -7,9 +7,11 @@ there to counter it. The figures are taken where a norm has just normalised, bef
 """
 
 import os
+from typing import Any, Dict, List
 
 import numpy as np
 import tensorflow as tf
+from ml_collections import ConfigDict
 from tensorflow import keras
 
 from g16net.errors import ConfigError, RunError
@@ -19,7 +21,7 @@ from g16net.training import runtime
 IMAGES = 1024  # of the evaluation split at most: pixels make the figures exact long before
 
 
-def check(config):
+def check(config: ConfigDict) -> None:
     """ConfigError where the devices cannot do it."""
     if config.runtime.strategy != "default":
         raise ConfigError(
@@ -29,7 +31,7 @@ def check(config):
 
 
 @runtime.in_precision
-def channels(config, workdir):
+def channels(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     """Figures by depth, over the first images of the evaluation split, of `eval.weights` at `data.eval_size`.
 
     Returns `drift` and `spread` (means over the network), and `layers`, a row a norm:
@@ -52,7 +54,7 @@ def channels(config, workdir):
     return dict(means, weights=config.eval.weights, size=config.data.eval_size, moments=path, layers=short)
 
 
-def statistics(model, batches, images=IMAGES):
+def statistics(model: keras.Model, batches: Any, images: int = IMAGES) -> List[Dict[str, Any]]:
     """A row for each norm of `model` in order, from `batches` of images [batch, height, width, 3], at most `images`.
 
     A row has `layer` (its name), `depth` (its place, from 0), `drift`, `spread`, `mean` and `variance`.
@@ -71,7 +73,8 @@ def statistics(model, batches, images=IMAGES):
             pairs.append((tf.reduce_mean(y, (0, 1, 2)), tf.reduce_mean(tf.square(y), (0, 1, 2))))
         return pairs
 
-    sums, seen = None, 0
+    sums: Any = None
+    seen = 0
     for batch in batches:
         batch = batch[: images - seen]
         if not len(batch):  # none of its images could be read

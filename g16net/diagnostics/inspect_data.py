@@ -3,14 +3,17 @@
 import csv
 import os
 import time
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from ml_collections import ConfigDict
 
 from g16net import compat
 from g16net.data import duplicates, formats, transforms
 from g16net.data.order import Order
+from g16net.data.sources.base import Source
 from g16net.errors import UserError
 from g16net.report import sheet
 from g16net.run import assemble
@@ -20,7 +23,7 @@ TURNED_SAMPLE = 4096  # images whose orientation is looked at
 ROWS, COLUMNS = 6, 8  # of the sheet
 
 
-def inspect_data(config, workdir):
+def inspect_data(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     """Writes `WORKDIR/contact_sheet.png`, and `WORKDIR/duplicates.csv` where images are there twice.
 
     Returns counts, classes, sizes in pixels, duplicates and images a second.
@@ -58,7 +61,7 @@ def inspect_data(config, workdir):
     }
 
 
-def image_sizes(source, most=SAMPLE):
+def image_sizes(source: Source, most: int = SAMPLE) -> Any:
     """int [images, 2]: height and width of up to `most` images spread over the source; UserError where none is read."""
     sizes = _looked_at(source, most, transforms.image_extent)
     if not sizes:
@@ -69,7 +72,7 @@ def image_sizes(source, most=SAMPLE):
     return np.array(sizes)
 
 
-def turned_images(source, most=TURNED_SAMPLE):
+def turned_images(source: Source, most: int = TURNED_SAMPLE) -> Any:
     """Of up to `most` images spread over the source, how many an EXIF orientation turns or mirrors, and of how many."""
     if not source.encoded:
         return 0, min(most, source.num_examples)
@@ -85,7 +88,7 @@ def _looked_at(source, most, function):
     return list(compat.ignore_errors(found).as_numpy_iterator())
 
 
-def twice(train, test, most, workdir):
+def twice(train: Source, test: Source, most: int, workdir: str) -> Dict[str, Any]:
     """Figures of the images that are there twice, of up to `most` of each split; their names go to a file.
 
     `test_in_training`: test images whose bytes (`same_bytes`) or pictures (`alike`) are in the training split.
@@ -102,8 +105,10 @@ def twice(train, test, most, workdir):
         "test_in_training": (tested, seen, duplicates.between(tested, seen)),
         "in_two_classes": (seen, seen, duplicates.across_classes(seen)),
     }
-    figures = {"compared": f"{len(seen.ids):,} of {train.num_examples:,} training and {len(tested.ids):,} of "
-               f"{test.num_examples:,} test images"}  # fmt: skip
+    figures: Dict[str, Any] = {
+        "compared": f"{len(seen.ids):,} of {train.num_examples:,} training and {len(tested.ids):,} of "
+        f"{test.num_examples:,} test images"
+    }
     rows = []
     for kind, (first, second, pairs) in found.items():
         same = sum(pair.same for pair in pairs)
@@ -128,12 +133,12 @@ def twice(train, test, most, workdir):
     return figures
 
 
-def names_of(source, ids):
+def names_of(source: Source, ids: Any) -> List[str]:
     """Where a person finds these images."""
     return [name.decode("utf-8", "backslashreplace") for name in source.locate(ids).numpy()] if len(ids) else []
 
 
-def first_images(config, source, count):
+def first_images(config: ConfigDict, source: Source, count: int) -> Any:
     """The first `count` training images as the network gets them, uint8, and their labels (of the larger share)."""
     images, labels = [], []
     for batch, targets in assemble.train_batches(config, source):
@@ -144,7 +149,7 @@ def first_images(config, source, count):
     return np.concatenate(images)[:count], np.concatenate(labels)[:count]
 
 
-def main_labels(targets):
+def main_labels(targets: Any) -> Any:
     """The class ids of plain targets [batch], or those of the largest weight of mixed ones [batch, terms, 2]."""
     if targets.ndim == 1:
         return targets
@@ -152,7 +157,7 @@ def main_labels(targets):
     return ids[np.arange(len(ids)), weights.argmax(1)].astype(int)
 
 
-def class_counts(source):
+def class_counts(source: Source) -> Optional[Dict[str, Any]]:
     """Least, mean and most images of a class; None where counting would mean reading every record."""
     if source.labels is None:
         return None
@@ -160,17 +165,17 @@ def class_counts(source):
     return {"least": int(counts.min()), "mean": round(float(counts.mean()), 1), "most": int(counts.max())}
 
 
-def spread(values):
+def spread(values: Any) -> Dict[str, int]:
     """Least, median and most."""
     return {"least": int(values.min()), "median": int(np.median(values)), "most": int(values.max())}
 
 
-def preview(names, most=10):
+def preview(names: Sequence[str], most: int = 10) -> str:
     """The first names in words."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def speed(config, source, seconds=3.0):
+def speed(config: ConfigDict, source: Source, seconds: float = 3.0) -> float:
     """Images a second of the training pipeline after its first batches."""
     batches = iter(assemble.train_batches(config, source))
     for _ in range(2):

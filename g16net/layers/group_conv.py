@@ -19,7 +19,7 @@ Keras' own grouped `Conv2D` is no alternative: on a CPU it runs through XLA, two
 same reason the layer tells Keras 3 not to compile a model that holds it.
 """
 
-from typing import Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import tensorflow as tf
 from tensorflow import keras
@@ -28,18 +28,18 @@ from g16net import compat, native
 from g16net.groups import num_groups
 
 
-def grouped(x, kernel, strides):
+def grouped(x: Any, kernel: Any, strides: Any) -> Any:
     """Grouped `tf.nn.conv2d`; the number of groups is the ratio of the channels of `x` and of `kernel[2]`."""
     return tf.nn.conv2d(x, kernel, strides, "SAME")
 
 
-def depthwise(x, kernel, strides):
+def depthwise(x: Any, kernel: Any, strides: Any) -> Any:
     """`tf.nn.depthwise_conv2d`, for groups of one channel."""
     size, _, _, channels = kernel.shape
     return tf.nn.depthwise_conv2d(x, tf.reshape(kernel, [size, size, channels, 1]), [1, strides, strides, 1], "SAME")
 
 
-def split(x, kernel, strides):
+def split(x: Any, kernel: Any, strides: Any) -> Any:
     """One convolution a group."""
     groups = x.shape[-1] // kernel.shape[2]
     if groups == 1:
@@ -53,14 +53,14 @@ LOWERINGS = {"native": grouped, "depthwise": depthwise, "split": split}
 _works: Dict[Tuple, bool] = {}  # (lowering, dtype, group width, strides, device) -> bool
 
 
-def group_conv2d(x, kernel, strides, lowering, dtype):
+def group_conv2d(x: Any, kernel: Any, strides: Any, lowering: str, dtype: Any) -> Any:
     """`x` [batch, height, width, channels] convolved with `kernel` [k, k, channels/groups, channels], by the named
     lowering in `dtype`; the result has the dtype of `x`."""
     y = LOWERINGS[lowering](tf.cast(x, dtype), tf.cast(kernel, dtype), strides)
     return tf.cast(y, x.dtype)
 
 
-def works(lowering, dtype, width, strides):
+def works(lowering: str, dtype: Any, width: int, strides: Any) -> bool:
     """Whether `lowering` gives a result and a gradient in `dtype` for groups of `width` channels on this device."""
     with tf.init_scope():
         key = lowering, tf.as_dtype(dtype).name, width == 1, strides, tf.zeros([]).device
@@ -80,7 +80,7 @@ def works(lowering, dtype, width, strides):
     return _works[key]
 
 
-def choose(dtype, width, strides, lowering=None):
+def choose(dtype: Any, width: int, strides: Any, lowering: Optional[str] = None) -> Tuple[str, str]:
     """(lowering, dtype) in which groups of `width` channels are convolved for a layer that computes in `dtype`.
 
     ValueError where a `lowering` that was asked for cannot train here.
@@ -124,7 +124,15 @@ class GroupConv2D(keras.layers.Layer):
         ValueError: for a size that is no positive integer, or an unknown lowering.
     """
 
-    def __init__(self, kernel_size, strides=1, group_size=1, kernel_initializer=None, lowering=None, **kwargs):
+    def __init__(
+        self,
+        kernel_size: Any,
+        strides: Any = 1,
+        group_size: int = 1,
+        kernel_initializer: Any = None,
+        lowering: Any = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         for name, value in (("kernel_size", kernel_size), ("strides", strides), ("group_size", group_size)):
             if not isinstance(value, int) or value < 1:

@@ -17,6 +17,8 @@ The folding costs `fused` an error of about 1e-7 * |mean| / std of a normalised 
 for it is the mean squared difference from the mean in both forms.
 """
 
+from typing import Any, Optional
+
 import tensorflow as tf
 
 from g16net import compat, native
@@ -24,14 +26,25 @@ from g16net import compat, native
 ACTIVATIONS = {"swish": tf.nn.silu, "relu": tf.nn.relu}
 
 
-def check_activation(activation, optional=False):
+def check_activation(activation: Optional[str], optional: bool = False) -> None:
     """Raises unless `activation` is a name in `ACTIVATIONS` (or None, where optional)."""
     if activation not in ACTIVATIONS and not (optional and activation is None):
         names = ", ".join(repr(name) for name in ACTIVATIONS) + (" or None" if optional else "")
         raise ValueError(f"activation must be one of {names}; got {activation!r}")
 
 
-def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None, pooled=False):
+def norm_activation(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    groups: Any,
+    strided: bool,
+    epsilon: float,
+    activation: Optional[str],
+    centre: Any = None,
+    scale: Any = None,
+    pooled: bool = False,
+) -> Any:
     """See the module's head.
 
     Args:
@@ -55,12 +68,12 @@ def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre
     return (y, pixel_means(y)) if pooled else y
 
 
-def pixel_means(y):
+def pixel_means(y: Any) -> Any:
     """The means of `y` [batch, height, width, channels] over its pixels, float32 [batch, channels]."""
     return tf.reduce_mean(tf.cast(y, tf.float32), axis=[1, 2])
 
 
-def pixel_sums(x):
+def pixel_sums(x: Any) -> Any:
     """The sums of `x` [batch, height, width, channels] over the pixels: [batch, 1, 1, channels]."""
     if compat.on_cpu():  # a matrix product reads memory faster than a reduction does, and is as exact
         batch, height, width, channels = tf.unstack(tf.shape(x))
@@ -70,7 +83,7 @@ def pixel_sums(x):
     return tf.reduce_sum(x, axis=[1, 2], keepdims=True)
 
 
-def group_means(sums, pixels, groups, strided):
+def group_means(sums: Any, pixels: Any, groups: Any, strided: bool) -> Any:
     """From the `pixel_sums` the means over each group's pixels and channels, repeated for each of its channels."""
     channels = sums.shape[-1]
     width = channels // groups
@@ -87,7 +100,17 @@ def _statistics(x, groups, strided, epsilon):
     return mean, tf.math.rsqrt(variance + epsilon), pixels
 
 
-def plain(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None):
+def plain(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    groups: Any,
+    strided: bool,
+    epsilon: float,
+    activation: Optional[str],
+    centre: Any = None,
+    scale: Any = None,
+) -> Any:
     """`norm_activation` in TensorFlow operations."""
     y = tf.cast(x, tf.float32)
     if groups is not None:
@@ -142,7 +165,17 @@ def _activation_and_slope(activation, u):
     return u, lambda dz: dz
 
 
-def fused(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None):
+def fused(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    groups: Any,
+    strided: bool,
+    epsilon: float,
+    activation: Optional[str],
+    centre: Any = None,
+    scale: Any = None,
+) -> Any:
     """`norm_activation` with a gradient by hand."""
     dtype, channels = x.dtype, x.shape[-1]
     given = [value is not None for value in (gamma, beta, centre, scale)]

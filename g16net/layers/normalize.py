@@ -1,5 +1,7 @@
 """Normalisation of images inside the model, so that they can travel as uint8 and every export holds it."""
 
+from typing import Any
+
 import tensorflow as tf
 from tensorflow import keras
 
@@ -17,7 +19,7 @@ class Normalize(keras.layers.Layer):
         ValueError: for lists of other lengths, or a std that is not above 0.
     """
 
-    def __init__(self, mean, std, **kwargs):
+    def __init__(self, mean: Any, std: Any, **kwargs: Any) -> None:
         kwargs.setdefault("autocast", False)  # 8 bits of an image do not fit bfloat16 once the mean is taken off
         super().__init__(**kwargs)
         self.mean = [float(value) for value in mean]

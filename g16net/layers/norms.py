@@ -4,6 +4,8 @@ Images are `[batch, height, width, channels]`. Statistics, affine and the activa
 are computed in float32 whatever the dtype policy is; the result has the compute dtype.
 """
 
+from typing import Any, Optional
+
 import tensorflow as tf
 from tensorflow import keras
 
@@ -11,13 +13,13 @@ from g16net import compat, native
 from g16net.layers.norm_activation import ACTIVATIONS, check_activation, norm_activation, pixel_means
 
 
-def check_epsilon(name, value):
+def check_epsilon(name: str, value: float) -> None:
     """Raises unless `value` is a positive number."""
     if not isinstance(value, (int, float)) or not value > 0:
         raise ValueError(f"{name} must be a number above 0, it keeps the root from 0; got {value!r}")
 
 
-def check_groups(groups, channels):
+def check_groups(groups: int, channels: int) -> int:
     """min(channels, groups), the number of groups that a norm over `channels` channels uses; ValueError where it
     does not divide them."""
     groups = min(channels, groups)
@@ -29,7 +31,7 @@ def check_groups(groups, channels):
     return groups
 
 
-def output_spec(layer, inputs):
+def output_spec(layer: Any, inputs: Any) -> Any:
     """What Keras 3 asks a norm: the output in the compute dtype, where `layer.pooled` with its float32 means."""
     out = compat.output_spec(inputs.shape, layer.compute_dtype)
     return (out, compat.output_spec((inputs.shape[0], inputs.shape[-1]), "float32")) if layer.pooled else out
@@ -60,15 +62,15 @@ class GroupNorm(keras.layers.Layer):
 
     def __init__(
         self,
-        groups=4,
-        strided=False,
-        epsilon=1e-3,
-        scale=True,
-        center=True,
-        activation=None,
-        pooled=False,
-        **kwargs,
-    ):
+        groups: Any = 4,
+        strided: bool = False,
+        epsilon: float = 1e-3,
+        scale: Any = True,
+        center: bool = True,
+        activation: Optional[str] = None,
+        pooled: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if not isinstance(groups, int) or groups < 1:
             raise ValueError(f"groups must be a positive integer, 1 is layer norm; got {groups!r}")
@@ -98,7 +100,7 @@ class GroupNorm(keras.layers.Layer):
         settings = self.used_groups, self.strided, self.epsilon, self.activation
         return norm_activation(inputs, gamma, beta, *settings, pooled=self.pooled)
 
-    def normalised(self, x):
+    def normalised(self, x: Any) -> Any:
         """The float32 `x` normalised, before scale, shift and activation."""
         return norm_activation(x, None, None, self.used_groups, self.strided, self.epsilon, None)
 
@@ -118,7 +120,15 @@ class LayerNorm(GroupNorm):
     """Layer normalisation over height, width and channels of one sample `[batch, height, width, channels]`:
     `GroupNorm` with one group."""
 
-    def __init__(self, epsilon=1e-3, scale=True, center=True, activation=None, pooled=False, **kwargs):
+    def __init__(
+        self,
+        epsilon: float = 1e-3,
+        scale: Any = True,
+        center: bool = True,
+        activation: Optional[str] = None,
+        pooled: bool = False,
+        **kwargs: Any,
+    ) -> None:
         settings = {"epsilon": epsilon, "scale": scale, "center": center, "activation": activation, "pooled": pooled}
         super().__init__(groups=1, **settings, **kwargs)
 
@@ -149,7 +159,16 @@ class BatchNorm(keras.layers.Layer):
         ValueError: for a value out of range.
     """
 
-    def __init__(self, epsilon=1e-3, momentum=0.97, scale=True, center=True, activation=None, pooled=False, **kwargs):
+    def __init__(
+        self,
+        epsilon: float = 1e-3,
+        momentum: float = 0.97,
+        scale: Any = True,
+        center: bool = True,
+        activation: Optional[str] = None,
+        pooled: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         check_epsilon("epsilon", epsilon)
         check_activation(activation, optional=True)
@@ -211,7 +230,7 @@ class BatchNorm(keras.layers.Layer):
 
         return compat.in_training(training, trained, inferred) if self.trainable else inferred()
 
-    def normalised(self, x):
+    def normalised(self, x: Any) -> Any:
         """The float32 `x` normalised by the moving averages, before scale, shift and activation."""
         return (x - self.moving_mean) * tf.math.rsqrt(self.moving_variance + self.epsilon)
 

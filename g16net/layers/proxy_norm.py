@@ -12,6 +12,7 @@ through the statistics to the four parameters.
 
 import functools
 from statistics import NormalDist
+from typing import Any, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -25,7 +26,7 @@ QUADRATURES = "quantile", "gauss_hermite"
 
 
 @functools.lru_cache(maxsize=None)  # asked by every layer; cached, AutoGraph leaves it alone too
-def quadrature_points(quadrature, points):
+def quadrature_points(quadrature: str, points: int) -> Tuple[Any, Any]:
     """Points and weights, float64 arrays [points], whose weighted sum stands for the mean over a standard normal.
 
     "quantile": the quantiles of (i + 1/2) / points with equal weights, the published form.
@@ -48,7 +49,9 @@ def quadrature_points(quadrature, points):
     return nodes, weights / weights.sum()
 
 
-def proxy_moments(gamma, beta, proxy_gamma, proxy_beta, activation, nodes, weights):
+def proxy_moments(
+    gamma: Any, beta: Any, proxy_gamma: Any, proxy_beta: Any, activation: str, nodes: Any, weights: Any
+) -> Tuple[Any, Any]:
     """Mean and variance of `activation(gamma * p + beta)`, p ~ N(proxy_beta, (1 + proxy_gamma)^2); float32 [channels].
 
     `nodes` and `weights` are those of `quadrature_points`.
@@ -88,17 +91,17 @@ class ProxyNormActivation(keras.layers.Layer):
 
     def __init__(
         self,
-        activation="swish",
-        groups=None,
-        strided=False,
-        epsilon=1e-3,
-        proxy_epsilon=0.03,
-        delayed_scale=False,
-        pooled=False,
-        quadrature="quantile",
-        points=200,
-        **kwargs,
-    ):
+        activation: str = "swish",
+        groups: Any = None,
+        strided: bool = False,
+        epsilon: float = 1e-3,
+        proxy_epsilon: float = 0.03,
+        delayed_scale: bool = False,
+        pooled: bool = False,
+        quadrature: str = "quantile",
+        points: int = 200,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         check_activation(activation)
         if groups is not None and (not isinstance(groups, int) or groups < 1):
@@ -132,14 +135,15 @@ class ProxyNormActivation(keras.layers.Layer):
             setattr(self, name, compat.add_weight(self, name, (channels,), initializer, autocast=False))
         super().build(input_shape)
 
-    def proxy_statistics(self):
+    def proxy_statistics(self) -> Tuple[Any, Any]:
         """(mean, 1 / sqrt(variance + proxy_epsilon)) of the proxy activation: float32 [channels]."""
-        weights = [tf.convert_to_tensor(w) for w in (self.gamma, self.beta, self.proxy_gamma, self.proxy_beta)]
-        points = quadrature_points(self.quadrature, self.points)
+        weights: Any = [tf.convert_to_tensor(w) for w in (self.gamma, self.beta, self.proxy_gamma, self.proxy_beta)]
+        nodes, shares = quadrature_points(self.quadrature, self.points)
         with tf.name_scope("proxy"):
             if native.enabled():
-                return native.proxy_moments(*weights, self.activation, *points, self.proxy_epsilon)
-            mean, variance = proxy_moments(*weights, self.activation, *points)
+                return native.proxy_moments(*weights, self.activation, nodes, shares, self.proxy_epsilon)
+            gamma, beta, proxy_gamma, proxy_beta = weights
+            mean, variance = proxy_moments(gamma, beta, proxy_gamma, proxy_beta, self.activation, nodes, shares)
             return mean, tf.math.rsqrt(variance + self.proxy_epsilon)
 
     def call(self, inputs):
@@ -161,7 +165,7 @@ class ProxyNormActivation(keras.layers.Layer):
         results = [out, *([inv_std] if self.delayed_scale else []), *means]
         return tuple(results) if len(results) > 1 else out
 
-    def normalised(self, x):
+    def normalised(self, x: Any) -> Any:
         """The float32 `x` normalised, before scale, shift and activation."""
         return norm_activation(x, None, None, self.used_groups, self.strided, self.epsilon, None)
 

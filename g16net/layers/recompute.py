@@ -4,10 +4,12 @@
 state; here a function is told which pass it is, as what layers keep for later (moving statistics) must be written once.
 """
 
+from typing import Any, Callable
+
 import tensorflow as tf
 
 
-def recomputed(function, x):
+def recomputed(function: Callable, x: Any) -> Any:
     """`function(x, again=False)`, tensor to tensor, whose gradient calls `function(x, again=True)`.
 
     The function must not draw at random, and must change no variable where `again` is true.

@@ -1,5 +1,7 @@
 """Squeeze-and-excite (1709.01507): a gate a channel, computed from the channel means of one sample."""
 
+from typing import Any, Optional
+
 import tensorflow as tf
 from tensorflow import keras
 
@@ -29,7 +31,9 @@ class SqueezeExcite(keras.layers.Layer):
         ValueError: for a width that is no positive integer, or an unknown activation.
     """
 
-    def __init__(self, reduced, activation="swish", pooled=False, seed=None, **kwargs):
+    def __init__(
+        self, reduced: Any, activation: str = "swish", pooled: bool = False, seed: Optional[int] = None, **kwargs: Any
+    ) -> None:
         kwargs.setdefault("autocast", False)  # the scale stays float32
         super().__init__(**kwargs)
         if not isinstance(reduced, int) or reduced < 1:

@@ -1,5 +1,7 @@
 """Layers that draw: stochastic depth (1603.09382) and dropout, with a random state that checkpoints hold."""
 
+from typing import Any, Optional
+
 import tensorflow as tf
 from tensorflow import keras
 
@@ -44,13 +46,13 @@ class StochasticDepth(_Keep):
         seed: integer, or None for a state that differs from run to run.
     """
 
-    def __init__(self, survival_prob, seed=None, **kwargs):
+    def __init__(self, survival_prob: float, seed: Optional[int] = None, **kwargs: Any) -> None:
         if not isinstance(survival_prob, (int, float)) or not 0 < survival_prob <= 1:
             raise ValueError(f"survival_prob must lie in (0, 1], 1 drops nothing; got {survival_prob!r}")
         super().__init__(survival_prob, seed, **kwargs)
         self.survival_prob = survival_prob
 
-    def mask_shape(self, x):
+    def mask_shape(self, x: Any) -> Any:
         return [tf.shape(x)[0]] + [1] * (len(x.shape) - 1)
 
     def get_config(self):
@@ -68,13 +70,13 @@ class Dropout(_Keep):
         seed: integer, or None for a state that differs from run to run.
     """
 
-    def __init__(self, rate, seed=None, **kwargs):
+    def __init__(self, rate: float, seed: Optional[int] = None, **kwargs: Any) -> None:
         if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
             raise ValueError(f"rate must lie in [0, 1), 0 drops nothing; got {rate!r}")
         super().__init__(1 - rate, seed, **kwargs)
         self.rate = rate
 
-    def mask_shape(self, x):
+    def mask_shape(self, x: Any) -> Any:
         return tf.shape(x)
 
     def get_config(self):

@@ -6,6 +6,7 @@
 import builtins
 import fnmatch
 import re
+from typing import Any, Dict, List, Optional
 
 from g16net.models import architecture, norms
 
@@ -14,7 +15,7 @@ GROUP_SIZES = (1, 4, 16, 64)
 _NAME = re.compile(r"efficientnet_g([1-9]\d*)_([a-z0-9]+)_([a-z_]+)")
 
 
-def list(pattern=None):
+def list(pattern: Optional[str] = None) -> List[str]:
     """Names of models, in the order of group size, variant and norm.
 
     Args:
@@ -32,7 +33,7 @@ def list(pattern=None):
     return [name for name in names if (fnmatch.fnmatchcase(name, pattern) if wild else pattern in name)]
 
 
-def parse(name):
+def parse(name: str) -> Dict[str, Any]:
     """The arguments of `efficientnet.build` and `costs.count` that a model's name stands for, as a dict.
 
     Depthwise networks (g1) expand by 6, the others by 4, as in the paper (arXiv 2106.03640, section 3).
@@ -41,9 +42,9 @@ def parse(name):
         ValueError: if there is no such model; with the nearest names.
     """
     match = _NAME.fullmatch(name)
-    known = match and match[2].upper() in architecture.VARIANTS and match[3] in norms.NORMS
-    if not known:
+    if not match or match[2].upper() not in architecture.VARIANTS or match[3] not in norms.NORMS:
         architecture.choose("model", name, list())
+        raise AssertionError(name)
     group_size = int(match[1])
     return {
         "variant": match[2].upper(),
@@ -53,7 +54,7 @@ def parse(name):
     }
 
 
-def create(name, **overrides):
+def create(name: str, **overrides: Any) -> Any:
     """Builds the model of that name, as a `keras.Model`.
 
     Args:

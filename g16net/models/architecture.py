@@ -7,7 +7,7 @@ expansion: arXiv 2106.03640, section 3.
 
 import difflib
 import math
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, Collection, List, NamedTuple, Optional, Tuple, Union
 
 from g16net.groups import num_groups
 
@@ -53,11 +53,11 @@ class Variant(NamedTuple):
     stages: Tuple[int, ...] = tuple(range(1, len(BLOCKS) + 1))
 
     @property
-    def stride(self):
+    def stride(self) -> int:
         """Pixels of the image for one pixel of the last feature map: the period in which 'SAME' padding repeats."""
         return self.stem_stride * math.prod(self.stage_stride(number) for number in self.stages)
 
-    def stage_stride(self, number):
+    def stage_stride(self, number: int) -> int:
         """Stride of the first block of stage `number`."""
         return self.stage2_stride if number == 2 else BLOCKS[number - 1].stride
 
@@ -99,7 +99,7 @@ class Block(NamedTuple):
     survival: float
 
 
-def choose(what, value, choices):
+def choose(what: str, value: Any, choices: Collection[Any]) -> Any:
     """`value` if it is one of `choices`; otherwise a ValueError that names them and the nearest one."""
     if value in choices:
         return value
@@ -109,42 +109,44 @@ def choose(what, value, choices):
     raise ValueError(f"Unknown {what} {value!r}.{hint} Known: {shown}")
 
 
-def get_variant(variant):
+def get_variant(variant: Union[str, "Variant"]) -> "Variant":
     """The `Variant` of a name such as "B0", in either case; a `Variant` of one's own is returned as it is."""
     if isinstance(variant, Variant):
         return variant
     return VARIANTS[choose("variant", str(variant).upper(), VARIANTS)]
 
 
-def scaled(variant, width=None, depth=None):
+def scaled(variant: Union[str, "Variant"], width: Optional[float] = None, depth: Optional[float] = None) -> "Variant":
     """`variant` with another width (factor of channels) or depth (factor of repeats) than its own, where given."""
-    given = {"width": width, "depth": depth}
-    return get_variant(variant)._replace(**{name: value for name, value in given.items() if value is not None})
+    row = get_variant(variant)
+    return row._replace(width=row.width if width is None else width, depth=row.depth if depth is None else depth)
 
 
-def round_width(channels, width):
+def round_width(channels: int, width: float) -> int:
     """`channels * width` to the nearest multiple of 8, at least 8, never down by more than 10 %."""
     scaled = channels * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * scaled else rounded + 8
 
 
-def round_depth(repeats, depth):
+def round_depth(repeats: int, depth: float) -> int:
     """`repeats * depth`, rounded up."""
     return math.ceil(repeats * depth)
 
 
-def stem_channels(variant):
+def stem_channels(variant: Union[str, "Variant"]) -> int:
     """Channels of the stem's convolution."""
     return round_width(STEM_CHANNELS, get_variant(variant).width)
 
 
-def top_channels(variant):
+def top_channels(variant: Union[str, "Variant"]) -> int:
     """Channels of the last 1x1 convolution, which the pooling takes."""
     return round_width(TOP_CHANNELS, get_variant(variant).width)
 
 
-def blocks(variant="B0", group_size=16, expand_ratio=4, survival_prob=0.8):
+def blocks(
+    variant: Union[str, "Variant"] = "B0", group_size: int = 16, expand_ratio: int = 4, survival_prob: float = 0.8
+) -> List[Block]:
     """The blocks of a network, in order, as a list of `Block`.
 
     Args:
@@ -163,7 +165,7 @@ def blocks(variant="B0", group_size=16, expand_ratio=4, survival_prob=0.8):
         raise ValueError(f"survival_prob must be in (0, 1], 1 for no stochastic depth; got {survival_prob!r}")
     repeats = [round_depth(BLOCKS[number - 1].repeats, variant.depth) for number in variant.stages]
     total = sum(repeats)
-    rows = []
+    rows: List[Block] = []
     in_channels = stem_channels(variant)
     for number, count in zip(variant.stages, repeats):
         stage = BLOCKS[number - 1]

@@ -8,6 +8,7 @@ arXiv 2106.03640, section 3; proxy-normalised activations: arXiv 2106.03743.
 """
 
 import zlib
+from typing import Any, List, Optional
 
 from tensorflow import keras
 
@@ -175,7 +176,16 @@ def build(
     return keras.Model(image, x, name=name)
 
 
-def norm_layer(norm, channels, activation=None, groups=4, group_size=None, strided=False, epsilon=1e-3, **arguments):
+def norm_layer(
+    norm: str,
+    channels: int,
+    activation: Optional[str] = None,
+    groups: int = 4,
+    group_size: Optional[int] = None,
+    strided: bool = False,
+    epsilon: float = 1e-3,
+    **arguments: Any,
+) -> keras.layers.Layer:
     """The layer of a norm in a network, with the activation that follows it, or after a projection without one.
 
     Args:
@@ -187,16 +197,16 @@ def norm_layer(norm, channels, activation=None, groups=4, group_size=None, strid
         **arguments: further ones of the layer.
     """
     row = norms.get(norm)
-    groups = row.groups(channels, groups, group_size)
+    number = row.groups(channels, groups, group_size)
     arguments = {"epsilon": epsilon, "activation": activation, **arguments}
     if row.proxied and activation:
-        return layers.ProxyNormActivation(groups=groups, strided=strided, **arguments)
+        return layers.ProxyNormActivation(groups=number, strided=strided, **arguments)
     if row.grouping == "chosen":
-        arguments.update(groups=groups, strided=strided)
+        arguments.update(groups=number, strided=strided)
     return getattr(layers, row.layer)(center=not row.proxied, **arguments)
 
 
-def learnt(model):
+def learnt(model: keras.Model) -> List[keras.layers.Layer]:
     """The layers with weights that are learnt, in order: Keras 3 counts the random states of others among theirs."""
     return [
         layer

@@ -4,7 +4,7 @@ A new norm is a layer in `g16net.layers` and a row here. The layer is constructe
 `activation` (None after a projection), and with `groups` and `strided` where `grouping` is "chosen".
 """
 
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional, Tuple
 
 from g16net.models import architecture
 
@@ -37,7 +37,7 @@ class Norm(NamedTuple):
     passes: Tuple[int, int] = (3, 5)  # read for the statistics, read and written; backward: 2 for the sums, 3
     libraries: Tuple[str, ...] = ()
 
-    def groups(self, channels, groups, group_size=None):
+    def groups(self, channels: int, groups: int, group_size: Optional[int] = None) -> Optional[int]:
         """The number of groups that `channels` are normalised in, None without groups.
 
         groups, group_size: what was chosen: their number, or, taking precedence, the channels in one.
@@ -83,12 +83,12 @@ NORMS = {
 }
 
 
-def get(norm):
+def get(norm: str) -> Norm:
     """The row of the norm called `norm`; ValueError with the known names where there is none."""
     return NORMS[architecture.choose("norm", norm, NORMS)]
 
 
-def published(library, **fields):
+def published(library: str, **fields: Any) -> Tuple[str, ...]:
     """The names of the norms for which `library` has weights and whose row has these `fields`, in order."""
     return tuple(
         name

@@ -10,12 +10,15 @@ import json
 import os
 import tempfile
 import zipfile
+from typing import Any
+
+from tensorflow import keras
 
 # What one generation writes for its own classes and the other does not know, at its default.
 UNKNOWN = ("input_axes", "output_axes", "quantization_config", "activity_regularizer", "optional")
 
 
-def save(model, path):
+def save(model: keras.Model, path: str) -> None:
     """`model.save(path)` for both generations: layers and weights, without what the model was compiled with.
 
     Raises:
@@ -27,7 +30,7 @@ def save(model, path):
         convert(written, path)
 
 
-def convert(source, path):
+def convert(source: str, path: str) -> None:
     """Writes the `.keras` file `source` of either generation to `path` (may be the same) in the form that both read.
 
     Raises:
@@ -53,7 +56,7 @@ def convert(source, path):
             os.remove(partial)
 
 
-def both(described):
+def both(described: Any) -> Any:
     """The description of a Keras object, as in a file's `config.json`, in the words of both generations; ValueError
     where there are none."""
     if isinstance(described, list):

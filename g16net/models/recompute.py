@@ -6,6 +6,7 @@ The stem is one such part, and each block from its input up to and with its last
 
 import functools
 import inspect
+from typing import Any, List
 
 from tensorflow import keras
 
@@ -19,7 +20,7 @@ class Recomputed(keras.layers.Layer):
     For use within a program, not for saving.
     """
 
-    def __init__(self, network, **kwargs):
+    def __init__(self, network: keras.Model, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.network = network
         self.supports_jit = all(getattr(layer, "supports_jit", True) for layer in network.layers)
@@ -49,15 +50,16 @@ class Recomputed(keras.layers.Layer):
         return compat.output_spec((inputs.shape[0], *self.network.output_shape[1:]), self.network.output.dtype)
 
 
-def recomputing(network):
+def recomputing(network: keras.Model) -> keras.Model:
     """A model that does what `network` does and trains its weights, with recomputation."""
     image = keras.Input(network.input_shape[1:], dtype="float32", name="image")
     return keras.Model(image, Recomputed(network, name="recomputed", dtype="float32")(image), name=network.name)
 
 
-def parts(steps):
+def parts(steps: Any) -> Any:
     """`steps` cut into `(whether to compute again, steps)` by the names of their layers."""
-    found, inside = [], None
+    found: List[Any] = []
+    inside = None
     for step in steps:
         name = step[0].name
         prefix = name.split("_")[0]
@@ -72,7 +74,7 @@ def parts(steps):
     return tuple(found)
 
 
-def run(steps, values, training, again=False):
+def run(steps: Any, values: Any, training: Any, again: bool = False) -> Any:
     """`values`, tensors by the keys of the network's own, with the results of `steps`; where they are computed `again`
     no moving average moves."""
     values, arguments = dict(values), {"training": training, "move": not again}
@@ -85,7 +87,7 @@ def run(steps, values, training, again=False):
     return values
 
 
-def through(steps, first, last, training, x, again):
+def through(steps: Any, first: int, last: int, training: Any, x: Any, again: bool) -> Any:
     """The tensor `last` that `steps` make of `x` in the place of `first`, for the first time or `again`."""
     return run(steps, {first: x}, training, again)[last]
 

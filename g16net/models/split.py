@@ -3,18 +3,20 @@
 Both use the layers of the network itself, so that what trains the head trains the network.
 """
 
+from typing import Any, Sequence, Tuple
+
 from tensorflow import keras
 
 from g16net import compat
 
 
-def first_layer(model, prefixes):
+def first_layer(model: keras.Model, prefixes: Sequence[str]) -> str:
     """The name of the model's first layer that bears one of `prefixes`, such as ("top", "block7")."""
     starts = tuple(f"{prefix}_" if not prefix.startswith("block") else prefix for prefix in prefixes)
     return next(layer.name for layer in model.layers if layer.name.startswith(starts))
 
 
-def split(model, name):
+def split(model: keras.Model, name: str) -> Tuple[keras.Model, keras.Model]:
     """`(trunk, head)` of the flat functional `model`, cut in front of the layer `name`.
 
     trunk: image -> feature map [batch, height, width, channels]; head: that -> the model's output. Layers keep their
@@ -47,7 +49,7 @@ class Inference(keras.layers.Layer):
     `[batch, height, width, 3]` in, what the model gives out. For use within a program, not for saving.
     """
 
-    def __init__(self, model, **kwargs):
+    def __init__(self, model: keras.Model, **kwargs: Any) -> None:
         super().__init__(trainable=False, **kwargs)
         self.model = model
 

@@ -11,13 +11,15 @@ one of mixup and CutMix four: `g16net.data.mixing` makes such targets, small eno
 pipeline. `targets` makes dense rows of all forms, for inspection and tests.
 """
 
+from typing import Any, Tuple
+
 import tensorflow as tf
 from tensorflow import keras
 
 from g16net import compat
 
 
-def split_terms(y_true):
+def split_terms(y_true: Any) -> Tuple[Any, Any]:
     """Class ids `[batch, terms]` (int32) and their weights `[batch, terms]` (float32) of class ids or mixed labels.
 
     Raises:
@@ -36,7 +38,7 @@ def split_terms(y_true):
     )
 
 
-def label_rows(y_true, num_classes):
+def label_rows(y_true: Any, num_classes: int) -> Any:
     """One-hot and soft labels as `[batch, num_classes]`, float32; None where `y_true` are class ids or mixed labels.
 
     Where the number of columns is known only when the program runs, as with generators, class ids become rows too.
@@ -91,7 +93,7 @@ def _check_exact(y_true, num_classes):
             )
 
 
-def check_logits(y_pred):
+def check_logits(y_pred: Any) -> None:
     """ValueError where `y_pred` is not [batch, classes] of two classes or more."""
     if y_pred.shape.rank != 2 or (y_pred.shape[-1] or 0) < 2:
         raise ValueError(
@@ -100,7 +102,7 @@ def check_logits(y_pred):
         )
 
 
-def smoothed_values(num_classes, label_smoothing):
+def smoothed_values(num_classes: int, label_smoothing: float) -> Tuple[float, float]:
     """Target of the right class and of each other one: 1 - s and s / (classes - 1), the reference's form.
 
     Keras' own smoothing gives 1 - s + s / classes and s / classes instead.
@@ -108,7 +110,7 @@ def smoothed_values(num_classes, label_smoothing):
     return 1.0 - label_smoothing, label_smoothing / (num_classes - 1)
 
 
-def targets(y_true, num_classes, label_smoothing=0.1):
+def targets(y_true: Any, num_classes: int, label_smoothing: float = 0.1) -> Any:
     """Dense target rows `[batch, num_classes]`, float32, that the loss compares with; for inspection and tests."""
     positive, negative = smoothed_values(num_classes, label_smoothing)
     rows = label_rows(y_true, num_classes)
@@ -132,7 +134,9 @@ class SmoothedCrossEntropy(keras.losses.Loss):
         ValueError: for values out of range, and for logits or targets with another number of classes.
     """
 
-    def __init__(self, num_classes, label_smoothing=0.1, name="cross_entropy", **kwargs):
+    def __init__(
+        self, num_classes: int, label_smoothing: float = 0.1, name: str = "cross_entropy", **kwargs: Any
+    ) -> None:
         super().__init__(name=name, **kwargs)
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
@@ -171,7 +175,7 @@ class SmoothedCrossEntropy(keras.losses.Loss):
         return config
 
 
-def main_class(y_true, num_classes):
+def main_class(y_true: Any, num_classes: int) -> Any:
     """The class `[batch]` (int32) with the largest weight; of equal ones the first term's, or of rows the lowest."""
     rows = label_rows(y_true, num_classes)
     if rows is not None:
@@ -184,7 +188,7 @@ def main_class(y_true, num_classes):
     return tf.gather(ids, tf.argmax(totals, axis=-1, output_type=tf.int32), batch_dims=1)
 
 
-def in_top(y_true, y_pred, k):
+def in_top(y_true: Any, y_pred: Any, k: int) -> Any:
     """1 where the main class is among the `k` largest logits, else 0: `[batch]`, float32.
 
     Of equal logits the lower class comes first, so that a network whose logits are all equal has no accuracy for free.
@@ -218,7 +222,7 @@ class Top1(TopK):
 
     k = 1
 
-    def __init__(self, name="top1", dtype=None):
+    def __init__(self, name: str = "top1", dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
 
 
@@ -228,5 +232,5 @@ class Top5(TopK):
 
     k = 5
 
-    def __init__(self, name="top5", dtype=None):
+    def __init__(self, name: str = "top5", dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)

@@ -6,13 +6,14 @@ stage of a pipelined IPU model cannot do.
 """
 
 import re
+from typing import Any
 
 import tensorflow as tf
 
 from g16net import compat, native
 
 
-def own_name(variable):
+def own_name(variable: Any) -> str:
     """The last part of a variable's name: `gamma` of `block1a_norm/gamma`, of `block1a_norm/gamma:0` and of a replica.
 
     Replicas of a mirrored variable are called `block1a_norm/gamma/replica_1:0`.
@@ -51,15 +52,15 @@ class RMSProp(compat.Optimizer):
 
     def __init__(
         self,
-        learning_rate,
-        rho=0.9,
-        momentum=0.9,
-        epsilon=1e-3,
-        weight_decay=0.0,
-        exclude_from_weight_decay=("gamma", "beta"),
-        name="RMSProp",
-        **kwargs,
-    ):
+        learning_rate: Any,
+        rho: float = 0.9,
+        momentum: float = 0.9,
+        epsilon: float = 1e-3,
+        weight_decay: float = 0.0,
+        exclude_from_weight_decay: Any = ("gamma", "beta"),
+        name: str = "RMSProp",
+        **kwargs: Any,
+    ) -> None:
         if "decay" in kwargs or "lr" in kwargs:
             raise ValueError(
                 f"RMSProp has no argument decay or lr, got {kwargs}: the accumulator's decay is `rho`, the learning "
@@ -90,11 +91,11 @@ class RMSProp(compat.Optimizer):
         self.l2 = float(weight_decay)
         self.undecayed = tuple(exclude_from_weight_decay)
 
-    def decays(self, variable):
+    def decays(self, variable: Any) -> bool:
         """Whether `variable` gets the weight decay."""
         return self.l2 > 0 and not any(re.fullmatch(pattern, own_name(variable)) for pattern in self.undecayed)
 
-    def check_variables(self, variables):
+    def check_variables(self, variables: Any) -> None:
         for variable in variables:
             dtype = tf.as_dtype(variable.dtype).name
             if dtype in ("float16", "bfloat16"):
@@ -103,7 +104,7 @@ class RMSProp(compat.Optimizer):
                     "mixed_float16 or mixed_bfloat16, which keeps variables in float32"
                 )
 
-    def update(self, variable, gradient, learning_rate, rms, momentum):
+    def update(self, variable: Any, gradient: Any, learning_rate: Any, rms: Any, momentum: Any) -> Any:
         if self.decays(variable):
             gradient = gradient + self.l2 * tf.convert_to_tensor(variable)
         # TensorFlow 1's own fused operation: on a CPU about half the time of the formula written out.
@@ -118,7 +119,7 @@ class RMSProp(compat.Optimizer):
             grad=gradient,
         )
 
-    def update_all(self, variables, gradients, learning_rate, rms, momentum):
+    def update_all(self, variables: Any, gradients: Any, learning_rate: Any, rms: Any, momentum: Any) -> Any:
         if not native.enabled() or not all(tf.as_dtype(v.dtype) == tf.float32 for v in variables):
             return None
         *new, finite = native.rmsprop(

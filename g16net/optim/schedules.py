@@ -8,6 +8,7 @@ its exact step however long the run is. `curve` gives the same values in float64
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -29,7 +30,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         ValueError: for values out of range.
     """
 
-    def __init__(self, base, steps, warmup_steps=0.0):
+    def __init__(self, base: float, steps: int, warmup_steps: float = 0.0) -> None:
         if not 0 <= base < math.inf:
             raise ValueError(f"base must be a finite learning rate of at least 0, got {base}")
         if steps < 1 or steps != int(steps):
@@ -48,7 +49,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
             rate *= tf.minimum(tf.cast(step, tf.float32) / self.warmup_steps, 1.0)
         return rate
 
-    def curve(self, steps):
+    def curve(self, steps: Any) -> Any:
         """The learning rates at an array of steps, as float64 NumPy."""
         steps = np.minimum(np.asarray(steps, np.int64), self.steps)
         warmup = np.minimum(steps / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
@@ -66,7 +67,9 @@ class ExponentialStaircase(Schedule):
     ValueError for drops or a rate out of range.
     """
 
-    def __init__(self, base, steps, warmup_steps=0.0, drops=146, rate=0.97):
+    def __init__(
+        self, base: float, steps: int, warmup_steps: float = 0.0, drops: Any = 146, rate: float = 0.97
+    ) -> None:
         super().__init__(base, steps, warmup_steps)
         if drops < 1 or drops != int(drops):
             raise ValueError(f"drops must be a whole number above 0, got {drops}; the recipe has 146")
@@ -75,16 +78,16 @@ class ExponentialStaircase(Schedule):
         self.drops = int(drops)
         self.rate = float(rate)
 
-    def drops_made(self, step):
+    def drops_made(self, step: Any) -> Any:
         """How many drops have happened at `step`, in whole numbers (Python, NumPy or TensorFlow)."""
         return step * self.drops // self.steps
 
-    def decay(self, step):
+    def decay(self, step: Any) -> Any:
         # A table, because 0.97^145 in float32 is off by more than the last few digits.
         stairs = tf.constant(self.base * self.rate ** np.arange(self.drops + 1), tf.float32)
         return tf.gather(stairs, self.drops_made(step))
 
-    def decay_curve(self, steps):
+    def decay_curve(self, steps: Any) -> Any:
         return self.base * self.rate ** self.drops_made(steps)
 
     def get_config(self):
@@ -99,10 +102,10 @@ class Cosine(Schedule):
     peaks at a tenth of `base`; `warmup_steps=2.5 * steps` gives that curve, the default is the documented one.
     """
 
-    def decay(self, step):
+    def decay(self, step: Any) -> Any:
         # sin^2 of half the angle that is left keeps its digits near the end, where 1 + cos cancels.
         left = tf.cast(self.steps - step, tf.float32) / self.steps
         return self.base * tf.square(tf.sin(math.pi / 2 * left))
 
-    def decay_curve(self, steps):
+    def decay_curve(self, steps: Any) -> Any:
         return self.base * np.sin(np.pi / 2 * (self.steps - steps) / self.steps) ** 2

@@ -5,6 +5,7 @@ the share decay^(n - 1). Moving statistics of batch norm are averaged with the r
 """
 
 import contextlib
+from typing import Any, Dict, Iterator, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +14,7 @@ from tensorflow import keras
 from g16net import compat
 
 
-def exponential(values, decay=0.97):
+def exponential(values: Any, decay: float = 0.97) -> Any:
     """The average of an iterable of arrays: the first, then decay * average + (1 - decay) * next, in float64.
 
     ValueError where there is none.
@@ -27,7 +28,7 @@ def exponential(values, decay=0.97):
     return average
 
 
-def mean(values):
+def mean(values: Any) -> Any:
     """The plain mean of an iterable of arrays, in float64."""
     return np.mean([np.asarray(value, np.float64) for value in values], axis=0)
 
@@ -46,7 +47,7 @@ class WeightAverage(tf.Module):
         ValueError: for a decay out of range and for a model without weights.
     """
 
-    def __init__(self, model, decay=0.97):
+    def __init__(self, model: keras.Model, decay: float = 0.97) -> None:
         super().__init__(name="weight_average")
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}; the recipe has 0.97 an epoch, 0 turns it off")
@@ -61,12 +62,12 @@ class WeightAverage(tf.Module):
             for weight in (_averaged(model) if decay else [])
         ]
 
-    def named(self):
+    def named(self) -> Dict[str, Any]:
         """{name: variable} of the average, by the names of the weights."""
         names = [compat.name_of(weight) for weight in _averaged(self._model())] if self.decay else []
         return {"updates": self.updates, **dict(zip(names, self.averages))}
 
-    def update(self, model=None):
+    def update(self, model: Optional[keras.Model] = None) -> None:
         """Takes the weights of `model` (by default the model given first) into the average."""
         if not self.decay:
             return
@@ -75,7 +76,7 @@ class WeightAverage(tf.Module):
             average.assign(decay * average.numpy() + (1 - decay) * weight.numpy().astype(np.float32))
         self.updates.assign_add(1)
 
-    def copy_to(self, model=None):
+    def copy_to(self, model: Optional[keras.Model] = None) -> None:
         """Overwrites the weights of `model` with their average; does nothing where the average is off.
 
         Raises:
@@ -89,7 +90,7 @@ class WeightAverage(tf.Module):
             weight.assign(tf.cast(average.read_value(), weight.dtype))
 
     @contextlib.contextmanager
-    def applied(self, model=None):
+    def applied(self, model: Optional[keras.Model] = None) -> Iterator[None]:
         """Context in which `model` has its averaged weights; the raw ones come back at its end, whatever happens."""
         raw = [weight.numpy() for _, weight in self._pairs(model)]
         try:
@@ -119,7 +120,7 @@ def _averaged(model):
 class AverageWeights(keras.callbacks.Callback):
     """Updates a `WeightAverage` at the end of each epoch of `fit`."""
 
-    def __init__(self, average):
+    def __init__(self, average: Any) -> None:
         super().__init__()
         self.average = average
 

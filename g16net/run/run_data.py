@@ -15,16 +15,19 @@ again, and its folder may have changed since.
 import functools
 import json
 import os
+from typing import Any, Dict, List, Optional
 
 from absl import logging
+from ml_collections import ConfigDict
 
 from g16net.data import identity
+from g16net.data.sources.base import Source
 from g16net.errors import UserError
 from g16net.run import checkpoint, records
 from g16net.run.workdir import Workdir
 
 
-def known(workdir):
+def known(workdir: str) -> Optional[Dict[str, Any]]:
     """The facts of the data that the run in `workdir` was trained on, or its {"classes"} alone; None: it says none."""
     data = checkpoint.newest_manifest(Workdir(workdir).checkpoints).get("data") or _read(Workdir(workdir).data)
     if data:
@@ -33,7 +36,7 @@ def known(workdir):
     return {"classes": classes} if classes else None
 
 
-def class_names(workdir):
+def class_names(workdir: str) -> List[str]:
     """The class names of the run in `workdir`; UserError where none is."""
     data = known(workdir)
     if not data:
@@ -41,7 +44,7 @@ def class_names(workdir):
     return list(data["classes"])
 
 
-def class_names_of_weights(path):
+def class_names_of_weights(path: str) -> Optional[List[str]]:
     """The class names of what `init.checkpoint` names: a workdir, a checkpoint's folder, or a `.keras` file in a run's
     folder (or in that of its fine-tuning). None where nothing tells them."""
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, "state.index")):
@@ -54,12 +57,12 @@ def class_names_of_weights(path):
     return list(data["classes"]) if data else None
 
 
-def finished(config, workdir):
+def finished(config: ConfigDict, workdir: str) -> bool:
     """Whether the training in `workdir` has reached the last epoch of `config`."""
     return checkpoint.newest_manifest(Workdir(workdir).checkpoints).get("epoch", 0) >= config.run.epochs
 
 
-def check(config, workdir, source, done):
+def check(config: ConfigDict, workdir: str, source: Source, done: bool) -> str:
     """Compares the training split `source` with the one that the run in `workdir` was begun with. Writes nothing.
 
     Args:
@@ -120,7 +123,7 @@ def check(config, workdir, source, done):
     return text
 
 
-def remark(config, workdir, source):
+def remark(config: ConfigDict, workdir: str, source: Source) -> None:
     """Says in the log where the training split `source` is not the one of the run in `workdir`, which is only looked
     at or evaluated."""
     old, new = known(workdir) if Workdir(workdir).begun else None, facts(config, source)
@@ -131,12 +134,12 @@ def remark(config, workdir, source):
 
 
 @functools.lru_cache(maxsize=None)
-def warn(text):
+def warn(text: str) -> None:
     """Logs `text` once: the command line compares before it writes, and each mode for those who call it."""
     logging.warning("%s", text)
 
 
-def keep(config, workdir, source):
+def keep(config: ConfigDict, workdir: str, source: Source) -> None:
     """Writes the facts of `source` beside the run in `workdir`, after `check` has let it pass; a finished run keeps
     those that it has."""
     new = facts(config, source)
@@ -147,9 +150,10 @@ def keep(config, workdir, source):
         records.write_json(Workdir(workdir).data, new)
 
 
-def facts(config, source):
+def facts(config: ConfigDict, source: Source) -> Dict[str, Any]:
     """The facts of the training split `source`, with the place where it lies, which is only for messages and for
     telling a changed folder from another one."""
+    assert source.contents is not None  # every source that trains has its facts
     return {
         "source": config.data.name,
         "dir": os.path.realpath(config.data.dir) if config.data.dir else "",
@@ -157,7 +161,7 @@ def facts(config, source):
     }
 
 
-def where(config):
+def where(config: ConfigDict) -> str:
     """The data of `config` in words."""
     return f"{config.data.name} {config.data.dir}".strip()
 

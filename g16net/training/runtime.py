@@ -1,6 +1,7 @@
 """Which hardware a run has: seeds, precision, and the `Devices` for its `runtime.strategy`."""
 
 import functools
+from typing import Callable
 
 import tensorflow as tf
 from ml_collections import ConfigDict
@@ -23,7 +24,7 @@ def setup(config: ConfigDict) -> Devices:
     return Devices(config)
 
 
-def in_precision(mode):
+def in_precision(mode: Callable) -> Callable:
     """Decorator of a function of a config and more: what it builds computes in `runtime.precision`."""
 
     @functools.wraps(mode)

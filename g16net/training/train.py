@@ -47,7 +47,7 @@ def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     changed = run_data.check(config, workdir, sources[0], finished)
     if not finished:
         check_resumed(checkpoint.newest_manifest(files.checkpoints), steps, devices)
-    class_names = run_data.known(workdir)["classes"] if changed else sources[0].class_names
+    class_names = run_data.class_names(workdir) if changed else sources[0].class_names
     train_source, eval_source = (relabelled(source, class_names) for source in sources)
     if devices.chief:
         os.makedirs(workdir, exist_ok=True)

@@ -89,7 +89,7 @@ def read(path: str) -> Dict[str, Any]:
         raise UserError(f"{path} cannot be read as safetensors with types that NumPy has: {error}") from error
 
 
-def copy(weights: Mapping, model, dense=True):
+def copy(weights: Mapping, model: keras.Model, dense: bool = True) -> None:
     """Copies a state dict of timm into a model of `efficientnet.build`; all or nothing, with a ValueError.
 
     Args:

@@ -106,6 +106,30 @@ def test_modules_import_each_other_in_no_circle():
             del left[module]
 
 
+TYPED = ("config", "data", "diagnostics", "errors", "export", "layers", "models", "optim", "run", "training", "weights")
+# Names by which Keras calls what is ours: their arguments are Keras'.
+OF_KERAS = {"build", "call", "compute_output_shape", "compute_output_spec", "get_config", "set_model", "update_state"}
+
+
+def _public(body, prefix=""):
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from _public(node.body, f"{node.name}.")
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith(("_", "on_")):
+            if node.name not in OF_KERAS:
+                yield f"{prefix}{node.name}", node
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if _room(name) in TYPED])
+def test_public_functions_have_type_hints(module):
+    with open(MODULES[module], encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    for name, node in _public(tree.body):
+        given = [one for one in node.args.args + node.args.kwonlyargs if one.arg not in ("self", "cls")]
+        assert node.returns is not None, f"{module}.{name}"
+        assert all(one.annotation is not None for one in given), f"{module}.{name}"
+
+
 def test_old_names_are_those_of_their_modules():
     for old, new in moved.MOVED.items():
         assert importlib.import_module(old) is importlib.import_module(new)

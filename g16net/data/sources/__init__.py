@@ -5,6 +5,8 @@ of all examples (`base.indexed`). Sources of record files (TFRecord, TFDS) permu
 permute windows of what they read (`records.sharded`). Both start anywhere without replaying what came before.
 """
 
+from typing import Any, Optional
+
 from g16net.data.sources.arrays import open_digits, open_idx, open_synthetic
 from g16net.data.sources.base import TRAIN, VALIDATION, Source
 from g16net.data.sources.folder import open_folder
@@ -23,7 +25,7 @@ KINDS = {
 }
 
 
-def open_source(name, split="train", data_dir=None, **options):
+def open_source(name: str, split: str = "train", data_dir: Optional[str] = None, **options: Any) -> Source:
     """Opens one split of a data set.
 
     Args:

@@ -3,19 +3,21 @@
 import gzip
 import os
 import re
+import zlib
+from typing import Any, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from g16net.data import identity
-from g16net.data.sources.base import TRAIN, VALIDATION, arrays, held_out, indexed, listed
+from g16net.data.sources.base import TRAIN, VALIDATION, Source, arrays, held_out, indexed, listed
 from g16net.data.splits import choose, role
 from g16net.errors import UserError
 
 HELD_OUT = 0.2  # of each class of digits
 
 
-def open_digits(split, data_dir=None):
+def open_digits(split: str, data_dir: Optional[str] = None) -> Source:
     """scikit-learn's 1,797 scanned digits, uint8 [8, 8, 1], ten classes; needs neither files nor network.
 
     The split is stratified and fixed: 20 % of each class (359 images) are `validation`, drawn with seed 0; `train`
@@ -32,7 +34,7 @@ def open_digits(split, data_dir=None):
     return arrays("digits", split, images, data.target[chosen], [str(i) for i in range(10)])
 
 
-def open_idx(split, data_dir=None, class_names=None):
+def open_idx(split: str, data_dir: Optional[str] = None, class_names: Optional[Sequence[str]] = None) -> Source:
     """IDX files as MNIST has them, plain or .gz: train-images-idx3-ubyte, train-labels-idx1-ubyte and t10k-*.
 
     Debian's package dataset-fashion-mnist puts such files into /usr/share/datasets/fashion-mnist.
@@ -50,8 +52,8 @@ def open_idx(split, data_dir=None, class_names=None):
     if len(images) != len(labels):
         raise UserError(f"{data_dir}: {len(images)} images in {images_file} but {len(labels)} labels in {labels_file}")
     if class_names is None:
-        training = [name for name in found if role(name) == TRAIN]  # of several sets in a folder that of this split
-        training = max(training, key=lambda name: len(os.path.commonprefix([name, split])), default=split)
+        named = [name for name in found if role(name) == TRAIN]  # of several sets in a folder that of this split
+        training = max(named, key=lambda name: len(os.path.commonprefix([name, split])), default=split)
         known = read_idx(found[training][1], 1)
         class_names = [str(i) for i in range(int(known.max(initial=0)) + 1)]
     return arrays("idx", split, images, labels.astype(np.int32), class_names)
@@ -76,7 +78,7 @@ def _idx_files(folder):
     return whole
 
 
-def read_idx(path, rank):
+def read_idx(path: str, rank: int) -> Any:
     """The uint8 array [.., ..] of an IDX file with `rank` axes. UserError where the file is no such thing or cut."""
     try:
         with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
@@ -93,7 +95,7 @@ def read_idx(path, rank):
                     break
                 pieces.append(piece)
                 got += len(piece)
-    except (OSError, EOFError, gzip.zlib.error) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); fetch it again") from error
     if got != expected:
         more = "more" if got > expected else f"{got}"
@@ -103,7 +105,14 @@ def read_idx(path, rank):
     return np.frombuffer(b"".join(pieces), np.uint8).reshape(shape)
 
 
-def open_synthetic(split, data_dir=None, num_examples=10000, num_classes=1000, size=224, encoded=False):
+def open_synthetic(
+    split: str,
+    data_dir: Optional[str] = None,
+    num_examples: int = 10000,
+    num_classes: int = 1000,
+    size: int = 224,
+    encoded: bool = False,
+) -> Source:
     """Smooth random pictures, the same in every run; the class decides the picture.
 
     A class shares its picture with those that equal it modulo 64, which bounds the memory.

@@ -56,9 +56,19 @@ class Source(NamedTuple):
 
 
 def indexed(
-    name, split, num_examples, class_names, read, locate, encoded, example_bytes, labels=None, held_bytes=0.0,
-    contents=None, files=None,
-):  # fmt: skip
+    name: str,
+    split: str,
+    num_examples: int,
+    class_names: Sequence[str],
+    read: Callable,
+    locate: Callable,
+    encoded: bool,
+    example_bytes: float,
+    labels: Any = None,
+    held_bytes: float = 0.0,
+    contents: Optional[Callable] = None,
+    files: Any = None,
+) -> Source:
     """A source whose `read` finds any example by its id: each epoch's order is one permutation of all ids."""
 
     def stream(order):
@@ -83,12 +93,12 @@ def indexed(
     )  # fmt: skip
 
 
-def once(contents):
+def once(contents: Any) -> Any:
     """`contents` that computes only at its first call, or None."""
     return contents and functools.lru_cache(maxsize=None)(contents)
 
 
-def relabelled(source, class_names):
+def relabelled(source: "Source", class_names: Sequence[str]) -> "Source":
     """`source` with labels that are places in `class_names`, found by name: its classes in another order, or fewer.
 
     UserError where it has a class that is none of `class_names`, or names do not tell the classes apart.
@@ -127,7 +137,7 @@ def relabelled(source, class_names):
     )
 
 
-def arrays(name, split, images, labels, class_names):
+def arrays(name: str, split: str, images: Any, labels: Any, class_names: Sequence[str]) -> Source:
     """A source of uint8 arrays [examples, height, width, channels] in memory, with int labels [examples]."""
     labels = np.asarray(labels, np.int32)
     check_labels(
@@ -148,7 +158,7 @@ def arrays(name, split, images, labels, class_names):
     )  # fmt: skip
 
 
-def held_out(labels, fraction, seed=0):
+def held_out(labels: Any, fraction: float, seed: int = 0) -> Any:
     """Boolean [examples]: a stratified choice, round(fraction * examples) of each class, the same in every run."""
     labels = np.asarray(labels)
     chosen = np.zeros(len(labels), bool)
@@ -159,7 +169,9 @@ def held_out(labels, fraction, seed=0):
     return chosen
 
 
-def check_labels(labels, num_classes, where, class_names=None, remedy=""):
+def check_labels(
+    labels: Any, num_classes: int, where: str, class_names: Optional[Sequence[str]] = None, remedy: str = ""
+) -> None:
     """UserError unless labels lie in 0..num_classes-1 and, where `class_names` are given, every class has one."""
     if not len(labels):
         raise UserError(f"{where}: no images; looked for them in this place, check the path and the split's name")
@@ -175,5 +187,5 @@ def check_labels(labels, num_classes, where, class_names=None, remedy=""):
         if len(empty):
             raise UserError(
                 f"{where}: {len(empty)} of {num_classes} classes have no image: "
-                f"{listed(class_names[i] for i in empty)}. Add images or take the class out"
+                f"{listed(class_names[int(i)] for i in empty)}. Add images or take the class out"
             )

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import unicodedata
-from typing import NamedTuple, Sequence
+from typing import Any, Dict, NamedTuple, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -11,7 +11,7 @@ from absl import logging
 
 from g16net.data import identity, walk
 from g16net.data import layout as layouts
-from g16net.data.sources.base import check_labels, indexed, listed
+from g16net.data.sources.base import Source, check_labels, indexed, listed
 from g16net.data.splits import TRAIN, VALIDATION, choose, role
 from g16net.errors import UserError
 
@@ -38,12 +38,19 @@ class Listing(NamedTuple):
     sizes: np.ndarray
 
     @property
-    def names(self):
+    def names(self) -> Any:
         """The paths below the class folders: what stays when the set is moved or a class renamed."""
         return [path.partition(os.sep)[2] for path in self.paths]
 
 
-def open_folder(split, data_dir=None, holdout=HOLDOUT, train_split="", layout="auto", max_file_bytes=2**30):
+def open_folder(
+    split: str,
+    data_dir: Optional[str] = None,
+    holdout: float = HOLDOUT,
+    train_split: str = "",
+    layout: str = "auto",
+    max_file_bytes: int = 2**30,
+) -> Source:
     """Images in one folder a class; the classes are the folders' names, sorted. For the rest see `list_images`.
 
     Args:
@@ -79,7 +86,9 @@ def open_folder(split, data_dir=None, holdout=HOLDOUT, train_split="", layout="a
     )  # fmt: skip
 
 
-def list_images(split, data_dir=None, holdout=HOLDOUT, train_split="", layout="auto"):
+def list_images(
+    split: str, data_dir: Optional[str] = None, holdout: float = HOLDOUT, train_split: str = "", layout: str = "auto"
+) -> "Listing":
     """The `Listing` of a split of class folders, see `layout` for what is understood, and `walk` for what counts.
 
     With split folders in `data_dir` the splits are those; asked for validation, a validation split comes before a test
@@ -100,7 +109,7 @@ def list_images(split, data_dir=None, holdout=HOLDOUT, train_split="", layout="a
             f"folder needs a folder: data_dir={data_dir!r} is none (looked at {os.path.abspath(data_dir or '')})"
         )
     found = layouts.understand(data_dir, split, train_split, layout)
-    passed = {}
+    passed: Dict[str, Any] = {}
     if split.lower() in map(str.lower, found.unlabelled):
         raise UserError(
             f"{walk.shown(data_dir)}: the images of the split {split!r} lie in no class folders, so that they have no "
@@ -155,7 +164,7 @@ def list_images(split, data_dir=None, holdout=HOLDOUT, train_split="", layout="a
     return Listing(root, chosen, tuple(class_names), paths, labels, sizes)
 
 
-def held_out_by_name(names, labels, fraction):
+def held_out_by_name(names: Sequence[str], labels: Any, fraction: float) -> Any:
     """Boolean [images]: about `fraction` of each class, by a hash of each image's own name.
 
     Whether an image is held out depends on nothing else, so that it stays on its side when others are added or removed,

@@ -7,7 +7,7 @@ mid-epoch opens only the group it starts in and passes over the records before i
 """
 
 import functools
-from typing import NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -38,12 +38,12 @@ class Shards(NamedTuple):
     sizes: int
 
     @classmethod
-    def of(cls, paths, counts, sizes, skips=None):
+    def of(cls, paths: Any, counts: Any, sizes: Any, skips: Any = None) -> Any:
         counts = np.asarray(counts, np.int64)
         skips = np.zeros_like(counts) if skips is None else np.asarray(skips, np.int64)
         return cls(list(paths), skips, counts, np.cumsum(counts) - counts, int(sizes))
 
-    def part(self, index, count):
+    def part(self, index: int, count: int) -> Any:
         if len(self.paths) < count:
             raise UserError(
                 f"{len(self.paths)} record files cannot be shared by {count} workers; write more files, or use "
@@ -56,7 +56,16 @@ class Shards(NamedTuple):
         )
 
 
-def sharded(name, split, shards, class_names, parse, cycle=CYCLE, window=WINDOW, contents=None):
+def sharded(
+    name: str,
+    split: str,
+    shards: Any,
+    class_names: Sequence[str],
+    parse: Callable,
+    cycle: int = CYCLE,
+    window: int = WINDOW,
+    contents: Optional[Callable] = None,
+) -> Source:
     """A source that streams record files. Memory: up to three windows of records.
 
     Args:

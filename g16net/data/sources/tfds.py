@@ -1,16 +1,25 @@
 """TensorFlow Datasets by name: prepared classification sets, read from their record files without decoding."""
 
 import os
+from typing import Optional
 
 import tensorflow as tf
 
 from g16net.data import identity
+from g16net.data.sources.base import Source
 from g16net.data.sources.records import CYCLE, WINDOW, Shards, sharded
 from g16net.data.splits import choose
 from g16net.errors import UserError, suggest
 
 
-def open_tfds(split, data_dir=None, name="imagenet2012", download=False, cycle=CYCLE, window=WINDOW):
+def open_tfds(
+    split: str,
+    data_dir: Optional[str] = None,
+    name: str = "imagenet2012",
+    download: bool = False,
+    cycle: int = CYCLE,
+    window: int = WINDOW,
+) -> Source:
     """A prepared TFDS set of images with one label each. Looks at no network unless `download`.
 
     The images stay encoded (TFDS calls it SkipDecoding): the training transform decodes only the part it needs.

@@ -6,6 +6,7 @@ import os
 import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +14,7 @@ from absl import logging
 
 from g16net import compat
 from g16net.data import identity
-from g16net.data.sources.base import TRAIN, check_labels, listed
+from g16net.data.sources.base import TRAIN, Source, check_labels, listed
 from g16net.data.sources.records import CYCLE, WINDOW, Shards, sharded
 from g16net.data.splits import choose, record_file, role
 from g16net.data.walk import junk
@@ -27,8 +28,14 @@ _SIDES = ("ymin", "xmin", "ymax", "xmax")
 
 
 def open_tfrecord(
-    split, data_dir=None, num_classes=None, class_names=None, label_offset=None, cycle=CYCLE, window=WINDOW
-):
+    split: str,
+    data_dir: Optional[str] = None,
+    num_classes: Optional[int] = None,
+    class_names: Optional[Sequence[str]] = None,
+    label_offset: Optional[int] = None,
+    cycle: int = CYCLE,
+    window: int = WINDOW,
+) -> Source:
     """TFRecords as the classic ImageNet conversion writes them: train-00000-of-01024, validation-00000-of-00128.
 
     Keys: image/encoded, image/class/label, and where present image/object/bbox/{ymin,xmin,ymax,xmax}. The files lie in
@@ -162,7 +169,7 @@ def _check_sample(shards, num_classes, offset, where, training, most=2048):
     )
 
 
-def count_records(paths):
+def count_records(paths: Sequence[str]) -> Any:
     """`(counts, sizes)`: records and bytes of each TFRecord file, by its headers; remembered by name, size and time.
 
     UserError names a file that is cut off or is no TFRecord file.
