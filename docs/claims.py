@@ -92,7 +92,7 @@ class Run(NamedTuple):
 
 def load(patterns):
     """Of the finished runs: a list of `Run`; the report's points, of all seeds together; and speeds by mode benchmark,
-    {(size, network, "train" or "infer", pixels): images a second}."""
+    {(size, network, "train" or "infer", pixels): images per second}."""
     loaded = runs.load(patterns)
     groups = runs.group(loaded.runs)
     everything = points.measured(groups, loaded.benchmarks)
@@ -241,7 +241,7 @@ def sizes_table(found, sizes):
 
 
 def costs_table(everything, speeds, sizes):
-    """Multiply-adds and, where all was timed, images a second by mode benchmark."""
+    """Multiply-adds and, where all was timed, images per second by mode benchmark."""
     rows, native = [], sorted({p["native_size"] for p in everything})
     train = sorted({p["train_size"] for p in everything}, reverse=True)
     for network in dict.fromkeys(map(_name, everything)):

@@ -5,7 +5,7 @@ from typing import Iterable
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: the message names the thing, its value and the remedy."""
+    """A mistake that the user can fix: the message names the thing, its value and the remedy."""
 
 
 class RunError(RuntimeError):

@@ -80,7 +80,7 @@ def costs(config, workdir, machines=("ipu_mk2", "a100_40gb", "cpu"), compare=())
         [
             f"Training of {name} at {sizes['train']} pixels, an image of a batch of {batch}, {dtype}; "
             "shares of the estimated time\n\n" + table(kinds),
-            "Limits: images a second at efficiency 1\n\n" + table(shown),
+            "Limits: images per second at efficiency 1\n\n" + table(shown),
         ]
         + [comparison_text(one) for one in comparisons]
     )

@@ -1,4 +1,4 @@
-"""How many images a second the input side gives, stage by stage, and beside it what others give on the same files.
+"""How many images per second the input side gives, stage by stage, and beside it what others give on the same files.
 
 Every row is timed in `rounds` turns, all rows in each turn, so that a machine whose speed drifts is unfair to none;
 a row's figure is the median of its turns.
@@ -34,7 +34,7 @@ def check(config, peers=()):
 
 
 def benchmark_data(config, workdir, peers=(), rounds=5, seconds=2.0):
-    """Images a second, in total and a core, of each stage and each peer. Returns the figures.
+    """Images per second, in total and per core, of each stage and each peer. Returns the figures.
 
     Stages add up: `read` alone, then with `decode` (bare `decode_and_crop_jpeg` of the training boxes), with
     `crop_resize` (the training transform without a policy), with `augment`, and `batch`, the pipeline that trains.
@@ -170,7 +170,7 @@ def timm_rate(config):
 
 
 def measure(make, seconds, warmup):
-    """Images a second after `warmup` seconds."""
+    """Images per second after `warmup` seconds."""
     batches = make()
     end = time.perf_counter() + warmup
     next(batches)

@@ -1,8 +1,8 @@
-"""Images a second in training and inference, of one network or several, beside timm's and keras.applications'.
+"""Images per second in training and inference, of one network or several, beside timm's and keras.applications'.
 
 Each contender is a process of its own that lives through the benchmark (see `benchmark.contenders`). They take turns of
 `benchmark.seconds`: all that have the same task, size and batch follow each other, `benchmark.rounds` times over, so
-that a machine whose speed drifts is unfair to none. A matrix product takes its turn with them; multiply-adds a second
+that a machine whose speed drifts is unfair to none. A matrix product takes its turn with them; multiply-adds per second
 are compared with what it reached in the same round. A row's figure is the median of its turns; a ratio is the median of
 the ratios within each round.
 """

@@ -1,4 +1,4 @@
-"""Times timm's loader in a process of its own (TensorFlow and torch do not share one well); prints images a second.
+"""Times timm's loader in a process of its own (TensorFlow and torch do not share one well); prints images per second.
 
 python -m g16net.benchmark.timm_loader FOLDER SIZE BATCH SECONDS WARMUP
 """

@@ -172,7 +172,7 @@ def run_mode(mode, config, workdir, chief=True):
             raise
         raise RunError(
             f"--mode={mode} could not write {error.filename or workdir}: {error.strerror}; what was written before is "
-            "kept: mend the cause and run the same command again"
+            "kept: fix the cause and run the same command again"
         ) from error
     return "failed" not in figures
 

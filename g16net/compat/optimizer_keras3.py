@@ -56,7 +56,7 @@ class Optimizer(keras.optimizers.Optimizer):
             self.set_weights(late)
         elif self._asked_early:
             warnings.warn(
-                "The optimizer's state in the .h5 file was not loaded, and it starts anew: with a loss scale "
+                "The optimizer's state in the .h5 file was not loaded, and it starts over: with a loss scale "
                 "Keras' own loader leaves it out. Save such models as .keras.",
                 stacklevel=2,
             )

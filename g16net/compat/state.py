@@ -72,4 +72,4 @@ def read_optimizer_state(optimizer, variables, store):
                 state[name].assign(value)
             return
         problem = f"it is of {len(names)} variables or of other settings, and there are {len(own)}"
-    warnings.warn(f"The optimizer's state in the file was not loaded, and it starts anew: {problem}.", stacklevel=2)
+    warnings.warn(f"The optimizer's state in the file was not loaded, and it starts over: {problem}.", stacklevel=2)

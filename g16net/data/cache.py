@@ -159,7 +159,7 @@ def _write(source, size, images, labels, reasons, max_corrupt, max_pixels, exif)
         if len(corrupt) > max_corrupt * source.num_examples:
             raise UserError(
                 f"{source.name}, split {source.split}: too many corrupt images, {len(corrupt)} of "
-                f"{source.num_examples}: {listed(corrupt)}. The log has the reasons. Mend or remove them, or raise "
+                f"{source.num_examples}: {listed(corrupt)}. The log has the reasons. Fix or remove them, or raise "
                 "max_corrupt"
             )
         with open(temporary[1], "w", encoding="utf-8") as reasons_file:

@@ -165,7 +165,7 @@ def class_folders(folder: str, passed: Any = None) -> Any:
     if broken:
         raise UserError(
             f"{walk.shown(folder)}: {_listed(broken)}: a link to nowhere ({walk.shown(_target(folder, broken[0]))} is "
-            "not there) where a class folder would be; mend or remove it"
+            "not there) where a class folder would be; fix or remove it"
         )
     if files:
         beside[walk.STRAY] = [entry.name for entry in files]

@@ -12,7 +12,7 @@ the native operations, which a worker lacks.
 
 An image that raises in the source's `read` or in the transform leaves its place in a training batch to the next sound
 one of the same batch, the last ones to the first; in evaluation it weighs 0. Each is named on stderr with the reason,
-up to `MOST_NAMED` an epoch. Corrupt ones, more than a share of which in an epoch ends the run, are told from those
+up to `MOST_NAMED` per epoch. Corrupt ones, more than a share of which in an epoch ends the run, are told from those
 that are sound but larger than the run wants. Nothing else shifts: a resumed run meets the same batches.
 """
 
@@ -79,7 +79,7 @@ def train_batches(
         mix: `(images, labels, seed) -> (images, targets)` on this worker's batch; seed is int32 [2].
         max_corrupt: share of an epoch's images that may be corrupt before the run ends.
         corrupt_log: file to which the names of images left out are appended, each with the reason; None: stderr.
-        num_parallel_calls: images of a step that are in work at once; None: two a core.
+        num_parallel_calls: images of a step that are in work at once; None: two per core.
         service: address ("grpc://host:port") of a tf.data service's dispatcher. Its workers share out the epochs'
             steps, or groups of record files, in no fixed order. Each comes at most once: the few that a dying worker
             had in hand are lost. All trainers take from one stream; `shard` only says how large a batch is. Leave
@@ -116,7 +116,7 @@ def train_batches(
     else:
         order = order._replace(index=index, count=count)
     logging.info(
-        "%s, split %s: %s images, %s steps of %d an epoch, worker %d of %d, from epoch %d step %d; beside the batches "
+        "%s, split %s: %s images, %s steps of %d per epoch, worker %d of %d, from epoch %d step %d; beside the batches "
         "up to %.0f MB are held",
         source.name, source.split, f"{source.num_examples:,}", f"{steps:,}", global_batch, index, count, start_epoch,
         start_step, source.held_bytes / 1e6,
@@ -180,7 +180,7 @@ def eval_batches(
     """
     index, count = shard
     if not 0 <= index < count:
-        raise UserError(f"worker {index} of {count} is none; workers count from 0")
+        raise UserError(f"worker {index} of {count} does not exist; workers count from 0")
     each = -(-source.num_examples // (count * batch))  # batches of a worker
     begin, end = (min(i * each * batch, source.num_examples) for i in (index, index + 1))
     rows = source.stream(orders.Order(stop=end, batch=batch, start=begin // batch * batch, epochs=1))
@@ -272,7 +272,7 @@ def _batches(source, transform, rows, batch, finish, most_corrupt, corrupt_log, 
                 f"{source.name}, split {source.split}: too many corrupt images:",
                 total,
                 f"in this epoch, more than the {most_corrupt:.1f} that max_corrupt allows. They are named in the log "
-                "with the reasons: mend or remove them, or raise max_corrupt; the last is",
+                "with the reasons: fix or remove them, or raise max_corrupt; the last is",
                 _first(lines),
             ],
         )

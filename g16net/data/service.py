@@ -5,7 +5,7 @@
     launch.py --experiment=... --config.data.service=grpc://HOST:5050
 
 The workers share out the steps of an epoch and read the data themselves, so all must see it under the same path.
-Guarantee: a step comes at most once an epoch. When a worker dies, the epoch completes with the others; the steps that
+Guarantee: a step comes at most once per epoch. When a worker dies, the epoch completes with the others; the steps that
 it had in hand are lost to that epoch, and the next epoch's other order brings their images again. A dispatcher that is
 started again on its workdir goes on where it was. Batches come in no fixed order, so a run with the service is not
 repeatable to the bit; without it, it is.

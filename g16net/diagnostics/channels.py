@@ -34,7 +34,7 @@ def check(config: ConfigDict) -> None:
 def channels(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     """Figures by depth, over the first images of the evaluation split, of `eval.weights` at `data.eval_size`.
 
-    Returns `drift` and `spread` (means over the network), and `layers`, a row a norm:
+    Returns `drift` and `spread` (means over the network), and `layers`, a row per norm:
 
     - `drift`: share of the power of the normalised values that lies in their channels' means, 0 (each channel is
       centred) to 1 (all that is left are constants);

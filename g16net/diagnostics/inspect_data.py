@@ -26,7 +26,7 @@ ROWS, COLUMNS = 6, 8  # of the sheet
 def inspect_data(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     """Writes `WORKDIR/contact_sheet.png`, and `WORKDIR/duplicates.csv` where images are there twice.
 
-    Returns counts, classes, sizes in pixels, duplicates and images a second.
+    Returns counts, classes, sizes in pixels, duplicates and images per second.
     """
     train, test = assemble.open_sources(config)
     heights, widths = image_sizes(train).T
@@ -176,7 +176,7 @@ def preview(names: Sequence[str], most: int = 10) -> str:
 
 
 def speed(config: ConfigDict, source: Source, seconds: float = 3.0) -> float:
-    """Images a second of the training pipeline after its first batches."""
+    """Images per second of the training pipeline after its first batches."""
     batches = iter(assemble.train_batches(config, source))
     for _ in range(2):
         next(batches)

@@ -32,7 +32,7 @@ class Conv(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """activation(gamma * normalised + beta), minus `centre`, times `scale`, a number a channel each or None.
+    """activation(gamma * normalised + beta), minus `centre`, times `scale`, a number per channel each or None.
 
     Normalised over `groups` groups of channels of one sample; strided: channel c is in group c % groups.
     """

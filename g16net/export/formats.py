@@ -119,7 +119,7 @@ def path_of(config: ConfigDict, workdir: str) -> str:
 def load(path: str) -> Any:
     """`images -> logits` of the export at `path`: uint8 [batch, height, width, 3] to float32 [batch, classes].
 
-    Its attribute `class_names` has the names in the file, one a logit; None where the format keeps none (Keras').
+    Its attribute `class_names` has the names in the file, one per logit; None where the format keeps none (Keras').
 
     Raises:
         UserError: where there is no export of a known format, or its runtime is missing.

@@ -27,7 +27,7 @@ def save(path: str, steps: List[Any], class_names: Sequence[str], preprocessing:
 
     Args:
         steps: what `folding.fold` returns.
-        class_names: one name a logit.
+        class_names: one name per logit.
         preprocessing: arguments of `transforms.eval_image` for the signature of encoded images, with its `size`.
     """
     module = served(steps, class_names, preprocessing)

@@ -29,7 +29,7 @@ class Network:
         self.steps = steps
         self.lowering = lowering
         self.matmul_sums = matmul_sums
-        # Kernels are variables, which a SavedModel holds once and beside its graph; a number a channel is a constant.
+        # Kernels are variables, which a SavedModel holds once and beside its graph; a number per channel is a constant.
         arrays = [a for step in self.steps for a in step if getattr(a, "ndim", 0) > 1]
         self.variables = [tf.Variable(array, trainable=False) for array in arrays]
         self._variable_of = {id(array): variable for array, variable in zip(arrays, self.variables)}

@@ -1,11 +1,11 @@
 """TFLite: a folded network as one file for the LiteRT runtime (`ai-edge-litert`, or `tf.lite`).
 
 Input `images` uint8 [1, 32, 32, 3] by default; `resize_tensor_input` takes it to any batch, height and width. Outputs
-`logits` and `probabilities`, float32. `labels.txt` (a class name a line) and `model.json` (preprocessing) are a zip at
+`logits` and `probabilities`, float32. `labels.txt` (a class name per line) and `model.json` (preprocessing) are a zip at
 the end of the file, as TFLite's metadata has its associated files: any unzip reads them.
 
 Precisions: "float32"; "float16" (weights, half the size; computed in float32 on a CPU); "int8" (weights and inputs of
-convolutions, a scale a filter, ranges of inputs from images). What lies between convolutions stays in float32 under
+convolutions, a scale per filter, ranges of inputs from images). What lies between convolutions stays in float32 under
 int8: measured on the demo's network, all of it in 8 bits doubles the mean error of a logit (0.048 for 0.021) and takes
 3.5 times as long, for 13 % less bytes; with matrix products in 8 bits XNNPACK refuses some networks.
 """
@@ -47,7 +47,7 @@ def convert(
 
     Args:
         steps: what `folding.fold` returns.
-        class_names: one name a logit.
+        class_names: one name per logit.
         preprocessing: JSON values that say how images become the input.
         precision: one of `PRECISIONS`.
         images: for "int8": uint8 arrays [batch, height, width, 3], from whose activations the ranges are taken.

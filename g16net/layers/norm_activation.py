@@ -2,7 +2,7 @@
 
     out = (activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta) - centre) * scale
 
-with mean and variance over the pixels and channels of a group of one sample, and centre and scale a number a channel
+with mean and variance over the pixels and channels of a group of one sample, and centre and scale a number per channel
 (proxy normalisation, 2106.03743 sec. 4). All is computed in float32, whatever the dtype of `x`, and rounded once at the
 end, as a fused batch norm does it. There are two forms with equal results:
 
@@ -130,7 +130,7 @@ def plain(
 
 
 def _batch_norm(x, mean, scale, offset):
-    """(x - mean) * scale + offset, a number a channel, in one pass: inference-mode batch norm with variance 1."""
+    """(x - mean) * scale + offset, a number per channel, in one pass: inference-mode batch norm with variance 1."""
     half = tf.fill([x.shape[-1]], 0.5)
     return tf.raw_ops.FusedBatchNormV3(
         x=x, scale=scale, offset=offset, mean=mean, variance=half, epsilon=0.5, is_training=False

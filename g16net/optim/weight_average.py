@@ -50,7 +50,7 @@ class WeightAverage(tf.Module):
     def __init__(self, model: keras.Model, decay: float = 0.97) -> None:
         super().__init__(name="weight_average")
         if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}; the recipe has 0.97 an epoch, 0 turns it off")
+            raise ValueError(f"decay must be in [0, 1), got {decay}; the recipe has 0.97 per epoch, 0 turns it off")
         if not model.weights:
             raise ValueError(f"the model {model.name} has no weights yet; build it before averaging it")
         self.decay = float(decay)

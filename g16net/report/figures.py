@@ -43,7 +43,7 @@ def cost(found):
     for data, same in by_data(chosen):
         speed = f"training images/s{source(same, 'train')} (log)"
         for x, title, label in (
-            (MACS, "multiply-adds", "multiply-adds an image (log)"),
+            (MACS, "multiply-adds", "multiply-adds per image (log)"),
             (TRAIN, "training speed", speed),
         ):
             series = over_sizes([point for point in same if point[x]], x, label_sizes=True)
@@ -55,7 +55,7 @@ def cost(found):
         "cost",
         "Accuracy against theoretical and practical cost",
         "Networks trained and tested at native size, without fine-tuning; a line joins the sizes of one "
-        "network. By multiply-adds G16 costs more than G1; by images a second it need not.",
+        "network. By multiply-adds G16 costs more than G1; by images per second it need not.",
         panels,
         chosen,
         "launch.py --mode=sweep --experiment=norms --workdir=runs/norms",
@@ -63,7 +63,7 @@ def cost(found):
 
 
 def norms(found):
-    """(b) Accuracy over model sizes, a line a norm."""
+    """(b) Accuracy over model sizes, a line per norm."""
     chosen = [p for p in points.at_native(found, finetuned=False) if p["resolution"] == "native"]
     chosen = [p for p in chosen if p["kind"] != points.ESTIMATED]
     panels = []

@@ -135,7 +135,7 @@ def _rows(run):
 
 
 def _benchmark(rows, config, task, size):
-    """Images a second of the network by mode benchmark, of several batches the best."""
+    """Images per second of the network by mode benchmark, of several batches the best."""
     found = [
         row["images_per_second"]["median"]
         for row in rows

@@ -135,7 +135,7 @@ def _add_report(loaded, path):
     except (AttributeError, KeyError, TypeError) as error:
         loaded.problems.append(
             f"{path}: not the report.json of a report that holds its runs ({type(error).__name__} {error}); name the "
-            "runs' folders, or make the report anew from them"
+            "runs' folders, or make the report again from them"
         )
 
 
@@ -144,7 +144,7 @@ def _named(rows, loaded, folder, mode):
     if any("network" not in row for row in rows):
         loaded.problems.append(
             f"{folder}: {mode}.json is of an older version, whose rows do not say all of their network; its speeds are "
-            f"left out; make it anew with --mode={mode}"
+            f"left out; make it again with --mode={mode}"
         )
     return [row for row in rows if row.get("network")]
 

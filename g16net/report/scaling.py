@@ -2,7 +2,7 @@
 
 from g16net.report import look
 
-AXES = {"batch": "images in a step", "size": "pixels", "multiply_adds": "multiply-adds an image"}
+AXES = {"batch": "images in a step", "size": "pixels", "multiply_adds": "multiply-adds per image"}
 SCALE = ("model.variant", "model.width", "model.depth")
 
 

@@ -146,7 +146,7 @@ class Devices:
         self.updates  # noqa: B018
 
     def check_rest(self, updates_per_epoch: int, done: int) -> None:
-        """Raises ConfigError where an epoch cannot be gone on with after `done` weight updates; Keras takes any."""
+        """Raises ConfigError where an epoch cannot be continued after `done` weight updates; Keras takes any."""
 
     def prepare(self, model: keras.Model) -> None:
         """Readies a new model for training."""

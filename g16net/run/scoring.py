@@ -12,7 +12,7 @@ from g16net.run import assemble
 from g16net.run.updates import cut
 
 # Prepared test images of so many bytes are kept for the next evaluation; their decoding takes longer than the network
-# on small images, and training evaluates twice an epoch.
+# on small images, and training evaluates twice per epoch.
 KEPT_BYTES = 256 * 2**20
 
 

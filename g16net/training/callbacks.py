@@ -107,8 +107,8 @@ class NotFinite(RunError, FloatingPointError):
 
 
 class Progress(keras.callbacks.Callback):
-    """Images a second, the share of the time that went into waiting for them and that of the CPU time that went into
-    preparing them, and time left: a bar on a terminal, otherwise `lines` log lines an epoch.
+    """Images per second, the share of the time that went into waiting for them and that of the CPU time that went into
+    preparing them, and time left: a bar on a terminal, otherwise `lines` log lines per epoch.
 
     `waiting`: the `Waiting` that watches the batches, or None where nobody knows.
     """

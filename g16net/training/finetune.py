@@ -5,7 +5,7 @@ parts in `finetune.layers` are trained, everything before them is frozen. Test p
 frozen part's features are computed once, where they fit into `finetune.cache_gb`, and only the top runs in the epochs.
 
     WORKDIR/finetune/SIZE/settings.json   what was asked, and from which weights
-                          records.jsonl   a line an epoch; epoch 0 is before
+                          records.jsonl   a line per epoch; epoch 0 is before
                           checkpoints/    the whole network and the optimiser
                           finetune.json   figures, once it is finished
 

@@ -25,7 +25,7 @@ GRID = 48  # most images of the picture
 
 
 def predict(config: ConfigDict, workdir: str, images: Sequence[str] = ()) -> Dict[str, Any]:
-    """Writes `WORKDIR/predictions.jsonl`, a line an image, and returns the figures; `text` is for the terminal.
+    """Writes `WORKDIR/predictions.jsonl`, a line per image, and returns the figures; `text` is for the terminal.
 
     A line is {"image": path, "predictions": [{"class": name, "probability": p}, ...]} with the `predict.top` likeliest
     classes in falling order, or {"image": path, "error": why}. Where an image was broken the figures hold `failed`, and
@@ -100,7 +100,7 @@ class Predictor:
 
     Args:
         model: of `efficientnet.build`.
-        class_names: one a logit.
+        class_names: one per logit.
         preprocessing: arguments of `transforms.eval_image`, with `size`.
         top: classes to give for an image.
     """

@@ -183,7 +183,7 @@ def build(config: ConfigDict, devices: Devices, num_classes: int, steps: int) ->
 
 
 def steps_per_epoch(config: ConfigDict, source: Source) -> int:
-    """Weight updates an epoch: whole global batches; the remainder of each epoch's own order is left out."""
+    """Weight updates per epoch: whole global batches; the remainder of each epoch's own order is left out."""
     return whole_batches(source, "run.global_batch", config.run.global_batch)
 
 
@@ -195,7 +195,7 @@ def check_resumed(manifest: Optional[Dict[str, Any]], steps: int, devices: Devic
     before = manifest.get("steps") or ((manifest["step"] - done) // epoch if epoch else steps)
     if before != steps or done >= steps:
         raise ConfigError(
-            f"the checkpoint at step {manifest['step']} is of a run with {before} weight updates an epoch, and now an "
+            f"the checkpoint at step {manifest['step']} is of a run with {before} weight updates per epoch, and now an "
             f"epoch has {steps}: the training split has another number of images, or run.global_batch changed. Give "
             "the same images and batch, or train in another --workdir with --config.init.checkpoint naming this one"
         )
@@ -226,7 +226,7 @@ def run_error(error: Exception, devices: Devices, workdir: str, position: Any) -
         )
     return RunError(
         f"the run in {workdir!r} ended at step {position.step + 1}: {compat.reason(error)}. The newest checkpoint is "
-        "kept; mend the cause and run the same command again to go on from it"
+        "kept; fix the cause and run the same command again to go on from it"
     )
 
 

@@ -34,7 +34,7 @@ def load(
     many classes is taken as it is.
 
     Args:
-        class_names: one a logit of `model`.
+        class_names: one per logit of `model`.
 
     Raises:
         UserError: there is nothing to read, or not one weight fits; of another library's weights, all but the last
@@ -110,7 +110,7 @@ def _match_classifier(stored, model, others, class_names):
             fresh[..., to] = array[..., of]
             stored[name] = fresh
     if not pairs:
-        return "; the classifier starts anew, as none of its classes has the name of one there"
+        return "; the classifier starts over, as none of its classes has the name of one there"
     new = [name for name in class_names if identity.plain(name) not in place]
     text = f"; the classifier by name, {len(pairs)} of {len(class_names)} classes"
     return text + (f" ({identity.quoted(new)} new)" if new else "")

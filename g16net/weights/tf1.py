@@ -16,7 +16,7 @@ Its variables, for group norm (strided grouping, 4 groups), layer norm (one grou
     top_conv, top_norm              Top/conv/..., Top/GroupNorm/..., Top/proxy           [1, 1, in, C], ...
     predictions                     Top/logits/dense/kernel, bias                        [C, classes], [classes]
 
-`proxy` holds beta, gamma, the proxy's mean and inverse deviation (which follow from the others, and are computed anew),
+`proxy` holds beta, gamma, the proxy's mean and inverse deviation (which follow from the others, and are recomputed),
 beta~ and gamma~, in this order. With proxy norm only the norm after the projection, `c`, has a GroupNorm of its own,
 with a gamma alone. Optimiser slots and counters are ignored, half-precision values become float32.
 """

@@ -153,7 +153,7 @@ def shapes(
     return found
 
 
-def find(weights: Mapping, model):
+def find(weights: Mapping, model: keras.Model) -> Dict[str, Any]:
     """{name of our weight: array in our layout} of all that `weights` has for `model`; what has no place in it stands
     under its own name."""
     found, used = {}, set()

@@ -130,7 +130,7 @@ def test_training_time_is_that_of_a_benchmark_alone(tmp_path):
     (tmp_path / "bench" / "benchmark.json").write_text(json.dumps({"rows": rows}))
     found, everything, speeds = claims.load([*runs, str(tmp_path / "bench")])
     times = {(run.kind, run.size): run.costs["time"] for run in found}
-    # three passes at 100 images a second; at 200, and one forward at 400
+    # three passes at 100 images per second; at 200, and one forward at 400
     assert times[claims.NATIVE, NAMES[0]] == pytest.approx(0.03)
     assert times[claims.HALF, NAMES[0]] == pytest.approx(0.0175)
     text = "half and fine-tuning is more accurate than native at equal training time, G16 BN"

@@ -242,7 +242,7 @@ def test_rows_that_do_not_say_their_network_are_left_out(tmp_path):
     row = timed(None, "train", 48, 999.0)
     del row["network"]
     loaded = runs.load([str(run), benchmark(tmp_path, [row])])
-    assert loaded.benchmarks == [] and "make it anew with --mode=benchmark" in loaded.problems[0]
+    assert loaded.benchmarks == [] and "make it again with --mode=benchmark" in loaded.problems[0]
 
 
 def test_points_have_mean_and_range_over_seeds(tmp_path):

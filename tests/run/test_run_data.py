@@ -321,7 +321,7 @@ def test_the_weights_own_class_names_are_believed(place):
     [
         (("cat", "bee", "ant"), "by name, 3 of 3 classes"),
         (("zebra", "bee", "ant", "cat"), "by name, 3 of 4 classes ('zebra' new)"),
-        (("p", "q", "r"), "the classifier starts anew"),
+        (("p", "q", "r"), "the classifier starts over"),
     ],
 )
 def test_weights_of_another_run_bring_each_class_its_own(place, names, told, monkeypatch):

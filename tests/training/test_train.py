@@ -210,7 +210,7 @@ def test_a_checkpoint_of_epochs_of_another_length_is_refused_before_anything_is_
     folder = tmp_path / "checkpoints" / "00000024"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text('{"step": 24, "epoch": 2, "files": {}}')
-    with pytest.raises(config_lib.ConfigError, match="a run with 12 weight updates an epoch, and now an epoch has 4"):
+    with pytest.raises(config_lib.ConfigError, match="a run with 12 weight updates per epoch, and now an epoch has 4"):
         train.train(tiny(run__epochs=3), str(tmp_path))
     assert os.listdir(tmp_path) == ["checkpoints"]
 

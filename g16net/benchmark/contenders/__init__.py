@@ -83,7 +83,7 @@ def settle(result):
 
 
 def fastest(forms, seconds=1.0):
-    """`(name, rates)`: the form with the most images a second, by two turns of each. `forms`: {name: Work}."""
+    """`(name, rates)`: the form with the most images per second, by two turns of each. `forms`: {name: Work}."""
     rates = {name: 0.0 for name in forms}
     for _ in range(2 if len(forms) > 1 else 0):
         for name, work in forms.items():
@@ -103,7 +103,7 @@ def trim():
 def peak_memory(step, steps=2):
     """Bytes that `step` needs on top of what the process holds between steps: model, optimizer state, batch.
 
-    The most resident memory during two steps, after two that warm up, less that before. Linux can count the most anew
+    The most resident memory during two steps, after two that warm up, less that before. Linux can count the most again
     from now on; elsewhere it is that of the whole life of the process, and None where it does not grow.
     """
     for _ in range(2):

@@ -27,7 +27,7 @@ class Source(NamedTuple):
         read: one row (scalars) -> record {"image", "label": int32, "id": int64} and, where the data has them, "boxes":
             float32 [objects, 4] (ymin, xmin, ymax, xmax in 0..1). Raises on what cannot be read.
         locate: ids (int64) -> strings that say where a person finds these examples.
-        example_bytes: mean stored bytes an image.
+        example_bytes: mean stored bytes per image.
         labels: int32 [num_examples] in the order of ids, where they are known without reading the images.
         part: for sources of several files: `(index, count)` -> the Source of the files index::count, else None.
         held_bytes: memory that a stream holds besides the batches.
