@@ -101,7 +101,12 @@ FORMATS = {
         runners.onnx,
         _check_onnx,
     ),
-    "keras": Format("model.keras", lambda path, job: portable.save(job.model, path), runners.keras, _check_keras),
+    "keras": Format(
+        "model.keras",
+        lambda path, job: portable.save(job.model, path, job.class_names),
+        runners.keras,
+        _check_keras,
+    ),
     "ipu_serving": Format("ipu_serving", None, None, _check_ipu),
 }
 

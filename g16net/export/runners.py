@@ -1,7 +1,7 @@
 """Runs an exported file in its own runtime: one function a format.
 
 Each takes the path and returns `images -> logits`, uint8 [batch, height, width, 3] to float32 [batch, classes], and the
-class names in the file (None where it keeps none).
+class names in the file (None where it has none).
 """
 
 import json
@@ -60,7 +60,8 @@ def onnx(path: str) -> Tuple[Callable, Optional[List[str]]]:
 def keras(path: str) -> Tuple[Callable, Optional[List[str]]]:
     from tensorflow import keras
 
-    from g16net.models import efficientnet  # noqa: F401  registers the layers
+    from g16net.models import efficientnet, portable  # noqa: F401  registers the layers
 
     model = keras.models.load_model(path)  # safe_mode, Keras' default, runs no code of the file
-    return lambda images: np.asarray(model(images.astype(np.float32), training=False)), None
+    run = lambda images: np.asarray(model(images.astype(np.float32), training=False))  # noqa: E731
+    return run, portable.class_names(path)

@@ -10,16 +10,18 @@ import json
 import os
 import tempfile
 import zipfile
-from typing import Any
+from typing import Any, List, Optional, Sequence
 
-from tensorflow import keras
+CLASS_NAMES = "class_names.json"  # beside what Keras reads
 
 # What one generation writes for its own classes and the other does not know, at its default.
 UNKNOWN = ("input_axes", "output_axes", "quantization_config", "activity_regularizer", "optional")
 
 
-def save(model: keras.Model, path: str) -> None:
+def save(model: Any, path: str, class_names: Optional[Sequence[str]] = None) -> None:
     """`model.save(path)` for both generations: layers and weights, without what the model was compiled with.
+
+    `class_names`, one per logit, go into the file, where Keras does not look and `class_names` finds them.
 
     Raises:
         ValueError: for a path that does not end with `.keras`, and for what only one generation can describe.
@@ -28,6 +30,17 @@ def save(model: keras.Model, path: str) -> None:
         written = os.path.join(folder, "model.keras")
         model.save(written)
         convert(written, path)
+    if class_names is not None:
+        with zipfile.ZipFile(path, "a") as file:
+            file.writestr(CLASS_NAMES, json.dumps(list(class_names)))
+
+
+def class_names(path: str) -> Optional[List[str]]:
+    """The class names that `save` put into the file at `path`; None where it has none."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as file:
+        return json.loads(file.read(CLASS_NAMES)) if CLASS_NAMES in file.namelist() else None
 
 
 def convert(source: str, path: str) -> None:

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from g16net.data import identity
 from g16net.data.sources.base import Source
 from g16net.errors import UserError
+from g16net.models import portable
 from g16net.run import checkpoint, records
 from g16net.run.workdir import Workdir
 
@@ -45,13 +46,16 @@ def class_names(workdir: str) -> List[str]:
 
 
 def class_names_of_weights(path: str) -> Optional[List[str]]:
-    """The class names of what `init.checkpoint` names: a workdir, a checkpoint's folder, or a `.keras` file in a run's
-    folder (or in that of its fine-tuning). None where nothing tells them."""
+    """The class names of what `init.checkpoint` names: a workdir, a checkpoint's folder, or a `.keras` file that
+    has them or lies in a run's folder (or in that of its fine-tuning). None where nothing tells them."""
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, "state.index")):
         data = known(path) or checkpoint.newest_manifest(path).get("data") or known(os.path.dirname(path.rstrip("/")))
     elif os.path.isdir(path):
         data = checkpoint.manifest_of(path).get("data") or known(os.path.dirname(os.path.dirname(path.rstrip("/"))))
     else:
+        names = portable.class_names(path)
+        if names is not None:
+            return names
         folder = os.path.dirname(os.path.abspath(path))
         data = known(folder) or known(os.path.dirname(os.path.dirname(folder)))
     return list(data["classes"]) if data else None

@@ -22,6 +22,7 @@ from g16net.models import portable
 from g16net.optim.losses import SmoothedCrossEntropy, Top1
 from g16net.optim.rmsprop import RMSProp
 from g16net.optim.schedules import Cosine
+from g16net.run import run_data
 from g16net.training import warm_start
 
 pytestmark = pytest.mark.run  # saves and loads in processes of their own
@@ -201,7 +202,8 @@ def test_files_cross_between_the_generations(tmp_path):
         keras.mixed_precision.set_global_policy("float32")
     expected = {}
     for name, model in ours.items():
-        portable.save(model, str(tmp_path / f"{name}.keras"))
+        portable.save(model, str(tmp_path / f"{name}.keras"), ["ant", "bee", "cat"])
+        assert run_data.class_names_of_weights(str(tmp_path / f"{name}.keras")) == ["ant", "bee", "cat"]
         expected[name] = np.asarray(model(images, training=False), np.float32)
     python(OTHER.format(folder=str(tmp_path)), TF_USE_LEGACY_KERAS="1" if compat.KERAS3 else "0")
     for name in ours:
