@@ -13,6 +13,7 @@ An image is a scalar string (JPEG, PNG, GIF or BMP, whatever its file name says,
 `attempt` turns that into a flag, and `reason` says why.
 """
 
+import functools
 from typing import Any, Callable, Optional, Tuple
 
 import tensorflow as tf
@@ -235,15 +236,23 @@ def image_extent(image: Any) -> Any:
 def reason(image: Any, max_pixels: int = MAX_PIXELS, jpeg: bool = False) -> Any:
     """`(why, large)` for encoded bytes that could not be decoded: a string, and whether they are left out for being
     larger than `max_pixels` alone, with nothing known to be wrong with them."""
-    extent, _ = attempt(formats.extent, image, default=tf.zeros([2], tf.int64))
-    why = formats.fault(image)
-    if jpeg:
-        why = tf.where(tf.io.is_jpeg(image), why, "not a JPEG, and data.jpeg says that every image is one")
-    large = formats.above(extent, max_pixels) & tf.equal(why, "")
-    size = tf.strings.as_string(extent)
-    size = tf.strings.join([size[1], " x ", size[0], f" pixels, more than data.max_pixels={max_pixels}"])
-    why = tf.where(tf.equal(why, ""), formats.DAMAGED, why)
-    return tf.where(large, size, why), large
+    return _reason(max_pixels, jpeg)(image)
+
+
+@functools.lru_cache(maxsize=None)  # traced once for all pipelines
+def _reason(max_pixels, jpeg):
+    def told(image):
+        extent, _ = attempt(formats.extent, image, default=tf.zeros([2], tf.int64))
+        why = formats.fault(image)
+        if jpeg:
+            why = tf.where(tf.io.is_jpeg(image), why, "not a JPEG, and data.jpeg says that every image is one")
+        large = formats.above(extent, max_pixels) & tf.equal(why, "")
+        size = tf.strings.as_string(extent)
+        size = tf.strings.join([size[1], " x ", size[0], f" pixels, more than data.max_pixels={max_pixels}"])
+        why = tf.where(tf.equal(why, ""), formats.DAMAGED, why)
+        return tf.where(large, size, why), large
+
+    return compat.outlined(told, tf.TensorSpec([], tf.string))
 
 
 def _decode(image, draw=None, target=None, jpeg=False, max_pixels=MAX_PIXELS, exif=False):
