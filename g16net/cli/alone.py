@@ -19,10 +19,25 @@ def sweep(assignments, main):
         raise UserError("name a sweep file: --experiment=experiments/sweeps/norms.py")
     workdir = FLAGS.workdir or os.path.join("runs", experiments.run_name(FLAGS.experiment, demo=False))
     if FLAGS.dry_run:
-        print(sweeps.plan(FLAGS.experiment, workdir, assignments, FLAGS.data or ""))
+        print(sweeps.plan(FLAGS.experiment, workdir, assignments, FLAGS.data or "", FLAGS.shard))
         return 0
+    if FLAGS.cluster and FLAGS["jobs"].present:
+        raise UserError(
+            "--jobs is for this machine alone; a cluster does as many runs at a time as it has room for, by what each "
+            "asks for: --config.sweep.cpus=4"
+        )
     try:
-        summary = sweeps.sweep(FLAGS.experiment, workdir, main, assignments, FLAGS.data or "", FLAGS.jobs, FLAGS.retry)
+        summary = sweeps.sweep(
+            FLAGS.experiment,
+            workdir,
+            main,
+            assignments,
+            FLAGS.data or "",
+            jobs=FLAGS.jobs,
+            retry=FLAGS.retry,
+            cluster=FLAGS.cluster,
+            shard=FLAGS.shard,
+        )
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
