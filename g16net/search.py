@@ -20,7 +20,8 @@ from g16net import extras
 from g16net.cli.main import main
 from g16net.run import records
 from g16net.run.workdir import Workdir
-from g16net.sweep import grid, local
+from g16net.sweep import local
+from g16net.sweep.grid import arguments, run
 
 POLL_SECONDS = 0.2  # between looks for the record of a new epoch
 
@@ -41,10 +42,10 @@ def trainable(experiment, data, workdir, **fields):
 
     class Run(tune.Trainable):
         def setup(self, config):
-            one = grid.run(self.trial_id, experiment, ["train"], data, **{**fields, **config})
+            one = run(self.trial_id, experiment, ["train"], data, **{**fields, **config})
             self._folder = os.path.join(workdir, one["name"])
             self._seen, self._top1 = 0, None
-            argv = ["launch.py"] + grid.arguments(one, workdir)
+            argv = ["launch.py"] + arguments(one, workdir)
             threads = int(self.trial_resources.required_resources.get("CPU", 0)) if self.trial_resources else None
             environment = {key: os.environ[key] for key in ("CUDA_VISIBLE_DEVICES",) if key in os.environ}
             self._process = local.start(

@@ -153,7 +153,7 @@ def probe(ray, nodes, workdir):
     path = os.path.join(workdir, f".probe-{uuid.uuid4().hex}")
     with open(path, "w", encoding="utf-8"):
         pass
-    task = ray.remote(_look).options(num_cpus=0, max_retries=0)
+    task = ray.remote(num_cpus=0, max_retries=0)(_look)
     try:
         asked = {}
         for node in nodes:

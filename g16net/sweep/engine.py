@@ -8,7 +8,8 @@ import shlex
 import time
 
 from g16net.run import records
-from g16net.sweep import grid, state
+from g16net.sweep import state
+from g16net.sweep.grid import arguments, load, part
 from g16net.sweep.local import Local, last_line
 from g16net.sweep.state import DONE, FAILED, WAITING, Sweepdir
 from g16net.sweep.table import summarise, table
@@ -18,11 +19,11 @@ POLL_SECONDS = 1.0  # between looks at the runs' folders
 
 def plan(experiment, workdir, assignments=(), data="", shard=""):
     """The runs as the commands that would make them one by one, and how far they are."""
-    runs, folder = grid.load(experiment, assignments, data), Sweepdir(workdir, shard)
+    runs, folder = load(experiment, assignments, data), Sweepdir(workdir, shard)
     state.agreed(runs, folder)
-    runs = grid.part(runs, shard)
+    runs = part(runs, shard)
     states = state.states_of(runs, folder, state.running(folder))
-    commands = [shlex.join(["launch.py"] + grid.arguments(one, workdir)) for one in runs]
+    commands = [shlex.join(["launch.py"] + arguments(one, workdir)) for one in runs]
     return "\n".join(commands + [table(summarise(runs, states, folder, time.time()))])
 
 
@@ -41,12 +42,12 @@ def sweep(experiment, workdir, main, assignments=(), data="", jobs=1, retry=Fals
     Returns:
         The summary that is in `WORKDIR/sweep.json` too.
     """
-    runs, folder = grid.load(experiment, assignments, data), Sweepdir(os.path.abspath(workdir), shard)
-    part = grid.part(runs, shard)
+    runs, folder = load(experiment, assignments, data), Sweepdir(os.path.abspath(workdir), shard)
+    ours = part(runs, shard)
     if cluster:
         from g16net.sweep.cluster import Cluster
 
-        engine = Cluster(cluster, part)
+        engine = Cluster(cluster, ours)
     else:
         engine = Local(jobs)
     with engine:
@@ -54,8 +55,8 @@ def sweep(experiment, workdir, main, assignments=(), data="", jobs=1, retry=Fals
         with state.alone(folder):
             engine.prepare(folder.path)
             if retry:
-                state.forgive(part, folder)
-            return work_off(part, folder, engine, main, show)
+                state.forgive(ours, folder)
+            return work_off(ours, folder, engine, main, show)
 
 
 def work_off(runs, folder, engine, main, show):
@@ -67,7 +68,7 @@ def work_off(runs, folder, engine, main, show):
             name, after = one["name"], one["after"]
             ready = states[name][0] == WAITING and (not after or states[after][0] == DONE)
             if ready and engine.has_room():
-                argv = ["launch.py"] + grid.arguments(one, folder.path)
+                argv = ["launch.py"] + arguments(one, folder.path)
                 engine.start(one, main, argv, folder.run(name), after and folder.run(after))
                 since[name] = time.monotonic()
         states = state.states_of(runs, folder, engine.running, done)
