@@ -26,6 +26,7 @@ QUICK = (
     "{'data.num_examples': 64, 'data.num_classes': 5, 'data.eval_size': 32, 'run.global_batch': 8, 'run.epochs': 1, "
     "'finetune.epochs': 1}"
 )
+LONG = 60  # epochs, of which some are left whenever the run is ended
 TINY, NANO = (f"g16_ln_pn:demo,variant={variant}" for variant in ("TINY", "NANO"))
 
 
@@ -305,7 +306,8 @@ def long_run(tmp_path):
     path = write(
         tmp_path / "file.py",
         f"[dict(one, fields=dict({QUICK}, **one['fields'])) for one in ("
-        f"sweep.run('long', '{TINY}', data='synthetic', run__epochs=8, modes=['train']),)]",
+        f"sweep.run('long', '{NANO}', data='synthetic', run__epochs={LONG}, checkpoint__keep={LONG}, modes=['train']),"
+        ")]",
     )
     return path, str(tmp_path / "runs"), tmp_path / "runs" / "long" / "checkpoints" / "00000016"
 
@@ -320,7 +322,7 @@ def check_goes_on(path, workdir):
     second = start(path, workdir)
     output, _ = second.communicate(timeout=300)
     assert second.returncode == 0, output
-    assert 2 <= result_of(workdir)["resumed_from_epoch"] < 8 and result_of(workdir)["epochs"] == 8
+    assert 2 <= result_of(workdir)["resumed_from_epoch"] < LONG == result_of(workdir)["epochs"]
 
 
 @pytest.mark.slow
