@@ -2,6 +2,7 @@
 command line itself, and returns the exit status."""
 
 import os
+import signal
 import sys
 
 from g16net import sweep as sweeps
@@ -26,6 +27,7 @@ def sweep(assignments, main):
             "--jobs is for this machine alone; a cluster does as many runs at a time as it has room for, by what each "
             "asks for: --config.sweep.cpus=4"
         )
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         summary = sweeps.sweep(
             FLAGS.experiment,
@@ -38,10 +40,16 @@ def sweep(assignments, main):
             cluster=FLAGS.cluster,
             shard=FLAGS.shard,
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0 if summary["done"] == len(summary["runs"]) else 1
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt(number)
 
 
 def report(assignments, main):
