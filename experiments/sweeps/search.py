@@ -13,7 +13,7 @@ import os
 from g16net import sweep
 
 EXPERIMENT, DATA = "g16_ln_pn:demo,variant=NANO", "digits"
-RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)
+RATES = (0.01, 0.003, 0.03, 0.001, 0.0003)  # the likely ones first: ASHA compares with what has ended
 NORMS = ("bn", "gn", "ln_pn")
 EPOCHS = 9
 
