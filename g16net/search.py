@@ -1,16 +1,18 @@
-"""A run as a trainable of Ray Tune, whose schedulers stop bad runs early by the records of their epochs.
+"""Search for settings: a run as a trainable of Ray Tune, whose schedulers stop bad runs early by their epochs' records.
 
-from ray import tune
-from g16net.sweep.tune import trainable
+    from ray import tune
+    from g16net.search import trainable
 
-tuner = tune.Tuner(
-    trainable("g16_ln_pn:demo", "digits", "runs/search"),
-    param_space={"optim.learning_rate": tune.loguniform(1e-3, 1e-1), "model.norm": tune.choice(["bn", "ln_pn"])},
-    tune_config=tune.TuneConfig(
-        metric="top1", mode="max", num_samples=20, scheduler=tune.schedulers.ASHAScheduler("epoch", max_t=30)
-    ),
-)
-tuner.fit()
+    tuner = tune.Tuner(
+        trainable("g16_ln_pn:demo", "digits", "runs/search"),
+        param_space={"optim.learning_rate": tune.loguniform(1e-3, 1e-1), "model.norm": tune.choice(["bn", "ln_pn"])},
+        tune_config=tune.TuneConfig(
+            metric="top1", mode="max", num_samples=20, scheduler=tune.schedulers.ASHAScheduler("epoch", max_t=30)
+        ),
+    )
+    tuner.fit()
+
+A whole script: `experiments/sweeps/search.py`.
 """
 
 import multiprocessing.connection
@@ -20,7 +22,7 @@ from g16net import extras
 from g16net.cli.main import main
 from g16net.run import records
 from g16net.run.workdir import Workdir
-from g16net.sweep import local
+from g16net.sweep import local, state
 from g16net.sweep.grid import arguments, run
 
 POLL_SECONDS = 0.2  # between looks for the record of a new epoch
@@ -30,7 +32,7 @@ def trainable(experiment, data, workdir, **fields):
     """A class for `ray.tune.Tuner`; what it is given by `param_space` are fields: `{"optim.learning_rate": 0.01}`.
 
     It reports the record of each epoch, with `top1` of the averaged weights where there are any. A trial is the run in
-    `WORKDIR/TRIAL`; started again, it goes on from its newest checkpoint there.
+    `WORKDIR/TRIAL`; where its node dies (`tune.FailureConfig(max_failures=3)`), it resumes from its newest checkpoint.
 
     Args:
         experiment, data: as after `--experiment=` and `--data=`.
@@ -53,21 +55,23 @@ def trainable(experiment, data, workdir, **fields):
             )
 
         def step(self):
-            """The record of the next epoch; after the last one Tune is told that the trial is done."""
+            """The record of the next epoch."""
+            files = Workdir(self._folder)
             while True:
-                ended = self._process.exitcode is not None
-                epochs = records.by_epoch(records.read_lines(Workdir(self._folder).records))
-                new = [record for record in epochs if record["epoch"] > self._seen]
-                if new:
+                running = self._process.exitcode is None  # before its records are read
+                epochs = records.by_epoch(records.read_lines(files.records))
+                record = next((record for record in epochs if record["epoch"] > self._seen), None)
+                if record:
                     break
-                if ended and self._process.exitcode:
+                if not running:
                     raise RuntimeError(local.last_line(os.path.join(self._folder, "run.log")))
-                if ended:
-                    return {"done": True}
                 multiprocessing.connection.wait([self._process.sentinel], timeout=POLL_SECONDS)
-            record, self._seen = new[0], new[0]["epoch"]
+            self._seen = record["epoch"]
             self._top1 = record.get("eval_top1_average", record.get("eval_top1", self._top1))
-            return {**record, "top1": self._top1, "workdir": self._folder}
+            last = self._seen == state.read(files.config)["run"]["epochs"]
+            if last:
+                self._process.join(local.SAVE_SECONDS)  # it writes its figures
+            return {**record, "top1": self._top1, "workdir": self._folder, "done": last}
 
         def save_checkpoint(self, checkpoint_dir):
             """The state is in the workdir."""
@@ -81,7 +85,7 @@ def trainable(experiment, data, workdir, **fields):
             return True
 
         def cleanup(self):
-            """Ends a run that was stopped; a finished one ends itself."""
+            """Ends a run that was stopped."""
             local.end([self._process])
 
     return Run

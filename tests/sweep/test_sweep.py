@@ -291,9 +291,9 @@ def alive(pid):
         return False
 
 
-def start(path, workdir):
+def start(path, workdir, *flags):
     return subprocess.Popen(
-        command("--mode=sweep", f"--experiment={path}", f"--workdir={workdir}"),
+        command("--mode=sweep", f"--experiment={path}", f"--workdir={workdir}", *flags),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         universal_newlines=True,
@@ -482,6 +482,20 @@ def test_what_the_cluster_cannot_do_is_told_before_the_first_run(tmp_path, clust
     with pytest.raises(UserError, match="has g16net 0.0, this machine"):
         sweep.sweep(path, workdir, main, cluster=cluster.address)
     assert not os.path.exists(os.path.join(workdir, "a"))
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_runs_of_a_cluster_and_leaves_them_to_go_on(tmp_path, cluster):
+    path, workdir, checkpoint = long_run(tmp_path)
+    scheduler = start(path, workdir, f"--cluster={cluster.address}")
+    wait_for(checkpoint.exists)
+    run = process_of(workdir)
+    os.kill(scheduler.pid, signal.SIGINT)
+    output, _ = scheduler.communicate(timeout=100)
+    assert scheduler.returncode == 130 and "the same command goes on" in output, output
+    assert not alive(run)
+    assert "stopped by SIGTERM" in open(os.path.join(workdir, "long", "run.log")).read()
+    check_goes_on(path, workdir)
 
 
 @pytest.mark.slow
