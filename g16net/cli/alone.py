@@ -2,6 +2,7 @@
 command line itself, and returns the exit status."""
 
 import os
+import signal
 import sys
 
 from g16net import sweep as sweeps
@@ -19,14 +20,36 @@ def sweep(assignments, main):
         raise UserError("name a sweep file: --experiment=experiments/sweeps/norms.py")
     workdir = FLAGS.workdir or os.path.join("runs", experiments.run_name(FLAGS.experiment, demo=False))
     if FLAGS.dry_run:
-        print(sweeps.plan(FLAGS.experiment, workdir, assignments, FLAGS.data or ""))
+        print(sweeps.plan(FLAGS.experiment, workdir, assignments, FLAGS.data or "", FLAGS.shard))
         return 0
+    if FLAGS.cluster and FLAGS["jobs"].present:
+        raise UserError(
+            "--jobs is for this machine alone; a cluster does as many runs at a time as it has room for, by what each "
+            "asks for: --config.sweep.cpus=4"
+        )
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        summary = sweeps.sweep(FLAGS.experiment, workdir, main, assignments, FLAGS.data or "", FLAGS.jobs, FLAGS.retry)
-    except KeyboardInterrupt:
+        summary = sweeps.sweep(
+            FLAGS.experiment,
+            workdir,
+            main,
+            assignments,
+            FLAGS.data or "",
+            jobs=FLAGS.jobs,
+            retry=FLAGS.retry,
+            cluster=FLAGS.cluster,
+            shard=FLAGS.shard,
+        )
+    except KeyboardInterrupt as stop:
         print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0 if summary["done"] == len(summary["runs"]) else 1
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt(number)
 
 
 def report(assignments, main):

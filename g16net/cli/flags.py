@@ -23,6 +23,10 @@ flags.DEFINE_multi_string(
     "images", [], "Image files, folders and globs, separated by commas or in a flag each."
 )  # fmt: skip
 flags.DEFINE_integer("jobs", 1, "Runs at a time on this machine.", 1)
+flags.DEFINE_string(
+    "cluster", "", "Do the runs on a Ray cluster: auto (the one of this machine), HOST:PORT or ray://HOST:PORT."
+)
+flags.DEFINE_string("shard", "", "Do a part of the runs: 3/10 is the third of ten.")
 flags.DEFINE_bool("retry", False, "Try failed runs again.")
 flags.DEFINE_list("peers", [], "Libraries to compare with: timm and keras (benchmark), timm and tf (benchmark_data).")
 flags.DEFINE_multi_string(

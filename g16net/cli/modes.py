@@ -133,9 +133,10 @@ MODES: Dict[str, Mode] = {
         imageless=True,
     ),
     "sweep": Mode(
-        "many runs of one file, side by side",
+        "many runs of one file, side by side or on a Ray cluster",
         "g16net.cli.alone",
-        flags=("jobs", "retry", "dry_run"),
+        flags=("jobs", "cluster", "shard", "retry", "dry_run"),
+        fields=("sweep",),
         alone=True,
     ),
     "report": Mode(

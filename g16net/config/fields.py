@@ -346,6 +346,15 @@ FIELDS = {
     "benchmark.compile": Field(False, bool, "let timm's networks try torch.compile; takes minutes"),
     # inspect_data
     "inspect.duplicates": _at_least(50000, 0, "images per split that are compared for duplicates, at most; 0: none"),
+    # sweep
+    "sweep.cpus": _at_least(1, 1, "sweep on a cluster: cores of a run, which are its threads"),
+    "sweep.gpus": Field(
+        0.0,
+        float,
+        "sweep on a cluster: GPUs of a run; 0.5: two runs share one",
+        "at least 0, and whole above 1",
+        lambda v: v >= 0 and (v <= 1 or v == int(v)),
+    ),
     # predict
     "predict.top": _at_least(5, 1, "classes shown per image"),
     "predict.output": _one_of("table", ("table", "jsonl"), "form of the output; jsonl: JSON lines and nothing else"),

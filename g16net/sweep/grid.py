@@ -64,8 +64,9 @@ def _fill(value, own):
 def load(experiment, assignments=(), data=""):
     """The runs of the sweep file `experiment` (`NAME`, `FILE.py` or `FILE.py:ARG`), checked.
 
-    `assignments`, `[(key, text), ...]`, are set in every run, `data` in those that name none. Each run gets "after":
-    the run that trains for it, or None. Raises UserError, which names the run, for what would end one later.
+    `assignments`, `[(key, text), ...]`, are set in every run, `data` in those that name none. Each run gets "after",
+    the run that trains for it or None, and "cpus" and "gpus", what it asks of a cluster. Raises UserError, which names
+    the run, for what would end one later.
     """
     module, arg = experiments.module(experiment, "sweeps")
     if not hasattr(module, "get_runs"):
@@ -80,16 +81,36 @@ def load(experiment, assignments=(), data=""):
         one["fields"] = {**one["fields"], **{key: config_lib.parse_value(key, text) for key, text in assignments}}
         _check(one, names)
         names.add(one["name"])
-        trained = (one["data"], recipe.training_key(_resolved(one)))
+        config = _resolved(one)
+        one["cpus"], one["gpus"] = config.sweep.cpus, config.sweep.gpus
+        trained = (one["data"], recipe.training_key(config))
         one["after"] = trainers.get(trained)
         if "train" in one["modes"]:
             trainers.setdefault(trained, one["name"])
     return runs
 
 
+def part(runs, shard):
+    """The runs of the part that `shard` names: "3/10" is the third of ten, "" all. Runs that share a training are in
+    the same part."""
+    if not shard:
+        return runs
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    index, parts = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= index <= parts:
+        raise UserError(f"--shard={shard} is no part of the runs; --shard=3/10 is the third of ten")
+    sizes, places = [0] * parts, {}
+    for one in runs:  # each training to the smallest part so far
+        if not one["after"]:
+            places[one["name"]] = sizes.index(min(sizes))
+        places[one["name"]] = place = places[one["after"] or one["name"]]
+        sizes[place] += 1
+    return [one for one in runs if places[one["name"]] == index - 1]
+
+
 def _check(one, names):
     where = f"run {one['name']!r} of the sweep"
-    if not re.fullmatch(r"\w[\w.,=+-]*", one["name"]) or one["name"] == "queue":
+    if not re.fullmatch(r"\w[\w.,=+-]*", one["name"]):
         raise ConfigError(f"{where}: its name is that of a folder, of letters, digits and _.,=+-; give another one")
     if one["name"] in names:
         raise ConfigError(f"{where} is there twice; put all that differs into the names")

@@ -1,27 +1,25 @@
 """How far the runs of a sweep are, for a person and for `sweep.json`."""
 
-import os
 import time
 
 from g16net.run import records
 from g16net.run.workdir import Workdir
-from g16net.sweep.queue import BLOCKED, DONE, FAILED, RUNNING, STALE, WAITING, read
+from g16net.sweep.state import BLOCKED, DONE, FAILED, RUNNING, WAITING, read
 
 
-def summarise(runs, states, workdir, started, working):
+def summarise(runs, states, folder, started):
     """Counts, the time left, and a row for each run."""
     rows = []
     for one in runs:
-        state, attempt, result = states[one["name"]]
-        row = {"name": one["name"], "state": state, "attempt": attempt, "after": one["after"], **figures(workdir, one)}
-        rows.append({**row, **{key: result[key] for key in ("seconds", "error") if key in result}})
-    counts = {state: sum(row["state"] == state for row in rows) for state in (DONE, FAILED, RUNNING, STALE, WAITING)}
+        state, facts = states[one["name"]]
+        row = {"name": one["name"], "state": state, "after": one["after"], **figures(folder.run(one["name"]), one)}
+        rows.append({**row, **{key: facts[key] for key in ("seconds", "error") if key in facts}})
+    counts = {state: sum(row["state"] == state for row in rows) for state in (DONE, FAILED, RUNNING, WAITING)}
     counts[WAITING] += sum(row["state"] == BLOCKED for row in rows)
     known = [row["seconds"] for row in rows if row["state"] == DONE and "seconds" in row]
     left = None
     if known:
-        open_runs = counts[RUNNING] + counts[STALE] + counts[WAITING]
-        left = sum(known) / len(known) * open_runs / max(working, counts[RUNNING], 1)
+        left = sum(known) / len(known) * (counts[RUNNING] + counts[WAITING]) / max(counts[RUNNING], 1)
     return {
         "mode": "sweep",
         "command": records.command(),
@@ -32,12 +30,11 @@ def summarise(runs, states, workdir, started, working):
     }
 
 
-def figures(workdir, one):
+def figures(folder, one):
     """The newest figures of a run: those of its last mode that has a test accuracy, or of its last epoch."""
     found = {}
-    folder = os.path.join(workdir, one["name"])
     for mode in one["modes"]:
-        result = read(os.path.join(folder, f"{mode}.json"))
+        result = read(Workdir(folder).figures(mode))
         if result:
             found.update({key: result[key] for key in ("top1", "top5", "loss") if key in result})
     if "finetune" in one["modes"]:
@@ -64,6 +61,6 @@ def table(summary):
             notes = [f"for the training of {row['after']}"]
         note = row.get("error") or ", ".join(notes)
         lines.append(f"{row['name']:{width}}  {row['state']:8}{top1} {seconds}  {note}".rstrip())
-    counts = ", ".join(f"{summary[state]} {state}" for state in (DONE, FAILED, RUNNING, STALE, WAITING))
+    counts = ", ".join(f"{summary[state]} {state}" for state in (DONE, FAILED, RUNNING, WAITING))
     left = f"; about {summary['seconds_left']:.0f} s left" if summary["seconds_left"] else ""
     return "\n".join(lines + [f"{counts}; {summary['seconds']:.0f} s{left}"])

@@ -41,8 +41,9 @@ ALLOWED = {
     "export": "compat data errors extras ipu layers models native run training",
     "diagnostics": "compat data errors layers report run training",
     "benchmark": "__init__ compat config costs data errors extras layers models native report run training",
-    "sweep": "config errors run",
+    "sweep": "__init__ config errors extras run",
     "cli": "__init__ compat config costs data errors export report run sweep training",
+    "search": "cli extras run sweep",
 }
 
 
