@@ -125,8 +125,8 @@ MODES: Dict[str, Mode] = {
     "costs": Mode(
         "parameters, multiply-adds and estimated speed, layer by layer",
         "g16net.benchmark.estimates",
-        flags=("machines", "compare"),
-        fields=("model", "data.train_size", "data.eval_size", "run.global_batch", "runtime.precision",
+        flags=("machines", "compare", "devices"),
+        fields=("costs", "model", "run.epochs", "data.train_size", "data.eval_size", "run.global_batch", "runtime.precision",
                 "runtime.micro_batch"),
         checks=("check",),
         opens_data=False,

@@ -17,7 +17,18 @@ FINETUNE_BATCH, FINETUNE_RATE_PER_IMAGE = 512, 2.0**-11
 PARTS = ("top", "block7", "block6", "block5", "block4", "block3", "block2", "block1", "stem")
 
 # Fields that may differ between the run that made a workdir and a later command on it.
-FREE_SECTIONS = ("eval", "finetune", "export", "benchmark", "inspect", "predict", "checkpoint", "runtime", "ipu")
+FREE_SECTIONS = (
+    "eval",
+    "finetune",
+    "export",
+    "benchmark",
+    "costs",
+    "inspect",
+    "predict",
+    "checkpoint",
+    "runtime",
+    "ipu",
+)
 FREE_KEYS = (
     "data.dir",
     "data.cache",

@@ -57,6 +57,8 @@ def write(patterns, folder, quoted=True):
     if quoted:
         found += points.of_paper(loaded.costs)
     drawn = [*figures.all_of(found), figures.curves(groups), figures.resolutions(found)]
+    if any(one.get("plan") for one in loaded.costs):
+        drawn.append(figures.plan(loaded.costs))
     try:
         os.makedirs(os.path.join(folder, "figures"), exist_ok=True)
         for figure in drawn:

@@ -20,7 +20,7 @@ from g16net.run.workdir import Workdir
 MODES = ("train", "finetune", "evaluate", "export", "benchmark", "costs")
 # Fields that do not change what a run is: where data lies, how much is kept, which seed.
 SAME_RUN = ("run.seed", "data.dir", "data.cache", "data.cache_size", "data.cache_dir", "data.parallel", "data.service")
-SAME_SECTIONS = ("eval", "export", "predict", "checkpoint", "finetune")
+SAME_SECTIONS = ("eval", "export", "predict", "checkpoint", "finetune", "costs")
 DEFAULTS = json.loads(
     json.dumps({key: field.default for key, field in config_lib.FIELDS.items()})
 )  # lists, as in files
