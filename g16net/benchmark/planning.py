@@ -1,4 +1,4 @@
-"""The plan of `--mode=costs --devices=...`: a run on clusters of described machines, beside the errors of such plans."""
+"""The plan of `--mode=costs --devices=...`: a run on clusters of described machines, and the errors of such plans."""
 
 import json
 import math
@@ -259,7 +259,7 @@ def against(name, source, machine, cases):
 
 
 def draw(name, rows, network, path):
-    """Draws the plan's `rows` of the network that is called `name` to `path`, which it returns; None without a speed."""
+    """Draws the plan's `rows` of the network called `name` to `path`, which it returns; None without a speed."""
     panels = pictures.plan([{"name": name, "plan": rows, "network": network}]).panels
     if not panels:
         return None
@@ -290,16 +290,11 @@ def text(config, figures):
         f"{config.run.global_batch}; multiply-adds {amounts}\n"
         "(estimates; training alone, without evaluation, start-up, input that is late, latency of the network)"
     )
-    ends = [
-        f"{one['machine']} at {one['size']} pixels: "
-        + (f"up to {one['largest_micro_batch']:,} images fit on a device; " if one["largest_micro_batch"] else "")
-        + (
-            f"scales to {one['devices']} devices; then {one['then']}"
-            if one["devices"]
-            else f"does not fit: {one['then']}"
-        )
-        for one in figures["plan_scales_to"]
-    ]
+    ends = []
+    for one in figures["plan_scales_to"]:
+        fits = f"up to {one['largest_micro_batch']:,} images fit on a device; " if one["largest_micro_batch"] else ""
+        most = f"scales to {one['devices']} devices; then" if one["devices"] else "does not train:"
+        ends.append(f"{one['machine']} at {one['size']} pixels: {fits}{most} {one['then']}")
     assumed = ["{of}: {what} {value:,.4g}, {source}".format(**one) for one in figures["plan_assumed"]]
     errors = [
         f"{one['machine']}, {len(one['rows'])} {one['against']}: typical error {one['typical_error']:.0%}, worst "

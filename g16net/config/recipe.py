@@ -18,17 +18,8 @@ PARTS = ("top", "block7", "block6", "block5", "block4", "block3", "block2", "blo
 
 # Fields that may differ between the run that made a workdir and a later command on it.
 FREE_SECTIONS = (
-    "eval",
-    "finetune",
-    "export",
-    "benchmark",
-    "costs",
-    "inspect",
-    "predict",
-    "checkpoint",
-    "runtime",
-    "ipu",
-)
+    "eval", "finetune", "export", "benchmark", "costs", "inspect", "predict", "checkpoint", "runtime", "ipu",
+)  # fmt: skip
 FREE_KEYS = (
     "data.dir",
     "data.cache",

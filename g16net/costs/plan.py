@@ -241,9 +241,8 @@ def step(
 def _limits(found, efficiency):
     limits = []
     if found.exchange > found.compute:
-        limits.append(
-            f"exchange of gradients above compute: {1e3 * found.exchange:.3g} of {1e3 * found.compute:.3g} ms"
-        )
+        exchange, compute = (f"{1e3 * seconds:.3g} ms" for seconds in (found.exchange, found.compute))
+        limits.append(f"exchange of gradients above compute: {exchange} against {compute}")
     if efficiency < ENOUGH:
         limits.append(f"efficiency {efficiency:.2f}, below {ENOUGH}")
     return tuple(limits)

@@ -114,8 +114,8 @@ _H100 = _A100._replace(
     flops={"bfloat16": 989.4e12, "float16": 989.4e12, "float32": 494.7e12},
     bandwidth=3350e9,
     memory=80e9,
-    source="NVIDIA's data sheet of the H100 SXM, without sparsity: 989.4 TFLOP/s bfloat16, 494.7 TFLOP/s float32 (TF32), "
-    "3.35 TB/s; channels a tensor core takes at a time: as the A100",
+    source="NVIDIA's data sheet of the H100 SXM, without sparsity: 989.4 TFLOP/s bfloat16, 494.7 TFLOP/s float32 "
+    "(TF32), 3.35 TB/s; channels a tensor core takes at a time: as the A100",
     links=Links(
         450e9,
         8 * 50e9,

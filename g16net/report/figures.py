@@ -203,9 +203,7 @@ def resolutions(found):
 def plan(costs):
     """Estimated images/s, hours and efficiency over devices, of those `costs.json` files (dicts) that hold a plan."""
     planned = [one for one in costs if one.get("plan")]
-    panels, machines = [], []
-    for one in planned:
-        machines += [row["machine"] for row in one["plan"] if row["machine"] not in machines]
+    panels, machines = [], list(dict.fromkeys(row["machine"] for one in planned for row in one["plan"]))
     for one in planned:
         for column, label, log_y in (
             ("images_per_second", "training images/s (log)", True),

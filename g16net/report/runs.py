@@ -108,7 +108,8 @@ def packed(loaded):
     """All of a `Loaded` but its problems for a JSON file, which `load` reads. What all configs have in common is there
     once: today's defaults may not be tomorrow's."""
     configs = [run.config for run in loaded.runs]
-    common = {key: value for key, value in configs[0].items() if all(c.get(key) == value for c in configs)}
+    first = configs[0] if configs else {}
+    common = {key: value for key, value in first.items() if all(c.get(key) == value for c in configs)}
     own = [{key: value for key, value in config.items() if key not in common} for config in configs]
     return {
         "config": common,
