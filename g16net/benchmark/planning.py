@@ -16,7 +16,11 @@ from g16net.run.workdir import Workdir
 
 # Images/s that a core prepares, where nothing else is known: docs/data.md, "Speed", 224 pixels of JPEGs of 500 x 375.
 INPUT_PER_CORE, INPUT_SOURCE = 3733 / 2, "measured on JPEGs of 500 x 375: docs/data.md"
-LIKE = {"h100_80gb": "a100_80gb", "a100_40gb": "a100_80gb"}  # whose efficiency is assumed for want of another
+LIKE = {
+    "h100_80gb": "a100_80gb",
+    "a100_40gb": "a100_80gb",
+    "ipu_mk2_x16": "ipu_mk2",
+}  # whose efficiency is assumed for want of another
 POD = 16  # IPUs of the paper's readings
 TABLE = ("machine", "size", "devices", "micro_batch", "gigabytes", "images_per_second", "efficiency", "exchange_share",
          "cores", "workers", "hours", "limit")  # fmt: skip
@@ -80,7 +84,9 @@ def make(config, workdir, machines, devices, network, dtype_on, measured=None):
         dtype_on: function from a machine to the dtype of compute there.
         measured: a comparison of this machine's estimates with what was measured on it, or None.
     """
-    known, errors = calibrate({LIKE.get(m.name, m.name) for m in machines})
+    errors = calibrate({like(machine.name) for machine in machines})
+    known = {one["machine"]: one["efficiency"] for one in errors}
+    least = {one["machine"]: one["least_micro_batch"] for one in errors}
     per_core, source = input_speed(config, workdir)
     rows, ends = [], []
     assumed = [{"of": "input", "what": "images/s per core", "value": per_core, "source": source}]
@@ -101,9 +107,11 @@ def make(config, workdir, machines, devices, network, dtype_on, measured=None):
                 **{**network, "size": size},
             )
             same = {"machine": machine.name, "resolution": resolution, "size": size, "dtype": dtype_on(machine)}
+            of_fit = least.get(like(machine.name), 0) if "fitted" in why else 0
             for number in devices:
                 found = plan.step(machine, number, config.run.global_batch, **arguments)
-                rows.append({**same, **row_of(config, machine, found, per_core, {**network, "size": size})})
+                row = row_of(config, machine, found, per_core, {**network, "size": size})
+                rows.append({**same, **row, "extrapolated": 0 < found.micro_batch < of_fit})
             most, because = plan.scales_to(machine, config.run.global_batch, **arguments)
             ends.append({**same, "largest_micro_batch": found.largest_micro_batch, "devices": most, "then": because})
     figures = {"plan": rows, "plan_scales_to": ends, "plan_assumed": assumed, "plan_errors": errors}
@@ -169,9 +177,9 @@ def efficiency(config, machine, dtype, network, known, measured, workdir):
         here = dict(network, size=config.data.train_size)
         limit = roofline.images_per_second(machine._replace(devices=1), task="train", dtype=dtype, batch=images, **here)
         return config.costs.images_per_second / limit, "by costs.images_per_second"
-    name = LIKE.get(machine.name, machine.name)
+    name = like(machine.name)
     if name in known:
-        return known[name], f"fitted to published speeds{'' if name == machine.name else f' of {name}'}"
+        return known[name], f"fitted to published speeds{'' if machine.name.startswith(name) else f' of {name}'}"
     if machine.name == "cpu":
         before = [one for one in read(workdir, "costs").get("comparisons", []) if one["name"] == "measured"]
         for one in [measured, *before]:
@@ -180,16 +188,14 @@ def efficiency(config, machine, dtype, network, known, measured, workdir):
     return 1.0, "an upper bound: no speed is known; measure one device and give --config.costs.images_per_second"
 
 
+def like(name):
+    """The machine whose efficiency is taken for the one called `name`: itself, or the nearest with published speeds."""
+    return LIKE.get(name, name)
+
+
 def calibrate(names):
-    """`({machine: efficiency}, errors)` for those of `names` of which training speeds are published."""
-    known, errors = {}, []
-    for of, compare in (("ipu_mk2", readings), ("ipu_mk2_x16", readings), ("a100_80gb", gpu_speeds)):
-        if of in names:
-            found = compare()
-            known[of] = found["efficiency"]
-            if found not in errors:
-                errors.append(found)
-    return known, errors
+    """The comparisons with published training speeds, see `against`, of those of the machines `names` that have any."""
+    return [compare() for name, compare in (("ipu_mk2", readings), ("a100_80gb", gpu_speeds)) if name in names]
 
 
 def readings():
@@ -229,10 +235,11 @@ def against(name, source, machine, cases):
 
     cases: (devices, global batch, arguments of `plan.step`, images/s observed, whether it is fitted).
     """
-    logs = []
+    logs, passes = [], []
     for devices, batch, arguments, observed, fitted in cases:
+        found = plan.step(machine, devices, batch, **arguments)
+        passes.append(found.micro_batch)
         if fitted:
-            found = plan.step(machine, devices, batch, **arguments)
             logs.append(math.log(found.compute / (batch / observed - found.exchange)))
     share, rows = math.exp(sum(logs) / len(logs)), []
     for devices, batch, arguments, observed, _ in cases:
@@ -252,6 +259,7 @@ def against(name, source, machine, cases):
         "source": source,
         "machine": machine.name,
         "efficiency": share,
+        "least_micro_batch": min(passes),
         "typical_error": math.exp(sum(errors) / len(errors)) - 1,
         "worst_error": max((row["error"] for row in rows), key=lambda error: abs(math.log(1 + error))),
         "rows": rows,
@@ -272,6 +280,7 @@ def text(config, figures):
     shown = []
     for row in figures["plan"]:
         exchange = row["exchange_seconds"] / row["step_seconds"] if row["step_seconds"] else None
+        limits = [limit.split(":")[0].split(",")[0] for limit in row["limits"]]
         values = {
             **row,
             "micro_batch": f"{row['micro_batch']} x {row['accumulation']}" if row["micro_batch"] else "-",
@@ -279,7 +288,7 @@ def text(config, figures):
             "exchange_share": exchange,
             "cores": row["input_cores"],
             "workers": row["service_workers"],
-            "limit": "; ".join(limit.split(":")[0].split(",")[0] for limit in row["limits"]) or "-",
+            "limit": "; ".join(limits + row["extrapolated"] * ["small micro-batch"]) or "-",
         }
         shown.append({key: values[key] for key in TABLE})
     first = figures["plan"][0]
@@ -298,7 +307,7 @@ def text(config, figures):
     assumed = ["{of}: {what} {value:,.4g}, {source}".format(**one) for one in figures["plan_assumed"]]
     errors = [
         f"{one['machine']}, {len(one['rows'])} {one['against']}: typical error {one['typical_error']:.0%}, worst "
-        f"{one['worst_error']:+.0%}"
+        f"{one['worst_error']:+.0%}; micro-batches from {one['least_micro_batch']} images up, smaller ones reach less"
         for one in figures["plan_errors"]
     ] or ["none: nothing was published or measured for these machines; docs/scale.md has those of others"]
     parts = [
