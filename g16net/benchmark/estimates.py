@@ -6,6 +6,8 @@ import math
 import tempfile
 
 from g16net import models
+from g16net.benchmark import planning
+from g16net.benchmark.tables import table
 from g16net.config import experiments, recipe
 from g16net.config import ipu as settings
 from g16net.costs import counts, roofline
@@ -29,14 +31,15 @@ MEASURED, SIZES, BATCH = ((16, "ln_pn"), (16, "bn"), (1, "bn")), (160, 224), 16
 LIMITS = ("machine", "task", "dtype", "size", "batch", "images_per_second")  # columns shown
 
 
-def costs(config, workdir, machines=("ipu_mk2", "a100_40gb", "cpu"), compare=()):
+def costs(config, workdir, machines=("ipu_mk2", "a100_40gb", "cpu"), compare=(), devices=()):
     """Counts and estimates for `config`, in the text and in the figures; every layer in `WORKDIR/costs.csv`.
 
     Args:
         machines: names of `roofline.MACHINES`, or "cpu", which is this one, measured first.
         compare: "readings": with the paper's training speeds; "measured": with networks that are run here for it.
+        devices: numbers of devices of each machine for which the whole run is planned, see `planning`.
     """
-    check(config, machines, compare)
+    check(config, machines, compare, devices)
     dtype, batch = recipe.dtype_of(config.runtime.precision), config.runtime.micro_batch or config.run.global_batch
     network = {**recipe.network(config), "num_classes": num_classes(config, workdir)}
     name = assemble.title(config)
@@ -75,6 +78,15 @@ def costs(config, workdir, machines=("ipu_mk2", "a100_40gb", "cpu"), compare=())
     if "measured" in compare:
         comparisons.append(compare_measured(cpu))
     figures["comparisons"] = comparisons
+    planned, numbers = {}, planning.device_counts(devices)
+    if numbers:
+        measured = next((one for one in comparisons if one["name"] == "measured"), None)
+        planned = planning.make(
+            config, workdir, chosen, numbers, network, lambda machine: machine_dtype(machine, dtype), measured
+        )
+        plan_text = planned.pop("text")
+        picture = planning.draw(name, planned["plan"], network, Workdir(workdir).file("plan.png"))
+        figures.update(planned, plan_picture=picture)
     shown = [{column: row[column] for column in LIMITS} for row in rows]
     figures["text"] = "\n\n".join(
         [
@@ -83,14 +95,16 @@ def costs(config, workdir, machines=("ipu_mk2", "a100_40gb", "cpu"), compare=())
             "Limits: images per second at efficiency 1\n\n" + table(shown),
         ]
         + [comparison_text(one) for one in comparisons]
+        + ([plan_text] if planned else [])
     )
     return figures
 
 
-def check(config, machines=(), compare=()):
-    """UserError for a machine or a comparison that there is not."""
+def check(config, machines=(), compare=(), devices=()):
+    """UserError for a machine or a comparison that there is not, or a plan that cannot be made."""
     check_names("--machines", machines, (*roofline.MACHINES, "cpu"))
     check_names("--compare", compare, COMPARISONS)
+    planning.check(config, machines, devices)
 
 
 def check_names(flag, given, known):
@@ -140,7 +154,8 @@ def network_name(network):
 
 
 def describe(machine):
-    return {key: value for key, value in machine._asdict().items() if value not in ((), {}, False)}
+    known = {key: value for key, value in machine._asdict().items() if value not in ((), {}, False, None)}
+    return {**known, "links": machine.links._asdict()} if machine.links else known
 
 
 def by_kind(machines, dtype, batch, network):
@@ -286,27 +301,3 @@ def comparison_text(one):
         f"typical error {one['mean_error']:.0%}, worst {one['worst_error']:+.0%}"
     )
     return "\n\n".join([head, table([{c: row[c] for c in columns} for row in one["rows"]]), table(one["ratios"])])
-
-
-def table(rows):
-    """Rows of one kind as aligned text."""
-    cells = [[column.replace("_", " ") for column in rows[0]]] + [
-        [cell(column, value) for column, value in row.items()] for row in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    left = [isinstance(value, str) for value in rows[0].values()]
-    return "\n".join(
-        "  ".join(text.ljust(width) if flush else text.rjust(width) for text, width, flush in zip(line, widths, left))
-        for line in cells
-    )
-
-
-def cell(column, value):
-    """A value as its column is read."""
-    if isinstance(value, str):
-        return value
-    if column == "error":
-        return f"{value:+.0%}"
-    if column.endswith("_share"):
-        return f"{value:.0%}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,12 +1,16 @@
 """What this machine reaches, measured in seconds: the figures that `models.roofline` asks of a machine."""
 
+import os
 import platform
+import socket
+import statistics
+import threading
 import time
 
 import tensorflow as tf
 from tensorflow import keras
 
-from g16net import compat, layers
+from g16net import compat, layers, native
 from g16net.benchmark import contenders
 from g16net.costs import counts, roofline
 from g16net.models import efficientnet
@@ -16,6 +20,7 @@ MATRIX = 1024  # rows and columns of the matrix product
 COPIED = 2**24  # elements of the tensor that is read and written
 FEATURES = (8, 28, 28, 192)  # batch, height, width and channels of the grouped convolutions
 WIDTHS = (1, 4, 16, 24, 48)  # channels in a group
+PIECE = 2**23  # bytes in a piece of what is sent to this machine itself
 NORMED = (16, 56, 56, 96)  # batch, height, width and channels of what is normalised
 
 
@@ -37,7 +42,41 @@ def machine(dtype="float32", norms=("bn", "ln_pn"), seconds=0.1):
         tuple((width, *_share(width, dtype, flops, seconds)) for width in WIDTHS),
         {norm: _norm_rates(norm, dtype, seconds) for norm in norms},
         fused=True,
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        links=_links(seconds),
     )
+
+
+def _links(seconds):
+    """Of a plan for several of this machine: each a worker, and its loopback in the place of the network."""
+    rate = loopback(seconds)
+    return roofline.Links(rate, rate, 1, native.cores(), "measured here: bytes through a local TCP connection")
+
+
+def loopback(seconds=0.1):
+    """Bytes/s through a TCP connection of this machine with itself, the median of pieces of 8 MiB."""
+    piece = bytes(PIECE)
+    with socket.create_server(("localhost", 0)) as server:
+        sender = socket.create_connection(server.getsockname())
+        receiver, _ = server.accept()
+    with sender, receiver:
+        buffer = memoryview(bytearray(PIECE))
+
+        def transfer():
+            thread = threading.Thread(target=sender.sendall, args=(piece,))
+            thread.start()
+            left = PIECE
+            while left:
+                left -= receiver.recv_into(buffer[:left])
+            thread.join()
+
+        transfer()
+        found, end = [], time.perf_counter() + seconds
+        while len(found) < 3 or time.perf_counter() < end:
+            started = time.perf_counter()
+            transfer()
+            found.append(time.perf_counter() - started)
+    return PIECE / statistics.median(found)
 
 
 def _share(width, dtype, flops, seconds):

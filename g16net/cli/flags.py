@@ -16,8 +16,11 @@ flags.DEFINE_bool("version", False, "Print the version and exit.")
 flags.DEFINE_string("format", "", "The same as --config.export.format.")
 flags.DEFINE_string("file", "", "The exported file; default: where export writes it.")
 flags.DEFINE_list(
-    "machines", ["ipu_mk2", "a100_40gb", "cpu"], "Among ipu_mk2, ipu_mk2_x16, a100_40gb, a100_80gb and cpu, this one."
+    "machines",
+    ["ipu_mk2", "a100_40gb", "cpu"],
+    "Among ipu_mk2, ipu_mk2_x16, a100_40gb, a100_80gb, h100_80gb, c5_metal and cpu, this one.",
 )
+flags.DEFINE_list("devices", [], "Plan the run on so many devices of each machine, such as 1,8,64.")
 flags.DEFINE_list("compare", [], "readings (of the paper), measured (networks run here, minutes).")
 flags.DEFINE_multi_string(
     "images", [], "Image files, folders and globs, separated by commas or in a flag each."

@@ -125,9 +125,9 @@ MODES: Dict[str, Mode] = {
     "costs": Mode(
         "parameters, multiply-adds and estimated speed, layer by layer",
         "g16net.benchmark.estimates",
-        flags=("machines", "compare"),
-        fields=("model", "data.train_size", "data.eval_size", "run.global_batch", "runtime.precision",
-                "runtime.micro_batch"),
+        flags=("machines", "compare", "devices"),
+        fields=("costs", "model", "data.train_size", "data.eval_size", "run.epochs", "run.global_batch",
+                "runtime.precision", "runtime.micro_batch", "runtime.recompute"),
         checks=("check",),
         opens_data=False,
         imageless=True,

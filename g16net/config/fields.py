@@ -344,6 +344,24 @@ FIELDS = {
     "benchmark.input": Field(False, bool, "time training from the input pipeline too, and how long it waits for data"),
     "benchmark.threads": _at_least(None, 1, "threads per contender; None: one per core", optional=True),
     "benchmark.compile": Field(False, bool, "let timm's networks try torch.compile; takes minutes"),
+    # costs: the plan of a run on a cluster (--devices)
+    "costs.images": _at_least(1_281_167, 1, "training images of the plan; the default is ImageNet's"),
+    "costs.images_per_second": _above_zero(
+        None, "training speed measured on one device at data.train_size; None: the roofline's", optional=True
+    ),
+    "costs.efficiency": _above_zero(
+        None, "share of the roofline that a device reaches; None: fitted to what is known of the machine", optional=True
+    ),
+    "costs.overlap": _fraction(0.0, "share of the gradients' exchange that may run beside the backward pass"),
+    "costs.network": _above_zero(
+        None, "gigabytes/s of a machine's network in one direction; None: the machine's own", optional=True
+    ),
+    "costs.input_images_per_second_per_core": _above_zero(
+        None,
+        "speed of the input pipeline; None: of the workdir's benchmark_data.json, or as docs/data.md",
+        optional=True,
+    ),
+    "costs.worker_cores": _at_least(16, 1, "cores of a worker of tf.data's service"),
     # inspect_data
     "inspect.duplicates": _at_least(50000, 0, "images per split that are compared for duplicates, at most; 0: none"),
     # sweep

@@ -25,6 +25,7 @@ FREE_SECTIONS = (
     "finetune",
     "export",
     "benchmark",
+    "costs",
     "inspect",
     "predict",
     "checkpoint",

@@ -13,7 +13,7 @@ an IPU's float16 unit, a group of 16 all of them (arXiv 2106.03640, section 3). 
 """
 
 import math
-from typing import Dict, NamedTuple, Tuple
+from typing import Dict, NamedTuple, Optional, Tuple
 
 from g16net.costs import counts
 from g16net.models import norms
@@ -21,6 +21,23 @@ from g16net.models import norms
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 PROXY_POINTS = 200  # evaluations of the activation for a channel's proxy statistics, in float32
 OPTIMISER_BYTES = 28  # of a weight in an update: value, gradient, two accumulators read; value and accumulators written
+
+
+class Links(NamedTuple):
+    """How devices reach each other, for `plan`.
+
+    within: bytes/s that a device sends to others of its machine while it receives as many.
+    between: bytes/s that a whole machine, all its network adapters together, sends to others.
+    per_machine: devices in a machine.
+    cores: CPU cores of a machine's host, which may prepare the input; 0: the host is not a part of the machine.
+    source: where the figures are from.
+    """
+
+    within: float
+    between: float
+    per_machine: int
+    cores: int
+    source: str
 
 
 class Machine(NamedTuple):
@@ -37,6 +54,8 @@ class Machine(NamedTuple):
     fused: whether a norm with its activation and proxy is one operation, or one after the other.
     recompute: whether training computes the forward pass again in the backward pass.
     source: where the figures are from.
+    memory: bytes of a device that hold weights and activations; 0: not known.
+    links: `Links`; None: not known.
     """
 
     name: str
@@ -49,6 +68,8 @@ class Machine(NamedTuple):
     fused: bool = False
     recompute: bool = False
     devices: int = 1
+    memory: float = 0
+    links: Optional[Links] = None
 
 
 _MK2 = Machine(
@@ -59,6 +80,16 @@ _MK2 = Machine(
     "Graphcore's product brief of the GC200: 250 TFLOP/s float16 and 62.5 TFLOP/s float32, 47.5 TB/s to 900 MB on "
     "chip, 1,472 tiles; 16 float16 channels a dot product: arXiv 2106.03640; 8 in float32: assumed, half of it",
     recompute=True,
+    memory=900e6,
+    links=Links(
+        160e9,
+        16 * 2 * 12.5e9,
+        64,
+        0,
+        "Graphcore's product brief of the GC200: ten IPU-Links, 320 GB/s in both directions, 64 IPUs of an IPU-POD64 "
+        "in one domain; IPU-M2000 data sheet: two Gateway-Links of 100 Gbit/s for each four IPUs between domains; the "
+        "host is a server of the user's choice",
+    ),
 )
 _A100 = Machine(
     "a100_40gb",
@@ -68,6 +99,43 @@ _A100 = Machine(
     "NVIDIA's data sheet: 312 TFLOP/s bfloat16, 156 TFLOP/s float32 (TF32), 1,555 GB/s; channels a tensor core takes "
     "at a time: 16 bytes of them, the alignment that cuDNN's guide asks for",
     fused=True,
+    memory=40e9,
+    links=Links(
+        300e9,
+        8 * 25e9,
+        8,
+        128,
+        "DGX A100 user guide: eight GPUs, NVLink of 600 GB/s in both directions, eight ConnectX-6 adapters of 200 "
+        "Gbit/s for compute, two EPYC 7742 of 64 cores",
+    ),
+)
+_H100 = _A100._replace(
+    name="h100_80gb",
+    flops={"bfloat16": 989.4e12, "float16": 989.4e12, "float32": 494.7e12},
+    bandwidth=3350e9,
+    memory=80e9,
+    source="NVIDIA's data sheet of the H100 SXM, without sparsity: 989.4 TFLOP/s bfloat16, 494.7 TFLOP/s float32 "
+    "(TF32), 3.35 TB/s; channels a tensor core takes at a time: as the A100",
+    links=Links(
+        450e9,
+        8 * 50e9,
+        8,
+        112,
+        "DGX H100 user guide: eight GPUs, NVLink of 900 GB/s in both directions, eight ConnectX-7 adapters of 400 "
+        "Gbit/s for compute, two Xeon Platinum 8480C of 56 cores",
+    ),
+)
+_C5 = Machine(
+    "c5_metal",
+    {"float32": 48 * 3.0e9 * 2 * 2 * 16},
+    2 * 6 * 8 * 2933e6,
+    {"float32": 1},
+    "Amazon EC2 c5.metal: two Xeon Platinum 8275CL of 24 cores at 3.0 GHz with two AVX-512 units of 16 float32 "
+    "multiply-adds each, and, as all of this generation (Cascade Lake), six channels of DDR4-2933 each; clocks fall "
+    "under AVX-512, so that the rate is an upper bound",
+    fused=True,
+    memory=192 * 2**30,
+    links=Links(25e9 / 8, 25e9 / 8, 1, 48, "EC2's instance types: 192 GiB, a network of 25 Gbit/s"),
 )
 MACHINES = {
     machine.name: machine
@@ -75,7 +143,9 @@ MACHINES = {
         _MK2,
         _MK2._replace(name="ipu_mk2_x16", devices=16),
         _A100,
-        _A100._replace(name="a100_80gb", bandwidth=2039e9, source=_A100.source.replace("1,555", "2,039")),
+        _A100._replace(name="a100_80gb", bandwidth=2039e9, memory=80e9, source=_A100.source.replace("1,555", "2,039")),
+        _H100,
+        _C5,
     )
 }
 

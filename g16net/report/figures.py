@@ -200,6 +200,38 @@ def resolutions(found):
     )
 
 
+def plan(costs):
+    """Estimated images/s, hours and efficiency over devices, of those `costs.json` files (dicts) that hold a plan."""
+    planned = [one for one in costs if one.get("plan")]
+    panels, machines = [], list(dict.fromkeys(row["machine"] for one in planned for row in one["plan"]))
+    for one in planned:
+        for column, label, log_y in (
+            ("images_per_second", "training images/s (log)", True),
+            ("hours", "hours of the whole run (log)", True),
+            ("efficiency", "speed over linear scaling", False),
+        ):
+            series = []
+            for machine, size in dict.fromkeys((row["machine"], row["size"]) for row in one["plan"]):
+                rows = [r for r in one["plan"] if (r["machine"], r["size"]) == (machine, size) and r[column]]
+                if rows:
+                    marks = [(row["devices"], row[column], row[column], row[column], "") for row in rows]
+                    colour = look.PALETTE[machines.index(machine) % len(look.PALETTE)]
+                    native, group_size = rows[0]["resolution"] != "half", one["network"]["group_size"]
+                    style = dict(dashed=not native, colour=colour)
+                    name = f"{machine}, {size} px"
+                    series.append(Series(name, "", group_size, points.ESTIMATED, native, marks, **style))
+            if series:
+                panels.append(Panel(one.get("name", "plan"), "devices (log)", label, series, log=True, log_y=log_y))
+    return Figure(
+        "plan",
+        "Plans: the same run on more devices",
+        "Estimates by the performance model and the bandwidth of links, nothing measured; dashed: at half resolution.",
+        panels,
+        [],
+        "launch.py --mode=costs --experiment=g16_ln_pn --machines=a100_80gb --devices=1,8,64 --workdir=runs/costs",
+    )
+
+
 def by_data(found):
     """(data set, its points), in order."""
     return [(data, [p for p in found if p["data"] == data]) for data in dict.fromkeys(p["data"] for p in found)]

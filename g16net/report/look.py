@@ -11,6 +11,7 @@ from typing import NamedTuple, Optional
 from g16net.models.norms import NORMS
 
 TUNED = {"top": ("*", 10), "stages": ("P", 8)}  # marker, its size in points
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 MARKERS = {  # by (kind, trained at native size)
     ("measured", True): "o",
     ("measured", False): "s",
@@ -57,6 +58,7 @@ class Series(NamedTuple):
     joined: bool = True
     dashed: Optional[bool] = None  # None: by the group size
     band: bool = False  # the range as a band instead of bars
+    colour: str = ""  # empty: of the norm
     tuned: str = ""  # set apart from another series of the same look: "top", or "stages" where these are tuned too
 
 
@@ -71,6 +73,7 @@ class Panel(NamedTuple):
     front_label: str = ""
     log: bool = False
     whole: bool = False  # ticks where points are
+    log_y: bool = False
     ticks: tuple = ()
 
 
@@ -117,6 +120,8 @@ def draw(axes, panel):
     """Draws a panel on matplotlib's `axes`."""
     if panel.log:
         axes.set_xscale("log")
+    if panel.log_y:
+        axes.set_yscale("log")
     for series in panel.series:
         _draw_series(axes, series)
     if panel.front:
@@ -189,7 +194,7 @@ def short(value):
 
 
 def _draw_series(axes, series):
-    colour = NORMS[series.norm].colour if series.norm in NORMS else "#000000"
+    colour = series.colour or (NORMS[series.norm].colour if series.norm in NORMS else "#000000")
     points = sorted(series.points, key=lambda point: point[0])
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     dashed = series.group_size == 1 if series.dashed is None else series.dashed

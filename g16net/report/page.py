@@ -48,15 +48,18 @@ def write(patterns, folder, quoted=True):
         UserError: no run is left to report, or `folder` cannot be written.
     """
     loaded = runs.load(patterns)
-    if not loaded.runs:
+    planned = [one for one in loaded.costs if one.get("plan")]
+    if not loaded.runs and not planned:
         raise UserError("no run to report:\n  " + "\n  ".join(loaded.problems or ["--runs names no run with figures"]))
     cut = _cutter(loaded.runs)
     groups = runs.group(loaded.runs)
     found = points.measured(groups, loaded.benchmarks)
     found += points.estimated(loaded.costs, found)
-    if quoted:
+    if quoted and loaded.runs:
         found += points.of_paper(loaded.costs)
     drawn = [*figures.all_of(found), figures.curves(groups), figures.resolutions(found)]
+    if planned:
+        drawn = [*drawn, figures.plan(planned)] if loaded.runs else [figures.plan(planned)]
     try:
         os.makedirs(os.path.join(folder, "figures"), exist_ok=True)
         for figure in drawn:
@@ -118,8 +121,10 @@ def page(loaded, groups, found, drawn, cut):
     """The page as text. `cut`: what makes paths of this machine short."""
     data = dict.fromkeys(runs.data_name(group.config) for group in groups)
     seeds = {len(group.runs) for group in groups}
-    counts = f"{len(loaded.runs)} runs of {len(groups)} settings on {', '.join(data)}; "
-    counts += f"seeds a setting: {min(seeds)}" + (f" to {max(seeds)}" if len(seeds) > 1 else "")
+    counts = "plans alone, no runs"
+    if groups:
+        counts = f"{len(loaded.runs)} runs of {len(groups)} settings on {', '.join(data)}; "
+        counts += f"seeds a setting: {min(seeds)}" + (f" to {max(seeds)}" if len(seeds) > 1 else "")
     parts = [
         f"<h1>g16net: accuracy and efficiency</h1><p>{_text(counts)}.</p>",
         "<p class=faint>Three kinds of points, never in one front: <b>measured</b> in these runs (circle; square where "
@@ -136,7 +141,8 @@ def page(loaded, groups, found, drawn, cut):
         parts.append(_figure(figure, found))
         if figure.name == "training" and figure.panels:
             parts.append(_equal_accuracy(found))
-    parts += ["<h2>All results</h2>", _results(groups, found), "<h2>What made each</h2>", _settings(groups, cut)]
+    if groups:
+        parts += ["<h2>All results</h2>", _results(groups, found), "<h2>What made each</h2>", _settings(groups, cut)]
     if any(point["kind"] == points.PUBLISHED for point in found):
         source = published.load()
         parts.append(f"<p class=faint>The paper’s points: {_text(source['source'])}; {_text(source['machine'])}.</p>")

@@ -1,4 +1,5 @@
-"""What the paper's summary figure shows (arXiv 2106.03640), read by eye; `published.json` says how exactly."""
+"""What others published: the paper's summary figure (arXiv 2106.03640), read by eye, as `published.json` says how
+exactly; and training speeds of EfficientNets on one to many GPUs, `published_gpus.json`."""
 
 import json
 import os
@@ -6,8 +7,30 @@ import os
 
 def load():
     """The file as it is: "source", "data", "machine", "variants", and "series" with figures for each variant."""
-    with open(os.path.join(os.path.dirname(__file__), "published.json"), encoding="utf-8") as file:
+    return _read("published.json")
+
+
+def _read(name):
+    with open(os.path.join(os.path.dirname(__file__), name), encoding="utf-8") as file:
         return json.load(file)
+
+
+def gpus():
+    """`(source, rows)`: training speeds on GPUs; each row a dict with "machine", "variant", "group_size",
+    "expand_ratio", "norm", "size" in pixels, "devices", "global_batch", "dtype" and "train_images_per_second"."""
+    found = _read("published_gpus.json")
+    same = {"machine": found["machine"], **found["network"], "global_batch": found["global_batch"]}
+    rows = [
+        {
+            **same,
+            **{key: row[key] for key in ("variant", "size", "devices")},
+            "dtype": dtype,
+            "train_images_per_second": row[column],
+        }
+        for column, dtype in found["dtypes"].items()
+        for row in found["rows"]
+    ]
+    return found["source"], rows
 
 
 def rows():

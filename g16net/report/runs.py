@@ -20,7 +20,7 @@ from g16net.run.workdir import Workdir
 MODES = ("train", "finetune", "evaluate", "export", "benchmark", "costs")
 # Fields that do not change what a run is: where data lies, how much is kept, which seed.
 SAME_RUN = ("run.seed", "data.dir", "data.cache", "data.cache_size", "data.cache_dir", "data.parallel", "data.service")
-SAME_SECTIONS = ("eval", "export", "predict", "checkpoint", "finetune")
+SAME_SECTIONS = ("eval", "export", "predict", "checkpoint", "finetune", "costs")
 DEFAULTS = json.loads(
     json.dumps({key: field.default for key, field in config_lib.FIELDS.items()})
 )  # lists, as in files
@@ -108,7 +108,8 @@ def packed(loaded):
     """All of a `Loaded` but its problems for a JSON file, which `load` reads. What all configs have in common is there
     once: today's defaults may not be tomorrow's."""
     configs = [run.config for run in loaded.runs]
-    common = {key: value for key, value in configs[0].items() if all(c.get(key) == value for c in configs)}
+    first = configs[0] if configs else {}
+    common = {key: value for key, value in first.items() if all(c.get(key) == value for c in configs)}
     own = [{key: value for key, value in config.items() if key not in common} for config in configs]
     return {
         "config": common,

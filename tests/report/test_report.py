@@ -118,6 +118,43 @@ def test_nothing_left_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def plan_of(machine, speeds, resolution="native"):
+    """A `costs.json` with a plan alone."""
+    same = {"machine": machine, "resolution": resolution, "size": 224}
+    rows = [
+        {**same, "devices": n, "images_per_second": speed, "hours": speed and 1e4 / speed, "efficiency": speed and 1.0}
+        for n, speed in speeds.items()
+    ]
+    return {"name": "B0 G16", "network": {"group_size": 16}, "rows": [], "comparisons": [], "plan": rows}
+
+
+def test_a_plan_needs_no_runs(tmp_path):
+    (tmp_path / "costs").mkdir()
+    (tmp_path / "costs" / "costs.json").write_text(json.dumps(plan_of("a100_80gb", {1: 10.0, 8: 70.0, 999: None})))
+    made = page.write([str(tmp_path / "costs")], str(tmp_path / "out"))
+    assert made["figures"] == ["plan"] and made["left_out"] == []
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "plans alone, no runs" in text and "nothing measured" in text and "a100_80gb, 224 px: 10.0 to 70.0" in text
+    again = page.write([str(tmp_path / "out" / "report.json")], str(tmp_path / "again"))
+    assert again["figures"] == ["plan"]
+
+
+def test_a_plan_beside_runs(tmp_path):
+    made_runs.write(tmp_path / "run")
+    (tmp_path / "costs").mkdir()
+    (tmp_path / "costs" / "costs.json").write_text(json.dumps(plan_of("a100_80gb", {1: 10.0, 8: 70.0})))
+    made = page.write([str(tmp_path / "costs"), str(tmp_path / "run")], str(tmp_path / "out"))
+    assert made["figures"][-1] == "plan" and len(made["figures"]) > 1
+
+
+def test_machines_of_plans_have_colours_of_their_own():
+    costs = [plan_of("a100_80gb", {1: 10.0}), plan_of("ipu_mk2", {2: 10.0}, "half"), {"rows": []}]
+    panels = figures.plan(costs).panels
+    assert len(panels) == 6 and len({series.colour for panel in panels for series in panel.series}) == 2
+    assert [panel.series[0].dashed for panel in panels] == [False] * 3 + [True] * 3
+    assert figures.plan([{"rows": []}]).panels == []
+
+
 # Joining
 
 
