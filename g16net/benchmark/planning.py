@@ -66,12 +66,14 @@ def layout(config, machine, resolution):
     if not machine.startswith("ipu"):
         return 1, config.runtime.micro_batch
     model = config.model
+    own = settings.power_of_two(len(settings.parse_splits(config.ipu.splits)) + 1), config.runtime.micro_batch
+    if model.width or model.depth:
+        return own
     try:
         row = settings.published(model.variant, model.group_size, model.norm, resolution)
-        return row.stages, row.micro_batch
     except ConfigError:
-        stages = len(settings.parse_splits(config.ipu.splits)) + 1
-        return settings.power_of_two(stages), config.runtime.micro_batch
+        return own
+    return row.stages, row.micro_batch
 
 
 def make(config, workdir, machines, devices, network, dtype_on, measured=None):
@@ -292,7 +294,9 @@ def text(config, figures):
         }
         shown.append({key: values[key] for key in TABLE})
     first = figures["plan"][0]
-    work = {row["resolution"]: row["multiply_adds"] for row in figures["plan"]}
+    work = {}
+    for row in figures["plan"]:  # the least: some machines recompute
+        work[row["resolution"]] = min(row["multiply_adds"], work.get(row["resolution"], math.inf))
     amounts = ", ".join(f"{macs:.3g} at {name} resolution" for name, macs in work.items())
     head = (
         f"Plan: {config.costs.images:,} images, {config.run.epochs} epochs, {first['steps']:,} updates of "
@@ -309,7 +313,10 @@ def text(config, figures):
         f"{one['machine']}, {len(one['rows'])} {one['against']}: typical error {one['typical_error']:.0%}, worst "
         f"{one['worst_error']:+.0%}; micro-batches from {one['least_micro_batch']} images up, smaller ones reach less"
         for one in figures["plan_errors"]
-    ] or ["none: nothing was published or measured for these machines; docs/scale.md has those of others"]
+    ]
+    if any(row["machine"] == "cpu" for row in figures["plan"]):
+        errors.append("cpu: measured with one and two processes, docs/scale.md has the figures and the commands")
+    errors = errors or ["none: nothing was published or measured for these machines; docs/scale.md has those of others"]
     parts = [
         f"{head}\n\n{table(shown)}",
         "Where it stops scaling\n" + _lines(ends),

@@ -121,9 +121,10 @@ def _replicas(machine, devices, stages):
     if devices < 1:
         raise ValueError(f"devices={devices} must be a whole number above 0; for example {stages}")
     if devices % stages:
+        near = sorted({max(devices // stages, 1) * stages, (devices // stages + 1) * stages})
         raise ValueError(
             f"devices={devices}: a replica of this network takes {stages} devices of {machine.name}; give a multiple, "
-            f"such as {max(devices // stages, 1) * stages} or {(devices // stages + 1) * stages}"
+            f"such as {' or '.join(map(str, near))}, or plan for other machines"
         )
     return devices // stages
 
@@ -289,14 +290,22 @@ def run(recipe, found, macs, recompute=False):
 
 
 def input_cores(images_per_second, per_core):
-    """CPU cores that prepare so many images a second, where one prepares `per_core`; a whole number."""
+    """CPU cores that prepare so many images per second, where one prepares `per_core`; a whole number.
+
+    Raises:
+        ValueError: `per_core` is not above 0.
+    """
     if per_core <= 0:
         raise ValueError(f"a core must prepare more than 0 images/s; got {per_core}")
     return math.ceil(images_per_second / per_core)
 
 
 def service_workers(cores, hosts, worker_cores):
-    """Workers of tf.data's service, of `worker_cores` cores each, for what the `hosts` cores of the trainers leave."""
+    """Workers of tf.data's service, of `worker_cores` cores each, for what the `hosts` cores of the trainers leave.
+
+    Raises:
+        ValueError: `worker_cores` is below 1.
+    """
     if worker_cores < 1:
         raise ValueError(f"a worker has at least one core; got {worker_cores}")
     return math.ceil(max(cores - hosts, 0) / worker_cores)

@@ -176,7 +176,12 @@ def test_errors(run, match):
         (["a100_80gb"], ["many"], {}, "--devices: 'many' is no whole number above 0.*--devices=1,8,64"),
         (["a100_81gb"], ["1"], {}, "--machines: no 'a100_81gb'.*Did you mean 'a100_80gb'"),
         (["a100_80gb"], ["1", "5"], {}, "--devices=5: a global batch of 768 .* take 4 devices, or --config.run.global"),
-        (["ipu_mk2"], ["1"], {}, "--devices=1: a replica of this network takes 2 devices of ipu_mk2"),
+        (
+            ["ipu_mk2"],
+            ["1"],
+            {},
+            "--devices=1: a replica of this network takes 2 devices of ipu_mk2; .* such as 2, or plan",
+        ),
         (["cpu", "a100_80gb"], ["1"], {"costs__images_per_second": 3.0}, "is of one machine.*name that one alone"),
         (["cpu"], ["1"], {"costs__images_per_second": 3.0, "costs__efficiency": 0.5}, "give one of them"),
     ],

@@ -138,7 +138,7 @@ def test_fields_and_links_exist(page):
 def known_otherwise(key):
     """Whether `section.name` is a file, a module's name, or a mistake that a page shows."""
     section, name = key.split(".")
-    if name in ("json", "jsonl", "py", "npy", "log", "keras", "fit") or key in ("run.epoch", "section.field"):
+    if name in ("json", "jsonl", "csv", "py", "npy", "log", "keras", "fit") or key in ("run.epoch", "section.field"):
         return True
     try:
         return hasattr(importlib.import_module(f"g16net.{section}"), name)
