@@ -42,6 +42,11 @@ def check(config, machines, devices):
         raise UserError("costs.images_per_second implies costs.efficiency; give one of them")
     if given and numbers and len(machines) > 1:
         raise UserError(f"costs.{given[0]} is of one machine, but --machines={','.join(machines)}; name that one alone")
+    if numbers and config.costs.images < config.run.global_batch:
+        raise UserError(
+            f"costs.images={config.costs.images} fill no batch of run.global_batch={config.run.global_batch}; give "
+            f"more images, or --config.run.global_batch={config.costs.images}"
+        )
     for name in machines if numbers else ():
         for resolution in resolutions(config):
             for number in numbers:

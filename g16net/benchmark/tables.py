@@ -9,7 +9,9 @@ def table(rows):
     widths = [max(map(len, column)) for column in zip(*cells)]
     left = [isinstance(value, str) for value in rows[0].values()]
     return "\n".join(
-        "  ".join(text.ljust(width) if flush else text.rjust(width) for text, width, flush in zip(line, widths, left))
+        "  ".join(
+            text.ljust(width) if flush else text.rjust(width) for text, width, flush in zip(line, widths, left)
+        ).rstrip()
         for line in cells
     )
 

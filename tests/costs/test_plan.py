@@ -184,6 +184,7 @@ def test_errors(run, match):
         ),
         (["cpu", "a100_80gb"], ["1"], {"costs__images_per_second": 3.0}, "is of one machine.*name that one alone"),
         (["cpu"], ["1"], {"costs__images_per_second": 3.0, "costs__efficiency": 0.5}, "give one of them"),
+        (["cpu"], ["1"], {"costs__images": 700}, "costs.images=700 fill no batch of .*=768; .*global_batch=700"),
     ],
 )
 def test_mistakes_in_a_command(machines, devices, changes, match):
