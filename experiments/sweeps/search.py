@@ -1,8 +1,9 @@
 """Learning rates x norms on the embedded digits: every combination to its end, or by ASHA, which stops bad ones early.
 
-The grid is a sweep. As a script, this file gives the same combinations to Ray Tune: after 1, 3 and 9 epochs a run goes
-on only if it is among the best third so far, so most of the time goes into the good ones.
-Expect: the same best combination from about half of the epochs.
+The grid is a sweep. As a script, this file gives the same combinations to Ray Tune: after 1 and 3 epochs a run goes on
+only if it is among the best third so far.
+Expect: a third of the epochs (measured: 49 of 135, 12 of 15 runs stopped) and a good combination, 97.2 %, if not always
+the best: the grid's is bn at 0.03 with 98.1 %, which ASHA stopped at 10 % after one epoch.
 Run: launch.py --mode=sweep --experiment=search --workdir=runs/search --jobs=2
      python experiments/sweeps/search.py --workdir=runs/asha     # pip install 'g16net[cluster]'
 """
