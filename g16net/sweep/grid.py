@@ -92,13 +92,13 @@ def load(experiment, assignments=(), data=""):
 
 def part(runs, shard):
     """The runs of the part that `shard` names: "3/10" is the third of ten, "" all. Runs that share a training are in
-    the same part."""
+    the same part. UserError for a part that does not exist."""
     if not shard:
         return runs
     found = re.fullmatch(r"(\d+)/(\d+)", shard)
     index, parts = map(int, found.groups()) if found else (0, 0)
     if not 1 <= index <= parts:
-        raise UserError(f"--shard={shard} is no part of the runs; --shard=3/10 is the third of ten")
+        raise UserError(f"--shard={shard} is not a part of the runs; --shard=3/10 is the third of ten")
     sizes, places = [0] * parts, {}
     for one in runs:  # each training to the smallest part so far
         if not one["after"]:
