@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 # Tests at a time; each may take 1.5 GB. A file's tests stay together, since they share what they made.
 JOBS ?= 2
-PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile tests
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile --no-loadscope-reorder tests
 export CUDA_VISIBLE_DEVICES ?= -1
 
 .PHONY: demo quick test test-all lint site figures clean

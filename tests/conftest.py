@@ -27,6 +27,19 @@ def note_process(event, arguments):
 sys.addaudithook(note_process)
 
 
+def pytest_collection_modifyitems(items):
+    """Files that run things come first, and then those of many tests: of two workers none is left with a long one."""
+    files = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+
+    def weight(item):
+        others = files[item.path]
+        return not any(one.get_closest_marker("run") for one in others), -len(others), str(item.path)
+
+    items.sort(key=weight)
+
+
 @pytest.fixture(autouse=True)
 def tier(request):
     """A test of the quick tier starts no process: what does is marked `run`, or `slow`."""

@@ -144,7 +144,11 @@ def python(code, **environment):
 
 
 @pytest.mark.parametrize(
-    "first", ["import g16net\nfrom tensorflow import keras", "from tensorflow import keras\nimport g16net"]
+    "first",
+    [
+        "import g16net\nfrom tensorflow import keras",
+        pytest.param("from tensorflow import keras\nimport g16net", marks=pytest.mark.slow),
+    ],
 )
 def test_a_fresh_process_needs_one_import(first, tmp_path):
     """In either order, and `import g16net` alone still starts no TensorFlow: see test_imports."""
