@@ -49,9 +49,8 @@ def trainable(experiment, data, workdir, **fields):
             self._seen, self._top1 = 0, None
             argv = ["launch.py"] + arguments(one, workdir)
             threads = int(self.trial_resources.required_resources.get("CPU", 0)) if self.trial_resources else None
-            environment = {key: os.environ[key] for key in ("CUDA_VISIBLE_DEVICES",) if key in os.environ}
             self._process = local.start(
-                main, argv, self._folder, threads=threads or None, environment=environment, cwd=cwd
+                main, argv, self._folder, threads=threads or None, environment=local.gpus(), cwd=cwd
             )
 
         def step(self):

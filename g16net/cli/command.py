@@ -72,7 +72,7 @@ def execute(assignments, main):
     # JSON lines have stdout to themselves
     lines_only = FLAGS.mode == ["predict"] and config.predict.output == "jsonl"
     with contextlib.redirect_stdout(sys.stderr if lines_only else sys.stdout), evaluate.sharing():
-        ours = [mode for mode, row in rows.items() if chief or row.all_workers]
+        ours = [mode for mode in FLAGS.mode if chief or rows[mode].all_workers]  # one may be asked for again
         failed = [mode for mode in ours if not run_mode(mode, config, workdir, chief)]
         if not chief:
             return 0

@@ -22,9 +22,7 @@ flags.DEFINE_list(
 )
 flags.DEFINE_list("devices", [], "Plan the run on so many devices of each machine, such as 1,8,64.")
 flags.DEFINE_list("compare", [], "readings (of the paper), measured (networks run here, minutes).")
-flags.DEFINE_multi_string(
-    "images", [], "Image files, folders and globs, separated by commas or in a flag each."
-)  # fmt: skip
+flags.DEFINE_multi_string("images", [], "Image files, folders and globs, separated by commas or in a flag each.")
 flags.DEFINE_integer("jobs", 1, "Runs at a time on this machine.", 1)
 flags.DEFINE_string(
     "cluster", "", "Do the runs on a Ray cluster: auto (the one of this machine), HOST:PORT or ray://HOST:PORT."

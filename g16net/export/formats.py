@@ -145,7 +145,7 @@ def check_file(path: str) -> None:
             raise UserError(f"{path!r} is a folder without saved_model.pb; name a SavedModel, or a file of {ENDINGS}")
         return
     ending = os.path.splitext(path)[1]
-    if ending not in LOADERS:
+    if not ending or ending not in LOADERS:  # of what has no ending only a folder is one
         raise UserError(f"{path!r} is no export of a known format; its name should end with {ENDINGS}")
 
 

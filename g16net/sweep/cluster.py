@@ -90,9 +90,7 @@ def _size(path):
 
 def _task(cpus, cwd, *job):
     """On a node: does a run in a process of its own. Returns its exit status."""
-    # Ray names the task's GPUs in its worker's environment; the run is forked from an older process.
-    environment = {key: os.environ[key] for key in ("CUDA_VISIBLE_DEVICES",) if key in os.environ}
-    process = local.start(*job, threads=cpus, environment=environment, cwd=cwd)
+    process = local.start(*job, threads=cpus, environment=local.gpus(), cwd=cwd)
     try:
         while process.exitcode is None:  # Ray cancels a task between two steps of Python
             multiprocessing.connection.wait([process.sentinel], timeout=0.5)

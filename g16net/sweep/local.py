@@ -79,6 +79,11 @@ def start(*job, **options):
     return process
 
 
+def gpus():
+    """The variables by which Ray gives this process its GPUs: a run is forked from an older one, without them."""
+    return {key: os.environ[key] for key in ("CUDA_VISIBLE_DEVICES",) if key in os.environ}
+
+
 def end(processes):
     """Ends processes of runs, which save first."""
     for process in processes:

@@ -368,11 +368,17 @@ def test_verify_export_finds_the_weights_of_another_checkpoint(run, tmp_path):
 
 @pytest.mark.parametrize(
     "name, message",
-    [("nothing.onnx", "no exported file"), ("empty", "without saved_model.pb"), ("model.pb", "known format")],
+    [
+        ("nothing.onnx", "no exported file"),
+        ("empty", "without saved_model.pb"),
+        ("model.pb", "known format"),
+        ("model", "known format"),
+    ],
 )
 def test_a_file_that_is_no_export_is_refused(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "model.pb").write_bytes(b"")
+    for file in ("model.pb", "model"):
+        (tmp_path / file).write_bytes(b"")
     with pytest.raises(UserError, match=message):
         formats.load(str(tmp_path / name))
 
