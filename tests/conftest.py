@@ -77,12 +77,17 @@ def cache_home(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module", autouse=True)
 def memory():
-    """Graphs and models of a module are freed at its end: Keras keeps them, and glibc what was freed."""
+    """Graphs and models of a module are freed at its end: Keras keeps them, TensorFlow those with a custom gradient (any
+    `tf.nn.silu`), which it registers for good, and glibc what was freed."""
     yield
     if "tensorflow" in sys.modules:
         from tensorflow import keras
+        from tensorflow.python.framework import ops
 
         keras.backend.clear_session()
+        gradients = ops.gradient_registry._registry
+        for name in [name for name in gradients if name.startswith("CustomGradient-")]:
+            del gradients[name]
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
