@@ -250,7 +250,7 @@ FIELDS = {
     ),
     "finetune.learning_rate": _above_zero(
         None,
-        "peak learning rate of the cosine; None: 2^-11 x finetune.global_batch for rmsprop, 8 times optim's for others",
+        "peak learning rate of the cosine; None: 8 times what optim.learning_rate would be for finetune.global_batch",
         optional=True,
     ),
     "finetune.optimizer": Field(

@@ -146,12 +146,8 @@ def _resolve_finetune(config, variant):
         finetune.clip_norm = config.optim.clip_norm
     rule = optimizers.rule(finetune.optimizer)
     if finetune.learning_rate is None:
-        if rule.per_image is None:
-            raise ConfigError(
-                f"finetune.optimizer={finetune.optimizer} has no rule for its rate: give it, such as "
-                "--config.finetune.learning_rate=0.001"
-            )
-        finetune.learning_rate = FINETUNE_FACTOR * rule.per_image * finetune.global_batch
+        by_rule = FINETUNE_FACTOR * (rule.per_image or 0) * finetune.global_batch
+        finetune.learning_rate = by_rule or config.optim.learning_rate
     if finetune.decay is None:
         by_batch = max(1 - RATE_PER_IMAGE * finetune.global_batch, 0.0)
         finetune.decay = by_batch if rule.decay is None else rule.decay
