@@ -44,12 +44,13 @@ def get_config(arg=""):
     config.model.norm_epsilon = 1e-3
     config.model.proxy_epsilon = 0.03
 
-    # Optimizer: TensorFlow 1's RMSProp
+    # Optimizer: TensorFlow 1's RMSProp. None: as said beside it, and for another optimizer what suits that
+    config.optim.name = "rmsprop"
     config.optim.learning_rate = None  # 2^-14 x run.global_batch: 0.047 at 768
     config.optim.decay = None  # 1 - 2^-14 x run.global_batch, of the mean square: 0.953 at 768
     config.optim.momentum = 0.9
-    config.optim.epsilon = 1e-3  # inside the root
-    config.optim.weight_decay = 1e-5  # of kernels only
+    config.optim.epsilon = None  # 1e-3, inside the root
+    config.optim.weight_decay = None  # 1e-5, L2 of kernels only
 
     config.schedule.name = "exponential"
     config.schedule.warmup_epochs = 5.0

@@ -9,7 +9,13 @@ import importlib
 import sys
 
 # The modules whose classes a saved model may name.
-MODULES = ("g16net.layers", "g16net.optim.losses", "g16net.optim.rmsprop", "g16net.optim.schedules")
+MODULES = (
+    "g16net.layers",
+    "g16net.optim.losses",
+    "g16net.optim.optimizers",
+    "g16net.optim.rmsprop",
+    "g16net.optim.schedules",
+)
 # Imports that must have ended: TensorFlow may import Keras in the middle of its own import, and Keras TensorFlow.
 AWAITED = ("tensorflow", "keras", "tf_keras", "g16net.compat")
 

@@ -77,8 +77,8 @@ def cache_home(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module", autouse=True)
 def memory():
-    """Graphs and models of a module are freed at its end: Keras keeps them, TensorFlow those with a custom gradient (any
-    `tf.nn.silu`), which it registers for good, and glibc what was freed."""
+    """Graphs and models of a module are freed at its end: Keras keeps them, TensorFlow those with a custom gradient,
+    such as any `tf.nn.silu`, which it registers for good, and glibc what was freed."""
     yield
     if "tensorflow" in sys.modules:
         from tensorflow import keras

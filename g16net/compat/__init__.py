@@ -32,7 +32,7 @@ from g16net.compat.layers import (
     serialized,
     set_seed,
 )
-from g16net.compat.optimizers import Optimizer, scale_loss
+from g16net.compat.optimizers import Optimizer, keras_optimizer, keras_optimizers, scale_loss
 from g16net.compat.state import ACCUMULATORS, optimizer_state, read_optimizer_state, recount, write_optimizer_state
 
 __all__ = [
@@ -50,6 +50,8 @@ __all__ = [
     "follow_directions",
     "ignore_errors",
     "in_training",
+    "keras_optimizer",
+    "keras_optimizers",
     "name_of",
     "note_finite",
     "on_cpu",

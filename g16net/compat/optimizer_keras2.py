@@ -12,36 +12,23 @@ from g16net.compat.layers import serialized
 _OptimizerV2: Any = getattr(keras.optimizers, "legacy", keras.optimizers).Optimizer
 
 
-class Optimizer(_OptimizerV2):
-    """Base optimiser with one interface on every generation: see that of Keras 3."""
+class _Updates:
+    """What any optimizer of these generations does with `accumulation`, `guard` and `clip_norm`: see `Optimizer` of
+    Keras 3. Beside `_OptimizerV2` among the base classes."""
 
     slots: Dict[str, Any] = {}
+    _factor = None  # of the update that is being traced
 
-    def __init__(self, learning_rate, name, accumulation=1, guard="none", **kwargs):
-        super().__init__(name=name, **kwargs)
-        self._set_hyper("learning_rate", learning_rate)
-        self._set_hyper("decay", self._initial_decay)  # read by the base class
-        self.accumulation, self.guard = accumulation, guard
-
-    def check_variables(self, variables):
-        """Raises for variables that the optimiser cannot train; for subclasses."""
+    def rate_factor(self, variable):
+        """Factor of the learning rate for `variable`, a number; for subclasses."""
+        return 1.0
 
     def update_all(self, variables, gradients, learning_rate, **slots):
         """Updates all variables and returns bool [variables], whether their gradients are finite; or does nothing
         and returns None, the default."""
 
-    def get_config(self):
-        rate = self._serialize_hyperparameter("learning_rate")
-        hyper = self._get_hyper("learning_rate")
-        if callable(hyper) and hasattr(hyper, "get_config"):
-            rate = serialized(hyper)
-        return dict(super().get_config(), learning_rate=rate)
-
     def _create_slots(self, var_list):
-        self.check_variables(var_list)
-        for name, initializer in self.slots.items():
-            for variable in var_list:
-                self.add_slot(variable, name, initializer)
+        super()._create_slots(var_list)
         if self.accumulation > 1:
             for variable in var_list:
                 self.add_slot(variable, "accumulated", "zeros")
@@ -66,13 +53,14 @@ class Optimizer(_OptimizerV2):
             return self.iterations.assign_add(1, read_value=False)
 
         def apply(pairs):
+            self._factor = self._shrink(distribution, pairs)
             if self._update_all(pairs, apply_state, name) is not None:
                 return count()
-            return _OptimizerV2._distributed_apply(self, distribution, pairs, apply_state=apply_state, name=name)
+            return super(_Updates, self)._distributed_apply(distribution, pairs, apply_state=apply_state, name=name)
 
         if self.accumulation == 1 and self.guard == "none":
             return apply(grads_and_vars)
-        if self.accumulation == 1 and self.guard == "report":
+        if self.accumulation == 1 and self.guard == "report" and not self.clip_norm:
             finite = self._update_all(grads_and_vars, apply_state, name)
             if finite is not None:
                 note_finite(self, finite)
@@ -89,11 +77,26 @@ class Optimizer(_OptimizerV2):
             return apply(grads_and_vars)
         return tf.cond(good, lambda: group(apply(grads_and_vars)), tf.no_op)
 
+    def _shrink(self, distribution, grads_and_vars):
+        """The factor that brings the norm of all gradients of an update down to `clip_norm`, a scalar or None."""
+        if not self.clip_norm:
+            return None
+        local = distribution.experimental_local_results
+        norm = tf.linalg.global_norm([local(gradient)[0] for gradient, _ in grads_and_vars])
+        return self.clip_norm / tf.maximum(norm, self.clip_norm)
+
+    def clipped(self, gradient):
+        """The gradient of a whole update as it is applied, within it."""
+        return gradient if self._factor is None else gradient * tf.cast(self._factor, gradient.dtype)
+
     def _update_all(self, grads_and_vars, apply_state, name):
         """`update_all` where it can be asked: without replicas and constraints."""
         gradients, variables = zip(*grads_and_vars)
         if tf.distribute.has_strategy() or any(variable.constraint is not None for variable in variables):
             return None
+        if any(self.rate_factor(variable) != 1 for variable in variables):
+            return None
+        gradients = [self.clipped(gradient) for gradient in gradients]
         slots = {slot: [self.get_slot(variable, slot) for variable in variables] for slot in self.slots}
         with tf.name_scope(name or self._name):
             rate = self._coefficients(variables[0], apply_state)["lr_t"]
@@ -120,14 +123,62 @@ class Optimizer(_OptimizerV2):
 
         return tf.cond(tf.equal(count % self.accumulation, 0), last, tf.no_op)
 
-    def _resource_apply_dense(self, grad, var, apply_state=None):
-        rate = self._coefficients(var, apply_state)["lr_t"]
-        return self.update(var, grad, rate, **{name: self.get_slot(var, name) for name in self.slots})
-
     def _coefficients(self, var, apply_state):
         key = (var.device, var.dtype.base_dtype)
         return (apply_state or {}).get(key) or self._fallback_apply_state(*key)
 
+
+class Optimizer(_Updates, _OptimizerV2):
+    """Base optimiser with one interface on every generation: see that of Keras 3."""
+
+    def __init__(self, learning_rate, name, accumulation=1, guard="none", clip_norm=None, **kwargs):
+        super().__init__(name=name, **kwargs)
+        self._set_hyper("learning_rate", learning_rate)
+        self._set_hyper("decay", self._initial_decay)  # read by the base class
+        self.accumulation, self.guard, self.clip_norm = accumulation, guard, clip_norm
+
+    def check_variables(self, variables):
+        """Raises for variables that the optimiser cannot train; for subclasses."""
+
+    def get_config(self):
+        rate = self._serialize_hyperparameter("learning_rate")
+        hyper = self._get_hyper("learning_rate")
+        if callable(hyper) and hasattr(hyper, "get_config"):
+            rate = serialized(hyper)
+        return dict(super().get_config(), learning_rate=rate)
+
+    def _create_slots(self, var_list):
+        self.check_variables(var_list)
+        for name, initializer in self.slots.items():
+            for variable in var_list:
+                self.add_slot(variable, name, initializer)
+        super()._create_slots(var_list)
+
+    def _resource_apply_dense(self, grad, var, apply_state=None):
+        rate = self._coefficients(var, apply_state)["lr_t"] * self.rate_factor(var)
+        return self.update(var, self.clipped(grad), rate, **{name: self.get_slot(var, name) for name in self.slots})
+
     def _resource_apply_sparse(self, grad, var, indices, apply_state=None):
         dense = tf.convert_to_tensor(tf.IndexedSlices(grad, indices, tf.shape(var)))
         return self._resource_apply_dense(dense, var, apply_state)
+
+
+def keras_optimizers():
+    """{name: class} of Keras' own optimizers that `keras_optimizer` takes."""
+    own = vars(getattr(keras.optimizers, "legacy", keras.optimizers)).items()
+    return {n: c for n, c in own if isinstance(c, type) and issubclass(c, _OptimizerV2) and c is not _OptimizerV2}
+
+
+def keras_optimizer(kind, learning_rate, penalised, accumulation=1, guard="none", clip_norm=None):
+    """An optimizer of one of the classes of `keras_optimizers`, with what ours have; `penalised(variable, gradient)`
+    is the gradient that it gets."""
+
+    class Made(_Updates, kind):
+        def __init__(self):
+            super().__init__(learning_rate)
+            self.accumulation, self.guard, self.clip_norm = accumulation, guard, clip_norm
+
+        def _resource_apply_dense(self, grad, var, apply_state=None):
+            return super()._resource_apply_dense(penalised(var, self.clipped(grad)), var, apply_state)
+
+    return Made()

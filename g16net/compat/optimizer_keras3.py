@@ -11,7 +11,40 @@ from g16net.compat.gradients import note_finite, which_finite
 from g16net.compat.state import read_optimizer_state
 
 
-class Optimizer(keras.optimizers.Optimizer):
+class _Guarded:
+    """What any optimizer does with `guard`: see `Optimizer`. Before Keras' class among the bases."""
+
+    slots: Dict[str, Any] = {}
+
+    def _add_counts(self, variables):
+        if self.guard != "none":
+            self.not_finite = tf.Variable(tf.zeros([len(variables)], tf.int32), trainable=False)
+            self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def _get_current_learning_rate(self):
+        if self.accumulation > 1 and isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+            return self._learning_rate(self.iterations)  # Keras 3 gives it passes, several an update
+        return super()._get_current_learning_rate()
+
+    def apply(self, grads, trainable_variables=None):
+        if not self.built:
+            with tf.init_scope():
+                self.build(trainable_variables)
+        if self.guard == "none":
+            return super().apply(grads, trainable_variables)
+        good = note_finite(self, which_finite(grads))
+        if self.guard == "report":
+            return super().apply(grads, trainable_variables)
+        apply = super().apply
+
+        def update():
+            apply(grads, trainable_variables)
+            return True
+
+        return tf.cond(good, update, lambda: False)
+
+
+class Optimizer(_Guarded, keras.optimizers.Optimizer):
     """Base optimiser with one interface on every generation.
 
     A subclass names its per-variable state in `slots` (name to initialiser) and implements
@@ -24,19 +57,25 @@ class Optimizer(keras.optimizers.Optimizer):
         accumulation: gradients of so many calls are averaged for one update.
         guard: of gradients that are not finite: "none"; "report" counts such updates in `skipped` and keeps in
             `not_finite` which variables' they were; "skip" also leaves the update out.
+        clip_norm: the gradients of a whole update are scaled down to this norm of them all, where it is larger;
+            None or 0: never.
     """
 
-    slots: Dict[str, Any] = {}
-
-    def __init__(self, learning_rate, name, accumulation=1, guard="none", **kwargs):
+    def __init__(self, learning_rate, name, accumulation=1, guard="none", clip_norm=None, **kwargs):
         if accumulation > 1:
             kwargs["gradient_accumulation_steps"] = accumulation
+        if clip_norm:
+            kwargs["global_clipnorm"] = clip_norm
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
-        self.accumulation, self.guard = accumulation, guard
+        self.accumulation, self.guard, self.clip_norm = accumulation, guard, clip_norm
         self._late, self._asked_early = None, False
 
     def check_variables(self, variables):
         """Raises for variables that the optimiser cannot train; for subclasses."""
+
+    def rate_factor(self, variable):
+        """Factor of the learning rate for `variable`, a number; for subclasses."""
+        return 1.0
 
     def build(self, variables):
         if self.built or not variables:
@@ -44,9 +83,7 @@ class Optimizer(keras.optimizers.Optimizer):
             return
         self.check_variables(variables)
         super().build(variables)
-        if self.guard != "none":
-            self.not_finite = tf.Variable(tf.zeros([len(variables)], tf.int32), trainable=False)
-            self.skipped = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._add_counts(variables)
         self._slots = {
             name: [self.add_variable_from_reference(v, name=name, initializer=initializer) for v in variables]
             for name, initializer in self.slots.items()
@@ -76,30 +113,47 @@ class Optimizer(keras.optimizers.Optimizer):
         else:
             super().load_own_variables(store)
 
-    def _get_current_learning_rate(self):
-        if self.accumulation > 1 and isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-            return self._learning_rate(self.iterations)  # Keras 3 gives it passes, several an update
-        return super()._get_current_learning_rate()
-
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         slots = {name: variables[index].value for name, variables in self._slots.items()}
+        learning_rate = learning_rate * self.rate_factor(variable)
         variable = variable.value if isinstance(variable, keras.Variable) else variable
         self.update(variable, tf.convert_to_tensor(gradient), tf.cast(learning_rate, variable.dtype), **slots)
 
-    def apply(self, grads, trainable_variables=None):
-        if not self.built:
-            with tf.init_scope():
-                self.build(trainable_variables)
-        if self.guard == "none":
-            return super().apply(grads, trainable_variables)
-        good = note_finite(self, which_finite(grads))
-        if self.guard == "report":
-            return super().apply(grads, trainable_variables)
-        apply = super().apply
 
-        def update():
-            apply(grads, trainable_variables)
-            return True
+def keras_optimizers():
+    """{name: class} of Keras' own optimizers that `keras_optimizer` takes."""
+    base = keras.optimizers.Optimizer
+    return {
+        n: c for n, c in vars(keras.optimizers).items() if isinstance(c, type) and issubclass(c, base) and c is not base
+    }
 
-        return tf.cond(good, update, lambda: False)
+
+def keras_optimizer(kind, learning_rate, penalised, accumulation=1, guard="none", clip_norm=None):
+    """An optimizer of one of the classes of `keras_optimizers`, with what ours have; `penalised(variable, gradient)`
+    is the gradient that it gets."""
+    arguments = {"gradient_accumulation_steps": accumulation} if accumulation > 1 else {}
+    if clip_norm:
+        arguments["global_clipnorm"] = clip_norm
+
+    class Made(_Guarded, kind):
+        def __init__(self):
+            super().__init__(learning_rate, **arguments)
+            self.accumulation, self.guard, self.clip_norm = accumulation, guard, clip_norm
+
+        def build(self, variables):
+            if not self.built and variables:
+                super().build(variables)
+                self._add_counts(variables)
+
+        def update_step(self, gradient, variable, learning_rate):
+            super().update_step(penalised(variable, tf.convert_to_tensor(gradient)), variable, learning_rate)
+
+        @property
+        def _slots(self):
+            """{name: variables in order} of what it keeps, whatever it calls them, for `optimizer_state`."""
+            sums = {id(v) for v in getattr(self, "_accumulated_gradients", ())}
+            known = {id(self._iterations), id(self._learning_rate)} | sums
+            return {"kept": [v for v in self.variables if id(v) not in known]}
+
+    return Made()

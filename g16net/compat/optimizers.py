@@ -10,9 +10,9 @@ from g16net.compat.state import read_optimizer_state, write_optimizer_state
 from g16net.compat.versions import KERAS3
 
 if KERAS3:
-    from g16net.compat.optimizer_keras3 import Optimizer
+    from g16net.compat.optimizer_keras3 import Optimizer, keras_optimizer, keras_optimizers  # noqa: F401
 else:
-    from g16net.compat.optimizer_keras2 import Optimizer  # type: ignore[assignment]
+    from g16net.compat.optimizer_keras2 import Optimizer, keras_optimizer, keras_optimizers  # type: ignore  # noqa: F401
 
 
 def scale_loss(optimizer, scale, dynamic):

@@ -20,7 +20,8 @@ def optimizer_state(optimizer, variables, names=None):
         optimizer.build(variables)
         state = {"step": inner._iterations.value}
         for slot, values in inner._slots.items():
-            state.update({f"{slot}/{name}": value.value for (name, _), value in zip(named, values)})
+            of = [name for name, _ in named] if slot in inner.slots else range(len(values))
+            state.update({f"{slot}/{name}": value.value for name, value in zip(of, values)})
         for (name, _), value in zip(named, getattr(inner, "_accumulated_gradients", ())):
             state[f"accumulated/{name}"] = value.value
         if inner is not optimizer:

@@ -12,6 +12,8 @@ from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 import ml_collections
 from ml_collections import ConfigDict
 
+from g16net.config import optimizers
+from g16net.config.optimizers import OPTIMIZERS
 from g16net.errors import ConfigError, suggest
 from g16net.models.architecture import VARIANTS
 from g16net.models.norms import NORMS
@@ -159,19 +161,49 @@ FIELDS = {
         "3 numbers above 0",
         lambda v: len(v) == 3 and min(v) > 0,
     ),
-    # optimiser
-    "optim.learning_rate": _above_zero(None, "peak learning rate; None: 2^-14 x global batch", optional=True),
+    # optimizer
+    "optim.name": Field(
+        "rmsprop",
+        str,
+        "optimizer; rmsprop is TensorFlow 1's, as published; keras:NAME is one of Keras' own, such as keras:Adamax",
+        "one of " + ", ".join(OPTIMIZERS) + ", or keras:NAME",
+        optimizers.known,
+    ),
+    "optim.learning_rate": _above_zero(
+        None, "peak learning rate; None: 2^-14 x global batch for rmsprop, for the others see docs", optional=True
+    ),
     "optim.decay": Field(
         None,
         float,
-        "decay of the mean square; None: 1 - 2^-14 x global batch",
+        "decay of the mean square (beta_2); None: 1 - 2^-14 x global batch, adamw and lamb 0.999, lion 0.99",
         "at least 0 and below 1",
         lambda v: 0 <= v < 1,
         True,
     ),
-    "optim.momentum": _fraction(0.9, "momentum of the scaled gradient", closed=False),
-    "optim.epsilon": _above_zero(1e-3, "added to the mean square inside the root"),
-    "optim.weight_decay": _at_least(1e-5, 0, "L2 penalty added to the gradient (not of gamma and beta)", kind=float),
+    "optim.momentum": _fraction(0.9, "momentum of the gradient (beta_1)", closed=False),
+    "optim.epsilon": _above_zero(
+        None,
+        "added to the mean square inside the root; None: 1e-3. adamw, lamb: to the root, 1e-7, 1e-6",
+        optional=True,
+    ),
+    "optim.weight_decay": _at_least(
+        None,
+        0,
+        "rmsprop, sgd and keras: L2 penalty added to the gradient; the others: decoupled; not of gamma and beta; None: "
+        "1e-5, adamw 0.05, lamb 0.02, lion 0.25, keras 0",
+        kind=float,
+        optional=True,
+    ),
+    "optim.clip_norm": _at_least(
+        0.0, 0, "norm of all gradients of an update above which they are scaled down to it; 0: never", kind=float
+    ),
+    "optim.layer_decay": Field(
+        1.0,
+        float,
+        "factor of the learning rate from each stage to the one before it, for training from init.checkpoint; 1: none",
+        "above 0 and up to 1",
+        lambda v: 0 < v <= 1,
+    ),
     # schedule
     "schedule.name": _one_of("exponential", ("exponential", "cosine", "constant"), "course of the learning rate"),
     "schedule.warmup_epochs": _at_least(5.0, 0, "epochs of linear warm-up", kind=float),
@@ -199,6 +231,14 @@ FIELDS = {
     "regularise.average": _fraction(
         0.97, "decay per epoch of the averaged weights; 0 turns averaging off", closed=False
     ),
+    "regularise.ema": Field(
+        0.0,
+        float,
+        "decay per weight update of the averaged weights, in place of regularise.average; begins as "
+        "(1 + n) / (10 + n); 0: by epochs",
+        "at least 0 and below 1",
+        lambda v: 0 <= v < 1,
+    ),
     # fine-tuning (mode finetune)
     "finetune.layers": Field("top", str, "trained parts from the end, such as top,block7,block6; the rest is frozen"),
     "finetune.sizes": _sizes(
@@ -209,7 +249,16 @@ FIELDS = {
         None, 1, "images per weight update; None: 512, or run.global_batch if that is less", optional=True
     ),
     "finetune.learning_rate": _above_zero(
-        None, "peak learning rate of the cosine; None: 2^-11 x finetune.global_batch", optional=True
+        None,
+        "peak learning rate of the cosine; None: 8 times what optim.learning_rate would be for finetune.global_batch",
+        optional=True,
+    ),
+    "finetune.optimizer": Field(
+        None, str, "optimizer; None: optim.name", "a value of optim.name", optimizers.known, optional=True
+    ),
+    "finetune.clip_norm": _at_least(None, 0, "as optim.clip_norm; None: that", kind=float, optional=True),
+    "finetune.layer_decay": Field(
+        1.0, float, "as optim.layer_decay, among the trained parts", "above 0 and up to 1", lambda v: 0 < v <= 1
     ),
     "finetune.warmup_epochs": _at_least(
         5.0,

@@ -8,13 +8,13 @@ from typing import Any, Dict, List, Tuple
 
 from ml_collections import ConfigDict
 
-from g16net.config import experiments, fields
+from g16net.config import experiments, fields, optimizers
 from g16net.config import ipu as ipu_settings
 from g16net.errors import ConfigError, suggest
 from g16net.models import architecture
 
 RATE_PER_IMAGE = 2.0**-14  # learning rate, and 1 - decay of the mean square, for each image of the global batch
-FINETUNE_BATCH, FINETUNE_RATE_PER_IMAGE = 512, 2.0**-11
+FINETUNE_BATCH, FINETUNE_FACTOR = 512, 8  # 2^-11 for each image with RMSProp
 
 # The parts of a network from the end, as `finetune.layers` names them.
 PARTS = ("top", "block7", "block6", "block5", "block4", "block3", "block2", "block1", "stem")
@@ -66,15 +66,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         config.data.eval_size = variant.native
     if config.regularise.dropout is None:
         config.regularise.dropout = variant.dropout
-    if config.optim.learning_rate is None:
-        config.optim.learning_rate = RATE_PER_IMAGE * config.run.global_batch
-    if config.optim.decay is None:
-        config.optim.decay = 1 - RATE_PER_IMAGE * config.run.global_batch
-        if not 0 <= config.optim.decay < 1:
-            raise ConfigError(
-                f"run.global_batch={config.run.global_batch} leaves no decay by the recipe's 1 - 2^-14 x batch; "
-                "give it: --config.optim.decay=0.9"
-            )
+    _resolve_optimizer(config)
     _resolve_finetune(config, variant)
     if config.eval.batch is None:
         config.eval.batch = min(config.run.global_batch, 256)
@@ -120,6 +112,27 @@ def _train_size(config, variant):
     return variant.half
 
 
+def _resolve_optimizer(config):
+    optim, batch = config.optim, config.run.global_batch
+    rule = optimizers.rule(optim.name)
+    if optim.learning_rate is None:
+        if rule.per_image is None:
+            raise ConfigError(
+                f"optim.name={optim.name} has no rule for its rate: give it, such as --config.optim.learning_rate=0.001"
+            )
+        optim.learning_rate = rule.per_image * batch
+    if optim.decay is None:
+        optim.decay = 1 - RATE_PER_IMAGE * batch if rule.decay is None else rule.decay
+        if not 0 <= optim.decay < 1:
+            raise ConfigError(
+                f"run.global_batch={batch} leaves no decay by the recipe's 1 - 2^-14 x batch; "
+                "give it: --config.optim.decay=0.9"
+            )
+    for name in ("epsilon", "weight_decay"):
+        if optim[name] is None:
+            optim[name] = getattr(rule, name)
+
+
 def _resolve_finetune(config, variant):
     finetune = config.finetune
     if not finetune.sizes:
@@ -127,10 +140,17 @@ def _resolve_finetune(config, variant):
         finetune.sizes = (min(fitting, key=lambda size: abs(size - variant.native)),)
     if finetune.global_batch is None:
         finetune.global_batch = min(FINETUNE_BATCH, config.run.global_batch)
+    if finetune.optimizer is None:
+        finetune.optimizer = config.optim.name
+    if finetune.clip_norm is None:
+        finetune.clip_norm = config.optim.clip_norm
+    rule = optimizers.rule(finetune.optimizer)
     if finetune.learning_rate is None:
-        finetune.learning_rate = FINETUNE_RATE_PER_IMAGE * finetune.global_batch
+        by_rule = FINETUNE_FACTOR * (rule.per_image or 0) * finetune.global_batch
+        finetune.learning_rate = by_rule or config.optim.learning_rate
     if finetune.decay is None:
-        finetune.decay = max(1 - RATE_PER_IMAGE * finetune.global_batch, 0.0)
+        by_batch = max(1 - RATE_PER_IMAGE * finetune.global_batch, 0.0)
+        finetune.decay = by_batch if rule.decay is None else rule.decay
 
 
 def _check_sizes(config, variant):
@@ -175,6 +195,11 @@ def trained_parts(config: ConfigDict) -> Tuple[str, ...]:
     return whole
 
 
+def averages(config: ConfigDict) -> bool:
+    """Whether the run averages its weights, by updates or by epochs."""
+    return bool(config.regularise.ema or config.regularise.average)
+
+
 def progressive_sizes(variant: str, resolution: str, parts: int = 4) -> Tuple[int, ...]:
     """At most `parts` growing training sizes from about half the final one on, for `data.progressive`.
 
@@ -192,7 +217,22 @@ def _check_combinations(config):
             f"schedule.warmup_epochs={config.schedule.warmup_epochs:g} leaves nothing of "
             f"run.epochs={config.run.epochs}; set --config.schedule.warmup_epochs={config.run.epochs / 10:g}"
         )
-    if config.eval.weights == "average" and config.regularise.average == 0:
+    if config.regularise.ema and config.runtime.steps_per_execution > 1:
+        raise ConfigError(
+            "regularise.ema averages after each weight update, and runtime.steps_per_execution="
+            f"{config.runtime.steps_per_execution} makes several in one call: leave it 1, or average by epochs"
+        )
+    for field in ("optim.layer_decay", "finetune.layer_decay"):
+        section, name = field.split(".")
+        chosen = config.optim.name if section == "optim" else config.finetune.optimizer
+        if config[section][name] < 1 and chosen.startswith(optimizers.KERAS):
+            raise ConfigError(f"{field} is for {', '.join(optimizers.OPTIMIZERS)}; got {chosen}: leave it 1")
+    if config.optim.layer_decay < 1 and not config.init.checkpoint:
+        raise ConfigError(
+            f"optim.layer_decay={config.optim.layer_decay:g} slows what is learnt already, and there is no "
+            "init.checkpoint to start from: give one, or leave it 1"
+        )
+    if config.eval.weights == "average" and not averages(config):
         raise ConfigError(
             "eval.weights=average needs averaged weights, but regularise.average=0 turns them off; "
             "set --config.eval.weights=raw"
@@ -207,6 +247,12 @@ def _check_combinations(config):
             f"{' and smaller passes' if split else ''}: mix on the host"
         )
     if config.runtime.strategy in ipu_settings.STRATEGIES:
+        for field, plain in (("optim.clip_norm", 0), ("optim.layer_decay", 1), ("regularise.ema", 0)):
+            section, name = field.split(".")
+            if config[section][name] != plain:
+                raise ConfigError(f"{field} has not been tried on IPUs; leave it {plain}")
+        if config.optim.name.startswith(optimizers.KERAS):
+            raise ConfigError(f"optim.name={config.optim.name} has not been tried on IPUs; take one of ours")
         for name in ("dynamic_loss_scale", "max_skipped"):
             if config.runtime[name]:
                 raise ConfigError(

@@ -5,25 +5,16 @@ is added to the gradient here. A Keras regulariser would read every weight where
 stage of a pipelined IPU model cannot do.
 """
 
-import re
 from typing import Any
 
 import tensorflow as tf
 
 from g16net import compat, native
-
-
-def own_name(variable: Any) -> str:
-    """The last part of a variable's name: `gamma` of `block1a_norm/gamma`, of `block1a_norm/gamma:0` and of a replica.
-
-    Replicas of a mirrored variable are called `block1a_norm/gamma/replica_1:0`.
-    """
-    path = getattr(variable, "path", variable.name).split(":")[0]
-    return re.sub(r"/replica_\d+$", "", path).split("/")[-1]
+from g16net.optim.base import Optimizer
 
 
 @compat.register
-class RMSProp(compat.Optimizer):
+class RMSProp(Optimizer):
     """TensorFlow 1's RMSProp, where the momentum accumulates the already scaled step.
 
     For a gradient g of weight w, learning rate r and an accumulator `rms` that starts at 1:
@@ -40,9 +31,7 @@ class RMSProp(compat.Optimizer):
         momentum: in [0, 1).
         epsilon: added inside the root.
         weight_decay: L2 coefficient in the gradient; not multiplied by anything but the learning rate.
-        exclude_from_weight_decay: regular expressions that match the whole last part of a variable's name. The default
-            leaves out scales and shifts of norms; kernels, every bias, `proxy_gamma` and `proxy_beta` are decayed.
-        **kwargs: of the Keras optimiser, such as `clipnorm`, and `accumulation` and `guard` (see `compat.Optimizer`).
+        **kwargs: see `base.Optimizer`.
 
     Raises:
         ValueError: for values out of range, and for float16 or bfloat16 variables, whose accumulator would stall.
@@ -57,7 +46,6 @@ class RMSProp(compat.Optimizer):
         momentum: float = 0.9,
         epsilon: float = 1e-3,
         weight_decay: float = 0.0,
-        exclude_from_weight_decay: Any = ("gamma", "beta"),
         name: str = "RMSProp",
         **kwargs: Any,
     ) -> None:
@@ -77,36 +65,12 @@ class RMSProp(compat.Optimizer):
                 f"epsilon must be positive and weight_decay not negative, got epsilon {epsilon} and weight_decay "
                 f"{weight_decay}; the recipe has 1e-3 and 1e-5"
             )
-        if isinstance(exclude_from_weight_decay, str):
-            raise ValueError(
-                f"exclude_from_weight_decay must be a list of patterns, got {exclude_from_weight_decay!r}; "
-                "put it in a list"
-            )
-        super().__init__(learning_rate, name, **kwargs)
-        # Not named as Keras 3's attributes of the same meaning: its `weight_decay` is a decoupled one, and its
-        # `exclude_from_weight_decay` is a method.
+        super().__init__(learning_rate, name, weight_decay, **kwargs)
         self.rho = float(rho)
         self.momentum = float(momentum)
         self.epsilon = float(epsilon)
-        self.l2 = float(weight_decay)
-        self.undecayed = tuple(exclude_from_weight_decay)
-
-    def decays(self, variable: Any) -> bool:
-        """Whether `variable` gets the weight decay."""
-        return self.l2 > 0 and not any(re.fullmatch(pattern, own_name(variable)) for pattern in self.undecayed)
-
-    def check_variables(self, variables: Any) -> None:
-        for variable in variables:
-            dtype = tf.as_dtype(variable.dtype).name
-            if dtype in ("float16", "bfloat16"):
-                raise ValueError(
-                    f"RMSProp keeps float32 state, got the {dtype} variable {variable.name}; use the policy "
-                    "mixed_float16 or mixed_bfloat16, which keeps variables in float32"
-                )
 
     def update(self, variable: Any, gradient: Any, learning_rate: Any, rms: Any, momentum: Any) -> Any:
-        if self.decays(variable):
-            gradient = gradient + self.l2 * tf.convert_to_tensor(variable)
         # TensorFlow 1's own fused operation: on a CPU about half the time of the formula written out.
         return tf.raw_ops.ResourceApplyRMSProp(
             var=variable.handle,
@@ -116,7 +80,7 @@ class RMSProp(compat.Optimizer):
             rho=tf.constant(self.rho, variable.dtype),
             momentum=tf.constant(self.momentum, variable.dtype),
             epsilon=tf.constant(self.epsilon, variable.dtype),
-            grad=gradient,
+            grad=self.with_l2(variable, gradient),
         )
 
     def update_all(self, variables: Any, gradients: Any, learning_rate: Any, rms: Any, momentum: Any) -> Any:
@@ -127,7 +91,7 @@ class RMSProp(compat.Optimizer):
             [tf.convert_to_tensor(variable) for variable in variables],
             [tf.convert_to_tensor(variable) for variable in rms],
             [tf.convert_to_tensor(variable) for variable in momentum],
-            [self.l2 if self.decays(variable) else 0.0 for variable in variables],
+            [self.decay_rate if self.decays(variable) else 0.0 for variable in variables],
             learning_rate,
             rho=self.rho,
             momentum=self.momentum,
@@ -139,14 +103,4 @@ class RMSProp(compat.Optimizer):
         return finite
 
     def get_config(self):
-        config = super().get_config()
-        config.update(
-            rho=self.rho,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            weight_decay=self.l2,
-            accumulation=self.accumulation,
-            guard=self.guard,
-            exclude_from_weight_decay=list(self.undecayed),
-        )
-        return config
+        return {**super().get_config(), "rho": self.rho, "momentum": self.momentum, "epsilon": self.epsilon}

@@ -1,11 +1,13 @@
-"""Exponential average of the weights over epochs, evaluated and exported in their place (paper, training section).
+"""Exponential average of the weights, evaluated and exported in their place (paper, training section).
 
-It starts from the first epoch's weights without bias correction, as published: after n epochs the first one still has
-the share decay^(n - 1). Moving statistics of batch norm are averaged with the rest.
+Over epochs, as published, it starts from the first epoch's weights without bias correction: after n epochs the first
+one still has the share decay^(n - 1). Over weight updates, as TensorFlow's and timm's, it begins with shorter memory:
+update n keeps min(decay, (1 + n) / (10 + n)). Moving statistics of batch norm are averaged with the rest.
 """
 
 import contextlib
-from typing import Any, Dict, Iterator, Optional
+import functools
+from typing import Any, Callable, Dict, Iterator, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -40,21 +42,25 @@ class WeightAverage(tf.Module):
 
     Args:
         model: a built model; another of the same architecture may be given to the methods.
-        decay: share that the average keeps at an update, in [0, 1); 0 turns it off: nothing is stored, and
-            `applied` leaves the weights as they are.
+        decay: share that the average keeps when weights are taken into it, in [0, 1); 0 turns it off: nothing is
+            stored, and `applied` leaves the weights as they are.
+        over: "epochs" or "updates", after which of them `update` is called.
 
     Raises:
         ValueError: for a decay out of range and for a model without weights.
     """
 
-    def __init__(self, model: keras.Model, decay: float = 0.97) -> None:
+    def __init__(self, model: keras.Model, decay: float = 0.97, over: str = "epochs") -> None:
         super().__init__(name="weight_average")
+        if over not in ("epochs", "updates"):
+            raise ValueError(f'over must be "epochs" or "updates", got {over!r}')
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}; the recipe has 0.97 per epoch, 0 turns it off")
         if not model.weights:
             raise ValueError(f"the model {model.name} has no weights yet; build it before averaging it")
-        self.decay = float(decay)
+        self.decay, self.over = float(decay), over
         self._model = lambda: model  # as a function: a checkpoint of the average shall not hold the model again
+        self._program: Optional[Callable] = None
         self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
         # One name for all: for each new one TensorFlow makes another kernel, which takes four times as long.
         self.averages = [
@@ -71,9 +77,25 @@ class WeightAverage(tf.Module):
         """Takes the weights of `model` (by default the model given first) into the average."""
         if not self.decay:
             return
+        if self.over == "updates":
+            program = self._program
+            if model is not None or program is None:
+                self._program = program = tf.function(
+                    functools.partial(self._take, self._pairs(model)), autograph=False
+                )
+            program()
+            return
         decay = self.decay if int(self.updates.numpy()) else 0.0
         for average, weight in self._pairs(model):
             average.assign(decay * average.numpy() + (1 - decay) * weight.numpy().astype(np.float32))
+        self.updates.assign_add(1)
+
+    def _take(self, pairs):
+        """Takes the weights into their averages as one program, on the device."""
+        done = tf.cast(self.updates, tf.float32)
+        decay = tf.where(done > 0, tf.minimum(self.decay, (1.0 + done) / (10.0 + done)), 0.0)
+        for average, weight in pairs:
+            average.assign_add((1.0 - decay) * (tf.cast(tf.convert_to_tensor(weight), tf.float32) - average))
         self.updates.assign_add(1)
 
     def copy_to(self, model: Optional[keras.Model] = None) -> None:
@@ -118,11 +140,16 @@ def _averaged(model):
 
 
 class AverageWeights(keras.callbacks.Callback):
-    """Updates a `WeightAverage` at the end of each epoch of `fit`."""
+    """Updates a `WeightAverage` at the end of each epoch of `fit`, or after each batch, as it is over."""
 
     def __init__(self, average: Any) -> None:
         super().__init__()
         self.average = average
 
+    def on_train_batch_end(self, batch, logs=None):
+        if self.average.over == "updates":
+            self.average.update()
+
     def on_epoch_end(self, epoch, logs=None):
-        self.average.update(self.model)
+        if self.average.over == "epochs":
+            self.average.update(self.model)

@@ -6,14 +6,17 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 from ml_collections import ConfigDict
 from tensorflow import keras
 
+from g16net import compat
+from g16net.config import optimizers as optimizer_rules
 from g16net.config import recipe
 from g16net.data import augment as augment_lib
 from g16net.data import cache, identity, mix_on_device, mixing, pipeline, transforms
 from g16net.data.sources import open_source
 from g16net.data.sources.base import Source, relabelled
-from g16net.errors import UserError
+from g16net.errors import ConfigError, UserError
 from g16net.models import efficientnet, recompute
-from g16net.optim import schedules
+from g16net.optim import optimizers, schedules
+from g16net.optim.base import layer_rates
 from g16net.optim.losses import SmoothedCrossEntropy
 from g16net.optim.rmsprop import RMSProp
 from g16net.optim.weight_average import WeightAverage
@@ -275,25 +278,64 @@ def schedule(config: ConfigDict, steps_per_epoch: int) -> Any:
     return base
 
 
-def optimizer(config: ConfigDict, steps_per_epoch: int, accumulation: int = 1, guard: str = "none") -> RMSProp:
-    """The optimizer of a training, see `rmsprop`."""
-    return rmsprop(config, schedule(config, steps_per_epoch), config.optim.decay, accumulation, guard)
+def optimizer(config: ConfigDict, steps_per_epoch: int, accumulation: int = 1, guard: str = "none") -> compat.Optimizer:
+    """The optimizer of a training. `accumulation` and `guard`: see `compat.Optimizer`."""
+    optim = config.optim
+    return make_optimizer(
+        optim.name, config, schedule(config, steps_per_epoch), optim.decay, optim.clip_norm, optim.layer_decay,
+        accumulation, guard,
+    )  # fmt: skip
 
 
-def rmsprop(config: ConfigDict, learning_rate: Any, rho: float, accumulation: int = 1, guard: str = "none") -> RMSProp:
-    """TensorFlow 1's RMSProp with weight decay inside, as the recipe has it.
-
-    `accumulation` and `guard`: see `compat.Optimizer`.
-    """
-    return RMSProp(
-        learning_rate,
-        rho=rho,
-        momentum=config.optim.momentum,
-        epsilon=config.optim.epsilon,
-        weight_decay=config.optim.weight_decay,
-        accumulation=accumulation,
-        guard=guard,
+def finetuning_optimizer(config: ConfigDict, learning_rate: Any) -> compat.Optimizer:
+    """The optimizer of a fine-tuning with this rate, a number or a schedule."""
+    fine = config.finetune
+    return make_optimizer(
+        fine.optimizer, config, learning_rate, fine.decay, fine.clip_norm, fine.layer_decay, 1, guard(config)
     )
+
+
+def make_optimizer(
+    name: str,
+    config: ConfigDict,
+    learning_rate: Any,
+    decay: float,
+    clip_norm: float,
+    layer_decay: float,
+    accumulation: int,
+    guard: str,
+) -> compat.Optimizer:
+    """The optimizer called `name` (`optim.name`), with what is common to training and fine-tuning from `config`."""
+    optim = config.optim
+    rule, same = optimizer_rules.rule(name), name == optim.name
+    epsilon = optim.epsilon if same else rule.epsilon
+    arguments: Dict[str, Any] = {
+        "weight_decay": optim.weight_decay if same else rule.weight_decay,
+        "clip_norm": clip_norm,
+        "accumulation": accumulation,
+        "guard": guard,
+    }
+    if name.startswith(optimizer_rules.KERAS):
+        try:
+            return optimizers.of_keras(name[len(optimizer_rules.KERAS) :], learning_rate, **arguments)
+        except ValueError as error:
+            raise ConfigError(f"optim.name={name}: {error}") from error
+    arguments["layer_rates"] = layer_rates(layer_decay, recipe.PARTS)
+    if name == "rmsprop":
+        return RMSProp(learning_rate, rho=decay, momentum=optim.momentum, epsilon=epsilon, **arguments)
+    if name == "sgd":
+        return optimizers.SGD(learning_rate, momentum=optim.momentum, **arguments)
+    betas = {"beta_1": optim.momentum, "beta_2": decay}
+    if name == "lion":
+        return optimizers.Lion(learning_rate, **betas, **arguments)
+    kind = {"adamw": optimizers.AdamW, "lamb": optimizers.Lamb}[name]
+    return kind(learning_rate, epsilon=epsilon, **betas, **arguments)
+
+
+def average(config: ConfigDict, network: keras.Model) -> WeightAverage:
+    """The averaged weights of `network`, over updates or epochs."""
+    ema = config.regularise.ema
+    return WeightAverage(network, ema or config.regularise.average, over="updates" if ema else "epochs")
 
 
 def guard(config: ConfigDict) -> str:
@@ -331,10 +373,10 @@ def trained(
     if fine:
         checkpoint.read(folder, checkpoint.model_state(network))
         return network, class_names
-    average = WeightAverage(network, config.regularise.average)
     if weights == "average":
-        checkpoint.read(folder, checkpoint.state(average=average))
-        average.copy_to()
+        averaged = average(config, network)
+        checkpoint.read(folder, checkpoint.state(average=averaged))
+        averaged.copy_to()
     else:
         checkpoint.read(folder, checkpoint.model_state(network))
     return network, class_names

@@ -217,6 +217,8 @@ class Bookkeeping(keras.callbacks.Callback):
         self.before = self.resumed.get("seconds", 0.0)
 
     def on_train_batch_end(self, batch, logs=None):
+        if self.average.over == "updates":
+            self.average.update()
         done = self.position.in_epoch
         if self.first_step_done is None:
             self.first_step_done, self.timed_from = time.monotonic(), done
@@ -255,7 +257,8 @@ class Bookkeeping(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         trained, costs = time.monotonic(), input_costs(self.waiting)
         means = self._means(logs)
-        self.average.update()
+        if self.average.over == "epochs":
+            self.average.update()
         self.position.finish_epoch()
         done, step = self.position.epoch, self.position.step
         timed = self.position.steps - self.timed_from

@@ -78,7 +78,7 @@ def starting_weights(config: ConfigDict, workdir: str) -> Dict[str, Any]:
             "with --mode=train"
         )
     digest = hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
-    weights = "average" if config.regularise.average else "raw"
+    weights = "average" if recipe.averages(config) else "raw"
     return {"weights": weights, "step": manifest["step"], "checkpoint": digest[:16]}
 
 
@@ -109,7 +109,8 @@ def settings_of(config: ConfigDict, files: Workdir, size: int, start: Dict[str, 
     fields = {k: v for k, v in config.finetune.to_dict().items() if k not in ("sizes", "folder", "cache_gb")}
     settings = {"size": size, **fields, **{f"start.{key}": value for key, value in start.items()}}
     if os.path.exists(files.settings):
-        old = _read_json(files.settings)
+        before_these_fields = {"optimizer": "rmsprop", "clip_norm": 0.0, "layer_decay": 1.0}
+        old = {**before_these_fields, **_read_json(files.settings)}
         different = [f"{k}: {old.get(k)} -> {settings.get(k)}" for k in settings if old.get(k) != settings[k]]
         if different:
             raise UserError(
@@ -143,7 +144,7 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
     prepared = time.time() - started
     updates = Updates(config.finetune.global_batch, per_execution=config.runtime.steps_per_execution)
     loss = assemble.loss(config, train_source.num_classes)
-    inner = assemble.rmsprop(config, schedule(config, steps), config.finetune.decay, guard=assemble.guard(config))
+    inner = assemble.finetuning_optimizer(config, schedule(config, steps))
     optimizer = devices.optimizer(inner)
     model.compile(
         optimizer,

@@ -18,7 +18,6 @@ from g16net import compat
 from g16net.data import waiting as waiting_lib
 from g16net.data.sources.base import Source, relabelled
 from g16net.errors import ConfigError, RunError, UserError
-from g16net.optim.weight_average import WeightAverage
 from g16net.report import curves
 from g16net.run import assemble, checkpoint, records, run_data
 from g16net.run.devices import Devices
@@ -53,7 +52,7 @@ def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
         os.makedirs(workdir, exist_ok=True)
         run_data.keep(config, workdir, train_source)
     model, trainer, inner, optimizer = build(config, devices, train_source.num_classes, steps)
-    average = WeightAverage(model, config.regularise.average)  # outside the scope: on the host
+    average = assemble.average(config, model)  # outside the scope: on the host
     with devices.strategy.scope():
         saved = checkpoint.Checkpoints(
             files.checkpoints,

@@ -129,10 +129,36 @@ def test_half_resolution_is_refused_where_it_is_not_published():
         ({"data.cutmix": 0.9, "run.global_batch": 1}, "partner"),
         ({"run.global_batch": 2**15}, "optim.decay"),
         ({"data.cache": "decoded"}, "cache_dir"),
+        ({"optim.name": "keras:Adam"}, "no rule for its rate.*optim.learning_rate"),
+        ({"optim.name": "adam"}, "Did you mean 'adamw'"),
+        ({"optim.layer_decay": 0.7}, "nothing to start from|no init.checkpoint"),
+        ({"finetune.optimizer": "keras:Adam", "finetune.layer_decay": 0.7}, "finetune.layer_decay is for rmsprop"),
+        ({"regularise.ema": 0.99, "runtime.steps_per_execution": 4}, "after each weight update"),
+        ({"optim.clip_norm": 1.0, "runtime.strategy": "ipu"}, "not been tried on IPUs"),
     ],
 )
 def test_impossible_combinations(changes, match):
     refuses(changes, match)
+
+
+@pytest.mark.parametrize(
+    "changes, numbers",
+    [
+        ({}, (0.046875, 0.953125, 1e-3, 1e-5, 512 / 2**11)),
+        ({"optim.name": "sgd"}, (0.3, 0.0, 1e-3, 1e-5, 8 * 512 * 0.1 / 256)),
+        ({"optim.name": "adamw"}, (7.5e-4, 0.999, 1e-7, 0.05, 8 * 512 * 1e-3 / 1024)),
+        ({"optim.name": "lion", "optim.weight_decay": 0.1}, (1.5e-4, 0.99, 1e-7, 0.1, 8 * 512 * 2e-4 / 1024)),
+        ({"optim.name": "keras:Adam", "optim.learning_rate": 0.01}, (0.01, 0.0, 1e-3, 0.0, 0.01)),
+        ({"finetune.optimizer": "sgd"}, (0.046875, 0.953125, 1e-3, 1e-5, 8 * 512 * 0.1 / 256)),
+    ],
+)
+def test_each_optimizer_has_its_own_numbers(changes, numbers):
+    config = recipe.get_config()
+    config.update_from_flattened_dict(changes)
+    config = recipe.resolve(config)
+    optim = config.optim
+    found = optim.learning_rate, optim.decay, optim.epsilon, optim.weight_decay, config.finetune.learning_rate
+    assert found == pytest.approx(numbers)
 
 
 def refuses(changes, match):

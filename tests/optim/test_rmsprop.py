@@ -14,7 +14,8 @@ from helpers import ROOT
 from tensorflow import keras
 
 from g16net import compat, native
-from g16net.optim.rmsprop import RMSProp, own_name
+from g16net.optim.base import own_name
+from g16net.optim.rmsprop import RMSProp
 from g16net.optim.schedules import ExponentialStaircase
 
 GOLDEN = helpers.GOLDEN
@@ -267,7 +268,7 @@ def test_config_round_trip():
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert type(again) is RMSProp
     assert again.get_config() == optimizer.get_config()
-    assert again.clipnorm == 3.0 and again.undecayed == ("gamma",) and again.l2 == 0.1
+    assert again.clipnorm == 3.0 and again.undecayed == ("gamma",) and again.decay_rate == 0.1
     plain = RMSProp.from_config(RMSProp(0.125).get_config())
     assert float(plain.learning_rate) == 0.125
 

@@ -45,6 +45,35 @@ def test_class_equals_recorded():
     assert int(average.updates.numpy()) == 12
 
 
+def test_over_updates_it_begins_with_a_short_memory():
+    model = network()
+    average = WeightAverage(model, 0.5, over="updates")
+    expected = None
+    for update in range(12):
+        weights = [np.full_like(w, update) + w for w in model.get_weights()]
+        model.set_weights(weights)
+        average.update()
+        decay = min(0.5, (1 + update) / (10 + update)) if update else 0.0
+        expected = [decay * a + (1 - decay) * w for a, w in zip(expected or weights, weights)]
+    with average.applied():
+        for value, right in zip(model.get_weights(), expected):
+            np.testing.assert_allclose(value, right, rtol=1e-5)
+    assert int(average.updates.numpy()) == 12
+    with pytest.raises(ValueError, match='over must be "epochs" or "updates"'):
+        WeightAverage(model, 0.5, over="steps")
+
+
+@pytest.mark.run
+@pytest.mark.parametrize("over, updates", [("updates", 8), ("epochs", 4)])
+def test_callback_counts_updates_or_epochs(over, updates):
+    model = network()
+    kwargs = {"jit_compile": False} if compat.KERAS3 else {}
+    model.compile("sgd", "mse", **kwargs)
+    average = WeightAverage(model, 0.5, over)
+    model.fit(np.ones([8, 3]), np.ones([8, 5]), batch_size=4, epochs=4, verbose=0, callbacks=[AverageWeights(average)])
+    assert int(average.updates.numpy()) == updates
+
+
 @pytest.mark.run
 def test_callback_averages_every_weight_over_epochs():
     model = network()

@@ -20,8 +20,17 @@ pytestmark = pytest.mark.run
 EXACT = compat.KERAS3 or compat.TF_VERSION >= (2, 11)  # before, random layers have no state that could be saved
 STEPS, EPOCHS = 4, 3
 PLAIN = {}
-# All that a run may have to keep: moving statistics, gradients added up over passes, random draws (those by default).
-FULL = {"model__norm": "bn", "runtime__grad_accumulation": 2}
+# All that a run may have to keep: moving statistics, gradients added up over passes, random draws (those by default),
+# the moments of another optimizer, and an average that goes on with every update.
+FULL = {
+    "model__norm": "bn",
+    "runtime__grad_accumulation": 2,
+    "optim__name": "lamb",
+    "optim__learning_rate": 0.01,
+    "optim__decay": 0.99,
+    "optim__clip_norm": 1.0,
+    "regularise__ema": 0.9,
+}
 
 
 def exact(kind=PLAIN, **changes):

@@ -1,0 +1,110 @@
+"""What all optimizers of a run have in common: which variables decay, and how fast each layer learns."""
+
+import re
+from typing import Any, Sequence, Tuple
+
+import tensorflow as tf
+
+from g16net import compat
+
+
+def own_name(variable: Any) -> str:
+    """The last part of a variable's name: `gamma` of `block1a_norm/gamma`, of `block1a_norm/gamma:0` and of a replica.
+
+    Replicas of a mirrored variable are called `block1a_norm/gamma/replica_1:0`.
+    """
+    return _path(variable).split("/")[-1]
+
+
+def _path(variable):
+    path = getattr(variable, "path", variable.name).split(":")[0]
+    return re.sub(r"/replica_\d+$", "", path)
+
+
+class Optimizer(compat.Optimizer):
+    """An optimizer with weight decay for some variables, and a factor of the learning rate for each layer.
+
+    Args:
+        learning_rate: float or `LearningRateSchedule`.
+        name: of the optimizer.
+        weight_decay: coefficient, at least 0; each optimizer says what it does with it.
+        exclude_from_weight_decay: regular expressions that match the whole last part of a variable's name. The default
+            leaves out scales and shifts of norms; kernels, every bias, `proxy_gamma` and `proxy_beta` are decayed.
+        layer_rates: pairs (regular expression, factor): a variable whose layer's name starts with the first that
+            matches learns at so many times the learning rate; see `layer_rates`.
+        **kwargs: `accumulation`, `guard` and `clip_norm` (see `compat.Optimizer`), and those of the Keras optimizer.
+
+    Raises:
+        ValueError: for values out of range, and for float16 or bfloat16 variables, whose state would stall.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        name: str,
+        weight_decay: float = 0.0,
+        exclude_from_weight_decay: Any = ("gamma", "beta"),
+        layer_rates: Sequence[Tuple[str, float]] = (),
+        **kwargs: Any,
+    ) -> None:
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay must not be negative, got {weight_decay}; the recipe has 1e-5")
+        if isinstance(exclude_from_weight_decay, str):
+            raise ValueError(
+                f"exclude_from_weight_decay must be a list of patterns, got {exclude_from_weight_decay!r}; "
+                "put it in a list"
+            )
+        super().__init__(learning_rate, name, **kwargs)
+        # Not named as Keras 3's attributes of the same meaning: its `weight_decay` is a decoupled one, and its
+        # `exclude_from_weight_decay` is a method.
+        self.decay_rate = float(weight_decay)
+        self.undecayed = tuple(exclude_from_weight_decay)
+        self.layer_rates = tuple((pattern, float(factor)) for pattern, factor in layer_rates)
+
+    def decays(self, variable: Any) -> bool:
+        """Whether `variable` gets the weight decay."""
+        return self.decay_rate > 0 and not any(re.fullmatch(pattern, own_name(variable)) for pattern in self.undecayed)
+
+    def rate_factor(self, variable: Any) -> float:
+        path = _path(variable)
+        return next((factor for pattern, factor in self.layer_rates if re.search(f"(^|/)({pattern})", path)), 1.0)
+
+    def with_l2(self, variable: Any, gradient: Any) -> Any:
+        """The gradient with that of the penalty `weight_decay / 2 * variable^2`, where the variable decays."""
+        if self.decays(variable):
+            gradient = gradient + self.decay_rate * tf.convert_to_tensor(variable)
+        return gradient
+
+    def check_variables(self, variables: Any) -> None:
+        for variable in variables:
+            dtype = tf.as_dtype(variable.dtype).name
+            if dtype in ("float16", "bfloat16"):
+                raise ValueError(
+                    f"{type(self).__name__.split('>')[-1]} keeps float32 state, got the {dtype} variable "
+                    f"{variable.name}; use the policy mixed_float16 or mixed_bfloat16, which keeps variables in float32"
+                )
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            weight_decay=self.decay_rate,
+            accumulation=self.accumulation,
+            guard=self.guard,
+            clip_norm=self.clip_norm,
+            exclude_from_weight_decay=list(self.undecayed),
+            layer_rates=[list(pair) for pair in self.layer_rates],
+        )
+        for name in ("global_clipnorm", "gradient_accumulation_steps"):  # follow from the above
+            config.pop(name, None)
+        return config
+
+
+def layer_rates(decay: float, parts: Sequence[str]) -> Sequence[Tuple[str, float]]:
+    """`layer_rates` of an optimizer for layer-wise decay: the part `i` from the end learns at `decay ** i` times the
+    learning rate (timm's `--layer-decay`, a part here being a stage).
+
+    Args:
+        decay: in (0, 1]; 1: none.
+        parts: names from the end of the network, such as `("top", "block7", ..., "stem")`.
+    """
+    return [] if decay == 1 else [(f"{part}(?![0-9])", decay**index) for index, part in enumerate(parts)]

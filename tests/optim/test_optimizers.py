@@ -1,0 +1,177 @@
+"""SGD, AdamW, LAMB and Lion against Keras' own and against their papers; what all optimizers share."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+from g16net import compat
+from g16net.config.optimizers import OPTIMIZERS
+from g16net.config.recipe import PARTS
+from g16net.optim import optimizers
+from g16net.optim.base import layer_rates
+from g16net.optim.rmsprop import RMSProp
+
+OURS = {"rmsprop": RMSProp, "sgd": optimizers.SGD, "adamw": optimizers.AdamW, "lamb": optimizers.Lamb}
+OURS["lion"] = optimizers.Lion
+FOREIGN = "Adamax"
+
+
+def variable(value, name):
+    make = keras.Variable if compat.KERAS3 else tf.Variable
+    return make(np.asarray(value, np.float32), name=name)
+
+
+def start(seed=0):
+    draw = np.random.default_rng(seed)
+    shapes = {"kernel": (3, 4), "bias": (4,), "gamma": (4,)}
+    return {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def gradients(steps=6, seed=1, size=1.0):
+    draw = np.random.default_rng(seed)
+    return [
+        [size * draw.normal(size=value.shape).astype(np.float32) for value in start().values()] for _ in range(steps)
+    ]
+
+
+def moved(optimizer, steps, values=None):
+    """The variables after the steps, which a program of TensorFlow takes."""
+    variables = [variable(value, name) for name, value in (values or start()).items()]
+
+    @tf.function
+    def step(*gradients):
+        optimizer.apply_gradients(zip(gradients, variables))
+
+    for step_gradients in steps:
+        step(*map(tf.constant, step_gradients))
+    return [v.numpy() for v in variables]
+
+
+def same(a, b, tolerance=2e-6):
+    for one, other in zip(a, b):
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        (lambda: optimizers.SGD(0.1, momentum=0.9), lambda k: k.SGD(0.1, momentum=0.9, nesterov=True)),
+        (lambda: optimizers.SGD(0.1, nesterov=False), lambda k: k.SGD(0.1, momentum=0.9)),
+        (lambda: optimizers.AdamW(0.1), lambda k: k.Adam(0.1)),
+        (lambda: optimizers.of_keras("Adam", 0.1), lambda k: k.Adam(0.1)),
+        (lambda: optimizers.AdamW(0.1, weight_decay=0.3), lambda k: k.AdamW(0.1, weight_decay=0.3)),
+        (lambda: optimizers.Lion(0.1, weight_decay=0.3), lambda k: k.Lion(0.1, weight_decay=0.3)),
+        (lambda: optimizers.Lamb(0.1), lambda k: k.Lamb(0.1)),
+    ],
+)
+def test_equals_keras(ours, theirs):
+    library = keras.optimizers
+    try:
+        their = theirs(library)
+    except AttributeError as error:
+        pytest.skip(f"this Keras has none: {error}")
+    if getattr(their, "weight_decay", None):
+        their.exclude_from_weight_decay(var_names=["gamma"])
+    # Keras' Adam adds epsilon where the bias is still in, which tells at the first steps only.
+    same(moved(ours(), gradients()), moved(their, gradients()), tolerance=2e-5)
+
+
+def test_lamb_steps_by_the_length_of_each_variable():
+    (step,) = gradients(1)
+    before = list(start().values())
+    after = moved(optimizers.Lamb(0.1, weight_decay=0.5, epsilon=1e-12), [step])
+    for name, old, new, gradient in zip(start(), before, after, step):
+        direction = np.sign(gradient) + (0.5 * old if name != "gamma" else 0)  # after one step m / sqrt(v) is the sign
+        np.testing.assert_allclose(
+            new, old - 0.1 * np.linalg.norm(old) / np.linalg.norm(direction) * direction, rtol=1e-5, atol=1e-6
+        )
+    zeros = {"kernel": np.zeros([3, 4], np.float32)}  # has no length: the step as it is
+    (kernel,) = moved(optimizers.Lamb(0.1, epsilon=1e-12), [step[:1]], zeros)
+    np.testing.assert_allclose(kernel, -0.1 * np.sign(step[0]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*OURS, FOREIGN])
+def test_accumulated_gradients_are_one_update_and_bad_ones_none(name):
+    def made(**arguments):
+        if name == FOREIGN:
+            return optimizers.of_keras(name, 0.1, weight_decay=0.01, **arguments)
+        return OURS[name](0.1, weight_decay=0.01, **arguments)
+
+    steps = gradients(4)
+    means = [[(a + b) / 2 for a, b in zip(*steps[i : i + 2])] for i in (0, 2)]
+    same(moved(made(accumulation=2), steps), moved(made(), means))
+
+    steps[1][0][0, 0] = np.nan
+    optimizer = made(guard="skip")
+    same(moved(optimizer, steps), moved(made(), [steps[0], *steps[2:]]))
+    assert int(optimizer.skipped.numpy()) == 1 and list(optimizer.not_finite.numpy()) == [1, 0, 0]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("name", ["sgd", "rmsprop"])
+def test_the_norm_of_a_whole_update_is_clipped(name, accumulation):
+    steps = gradients(4, size=3.0) + gradients(2, size=0.01)
+    whole = [[sum(g) / accumulation for g in zip(*steps[i : i + accumulation])] for i in range(0, 6, accumulation)]
+    norms = [np.sqrt(sum(np.square(g).sum() for g in step)) for step in whole]
+    assert max(norms) > 1 > min(norms)
+    clipped = [[g * min(1, 1 / norm) for g in step] for step, norm in zip(whole, norms)]
+    same(
+        moved(OURS[name](0.1, accumulation=accumulation, clip_norm=1.0, guard="skip"), steps),
+        moved(OURS[name](0.1), clipped),
+        tolerance=1e-5,
+    )
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_layers_learn_at_their_own_rates(name):
+    factors = {"stem_conv": 0.5**8, "block6a_conv": 0.25, "predictions": 1.0}
+    inputs = x = keras.Input([2])
+    for layer in factors:
+        x = keras.layers.Dense(2, kernel_initializer="ones", name=layer)(x)
+    model = keras.Model(inputs, x)
+    kernels = [layer.kernel for layer in model.layers[1:]]
+    optimizer = OURS[name](0.1, layer_rates=layer_rates(0.5, PARTS))
+    step = tf.ones([2, 2])
+    optimizer.apply_gradients([(step, kernel) for kernel in kernels])
+    for kernel, factor in zip(kernels, factors.values()):
+        (right,) = moved(OURS[name](0.1 * factor), [[step]], {"w": np.ones([2, 2], np.float32)})
+        np.testing.assert_allclose(kernel.numpy(), right, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(OURS)[1:])
+def test_config_round_trip(name):
+    optimizer = OURS[name](0.1, weight_decay=0.2, accumulation=3, guard="skip", clip_norm=2.0, layer_rates=[("a", 0.5)])
+    config = optimizer.get_config()
+    again = type(optimizer).from_config(config)
+    assert again.get_config() == config
+    assert (again.accumulation, again.guard, again.clip_norm) == (3, "skip", 2.0)
+    assert again.layer_rates == (("a", 0.5),) and again.decay_rate == 0.2
+
+
+@pytest.mark.parametrize("name", [*list(OURS)[1:], FOREIGN])
+def test_state_has_a_place_in_checkpoints(name):
+    made = (lambda: optimizers.of_keras(name, 0.1)) if name == FOREIGN else (lambda: OURS[name](0.1))
+    steps = gradients(4)
+    variables = [variable(value, name) for name, value in start().items()]
+    optimizer = made()
+    for step in steps[:2]:
+        optimizer.apply_gradients(zip(map(tf.constant, step), variables))
+    kept = {name: v.numpy() for name, v in compat.optimizer_state(optimizer, variables).items()}
+    again = made()
+    others = [variable(v.numpy(), name) for name, v in zip(start(), variables)]
+    for key, place in compat.optimizer_state(again, others).items():
+        place.assign(kept[key])
+    for step in steps[2:]:
+        again.apply_gradients(zip(map(tf.constant, step), others))
+    same([v.numpy() for v in others], moved(made(), steps))
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match="momentum must be in"):
+        optimizers.SGD(0.1, momentum=1.0)
+    with pytest.raises(ValueError, match="beta_2 must be in"):
+        optimizers.AdamW(0.1, beta_2=1.5)
+    with pytest.raises(ValueError, match="no optimizer 'Adm'; it has .*Adam"):
+        optimizers.of_keras("Adm", 0.1)
+    assert set(OURS) == set(OPTIMIZERS)
