@@ -14,8 +14,7 @@ def remembered(what: str, paths: Sequence[str], find: Callable[[], Sequence[Any]
 
     From the cache where the files' names, sizes and times and the `facts` are those of an earlier call.
     """
-    stats = [tf.io.gfile.stat(path) for path in paths]
-    key = [[path, stat.length, stat.mtime_nsec] for path, stat in zip(map(os.path.abspath, paths), stats)]
+    key = [[os.path.abspath(path), *_written(path)] for path in paths]
     text = json.dumps([key, facts] if facts else key, sort_keys=True)
     name = f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     path = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "g16net", name)
@@ -24,6 +23,14 @@ def remembered(what: str, paths: Sequence[str], find: Callable[[], Sequence[Any]
         found = find()
         _write(path, found)
     return found
+
+
+def _written(path):
+    """Bytes and time of a file; TensorFlow's own time has whole seconds only."""
+    if "://" in path:
+        stat = tf.io.gfile.stat(path)
+        return stat.length, stat.mtime_nsec
+    return os.stat(path).st_size, os.stat(path).st_mtime_ns
 
 
 def _read(path, entries):

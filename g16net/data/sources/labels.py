@@ -1,7 +1,6 @@
 """What stored labels mean, and which examples of a data set of one or more splits are used."""
 
 import os
-import re
 from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -124,13 +123,11 @@ def used(asked: Asked, values: Any, names: Any, training: Callable[[], Any], whe
 
 
 def _values(values, where):
-    """int, str or None each; whole numbers as text are numbers where all are. UserError for a mixture."""
+    """int, str or None each. UserError for a mixture of numbers and words."""
     values = [None if value is None or value == -1 else value for value in values]
     words = sum(isinstance(value, str) for value in values)
     if words and words + values.count(None) < len(values):
         raise UserError(f"{where}: some labels are numbers and some are words; write all of them one way")
-    if words and all(value is None or re.fullmatch(r"-?\d+", value) for value in values):
-        values = [None if value is None or int(value) == -1 else int(value) for value in values]
     return values
 
 

@@ -6,6 +6,7 @@ folder. Reading then is as from folders: any image by one seek, each epoch in on
 
 import json
 import os
+import re
 import tarfile
 from typing import Optional
 
@@ -176,8 +177,9 @@ def _target(sample, target_key, where):
     """The stored label of a sample, int or str, or None where it has none."""
     try:
         ending = target_key or "cls"
-        if ending in sample and (ending != "json"):
-            return sample[ending].decode("utf-8").strip() or None
+        if ending in sample and ending != "json":
+            text = sample[ending].decode("utf-8").strip()
+            return int(text) if re.fullmatch(r"-?\d+", text) else text or None
         stored = json.loads(sample["json"]) if "json" in sample else {}
         value = stored.get(target_key or "label")
     except (ValueError, AttributeError) as error:
