@@ -1,4 +1,4 @@
-"""Small sets in the formats of others: Parquet and Arrow as `datasets` writes them, tar shards, CIFAR's binary files."""
+"""Small sets in the formats of others: Parquet and Arrow as `datasets` has them, tar shards, CIFAR's binary files."""
 
 import io
 import json

@@ -23,6 +23,7 @@ from g16net.data.sources.labels import ask, listed_classes, used
 from g16net.errors import UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+LONGEST = 2**20  # bytes of a label
 LARGEST = 2**30  # bytes; a larger image counts as corrupt and is never read
 
 
@@ -154,7 +155,7 @@ def _index(path, input_key, target_key):
                 ending, sample = ending.lower(), samples.setdefault(os.path.join(folder, stem), {})
                 if ending in sample:
                     raise UserError(f"{path}: holds {member.name} twice; write the shard again")
-                text = ending in ("json", "cls", target_key)
+                text = ending in ("json", "cls", target_key) and member.size <= LONGEST
                 sample[ending] = tar.extractfile(member).read() if text else (member.offset_data, member.size)
             file.seek(tar.offset)
             if file.read(512) != bytes(512):  # tarfile takes damage in the middle for the end
@@ -177,10 +178,10 @@ def _target(sample, target_key, where):
     """The stored label of a sample, int or str, or None where it has none."""
     try:
         ending = target_key or "cls"
-        if ending in sample and ending != "json":
+        if isinstance(sample.get(ending), bytes) and ending != "json":
             text = sample[ending].decode("utf-8").strip()
             return int(text) if re.fullmatch(r"-?\d+", text) else text or None
-        stored = json.loads(sample["json"]) if "json" in sample else {}
+        stored = json.loads(sample["json"]) if isinstance(sample.get("json"), bytes) else {}
         value = stored.get(target_key or "label")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{where}: its label cannot be read ({error}); write the shard again") from error
