@@ -62,7 +62,7 @@ def open_eval_source(config: ConfigDict, workdir: str, class_names: Sequence[str
 
 
 def open_source_of(config: ConfigDict, part: str) -> Source:
-    """The source of `part` ("train" or "eval")."""
+    """The source of `part` ("train" or "eval"). UserError where it is not there, or a data service cannot read it."""
     data, kind = config.data, config.data.name.partition(":")[0]
     if data.service and kind in HERE:
         raise UserError(f"data.service={data.service}: its workers cannot read {kind} data; leave it out")
