@@ -9,7 +9,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("experiment", None, "Name of an experiment or a .py file, with its arguments after a colon.")
 flags.DEFINE_list("mode", ["train", "evaluate", "export"], "What to do, in order.")
 flags.DEFINE_string("workdir", None, "Folder of the run; a run that is there is resumed. Default: runs/EXPERIMENT.")
-flags.DEFINE_string("data", None, "A folder with data, or a source: digits, synthetic, tfds:NAME.")
+flags.DEFINE_string("data", None, "A folder with data, or a source: digits, synthetic, tfds:NAME, hf:NAME.")
 flags.DEFINE_bool("dry_run", False, "Print the resolved config, costs and steps, and exit.")
 flags.DEFINE_bool("list", False, "List the experiments and exit.")
 flags.DEFINE_bool("version", False, "Print the version and exit.")

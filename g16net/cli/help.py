@@ -18,7 +18,7 @@ g16net: efficient EfficientNets, trained, evaluated and exported by one command.
 # What most commands need, in the order of their use.
 COMMON = (
     "--experiment=NAME:ARGS    what to train; see --list",
-    "--data=FOLDER             your images, or digits, synthetic, tfds:NAME",
+    "--data=FOLDER             your images, or digits, synthetic, tfds:NAME, hf:NAME",
     "--workdir=DIR             folder of the run; the same command resumes it",
     "--mode=MODE,MODE          what to do, in order (default: train,evaluate,export)",
     "--dry_run                 print the resolved config, costs and steps, and exit",

@@ -75,9 +75,12 @@ FIELDS = {
     ),
     # data
     "data.name": Field(
-        "auto", str, "auto | digits | idx | tfds:NAME | tfrecord | folder | synthetic; auto: prepared ImageNet or demo"
+        "auto",
+        str,
+        "auto | digits | idx | cifar | folder | tfrecord | tfds:NAME | parquet | arrow | hf:NAME | wds | synthetic; "
+        "auto: prepared ImageNet or demo",
     ),
-    "data.dir": Field("", str, "folder of the data (tfds: its data_dir)"),
+    "data.dir": Field("", str, "folder of the data (tfds: its data_dir; hf: its cache)"),
     "data.train_split": Field("", str, "name of the split to train on; empty: the source's own"),
     "data.eval_split": Field("", str, "name of the split to evaluate on; empty: the source's own"),
     "data.resolution": _one_of("native", ("native", "half"), "training size from the variant table, unless train_size"),
@@ -113,11 +116,17 @@ FIELDS = {
     "data.layout": _one_of(
         "auto", ("auto", "classes"), "how a folder is read; classes: its subfolders are classes, whatever their names"
     ),
+    "data.input_key": Field("", str, "column (parquet, arrow, hf) or ending (wds) of the image; empty: the only one"),
+    "data.target_key": Field(
+        "", str, "column of the label (parquet, arrow, hf, cifar), ending or JSON key (wds); empty: the only one"
+    ),
     "data.allow_changed": Field(
         False, bool, "resume a run although its training split has changed (with the same classes)"
     ),
     "data.holdout": _fraction(
-        0.2, "share of each class of a folder without train/val that is held out for evaluation", closed=False
+        0.2,
+        "share of each class held out for evaluation where a set of files has no other split",
+        closed=False,
     ),
     "data.max_corrupt": _fraction(0.01, "share of images that may be unreadable before the run stops"),
     "data.max_pixels": _at_least(
@@ -128,7 +137,7 @@ FIELDS = {
     "data.num_classes": _at_least(1000, 2, "classes of the synthetic source; the others know theirs"),
     "data.parallel": _at_least(None, 1, "images prepared in parallel; None: twice the cores", optional=True),
     "data.service": Field("", str, "address of a tf.data service dispatcher; empty: read here"),
-    "data.download": Field(False, bool, "let TFDS fetch what is not prepared"),
+    "data.download": Field(False, bool, "let TFDS, or Hugging Face, fetch what is not here"),
     # model
     "model.variant": Field("B0", str, "size of the network", "one of " + ", ".join(VARIANTS), VARIANTS.__contains__),
     "model.width": _above_zero(None, "factor of the channels; None: the variant's", optional=True),

@@ -4,24 +4,30 @@ import os
 import re
 from typing import Optional, Tuple
 
-from g16net.data import layout, splits, walk
+from g16net.data import layout, shards, splits, walk
 from g16net.errors import UserError, suggest
 
-NAMES = ("digits", "synthetic", "idx", "tfrecord", "folder")
+NAMES = ("digits", "synthetic", "idx", "cifar", "folder", "tfrecord", "parquet", "arrow", "wds")
+NAMED = ("tfds:NAME", "hf:NAME")
 
 
 def detect(text: str) -> Tuple[str, str]:
-    """`(source name, data_dir)` of what `--data=` names: a source by name, `tfds:NAME`, or a folder.
+    """`(source name, data_dir)` of what `--data=` names: a source by name, `tfds:NAME`, `hf:NAME`, or a folder.
 
     UserError where the folder is not there or is of no known kind.
     """
     text = text if os.path.exists(text) else os.path.expanduser(text)  # bash leaves the ~ in --data=~/photos
-    if text in NAMES or text.startswith("tfds:"):
+    if text in NAMES or text.startswith(("tfds:", "hf:")):
         return text, ""
     if not os.path.isdir(text):
         if os.path.exists(text):
+            if text.endswith((".parquet", ".tar")):
+                raise UserError(f"--data={text} is one shard; name its folder: --data={os.path.dirname(text) or '.'}")
             raise UserError(f"--data={text} is a file; name the folder that holds train/CLASS/IMAGE or CLASS/IMAGE")
-        hint = "" if os.sep in text else f" As the name of a source: {suggest(text, NAMES + ('tfds:NAME',))}"
+        if re.search(r"[{*?\[]", text):
+            text = os.path.dirname(text) or "."
+            raise UserError(f"--data takes a folder, no pattern: --data={text} reads the shards in it")
+        hint = "" if os.sep in text else f" As the name of a source: {suggest(text, NAMES + NAMED)}"
         raise UserError(f"--data={text}: no such folder (looked at {os.path.abspath(text)}).{hint}")
     for folder in _inward(text):
         kind = _kind(folder)
@@ -33,7 +39,8 @@ def detect(text: str) -> Tuple[str, str]:
     above = walk.shown(os.path.dirname(os.path.abspath(text)))
     raise UserError(
         f"--data={text}: neither class folders (class/image.jpg, or train/class/image.jpg), nor TFRecords "
-        "(train-00000-of-01024), nor IDX files (train-images-idx3-ubyte), nor prepared TFDS data (imagenet2012/) "
+        "(train-00000-of-01024), nor IDX files (train-images-idx3-ubyte), nor shards "
+        "(train-00000.parquet, train-0000.tar), nor prepared TFDS data (imagenet2012/) "
         f"in it; it holds {', '.join(names[:5]) or 'nothing'}{layout.tables(layout.Look(text))}"
         + (f". If these are the images of one class, name the folder above: --data={above}" if images else "")
     )
@@ -63,6 +70,13 @@ def _kind(folder):
         return "idx"
     if any(map(splits.record_file, names)):
         return "tfrecord"
+    kind = shards.cifar_version(names)
+    if kind == "pickle":
+        raise UserError(shards.cifar_pickles(folder))
+    if kind:
+        return "cifar"
+    if shards.arrow_files(folder):
+        return "arrow"
     folders = [name for name in names if os.path.isdir(os.path.join(folder, name))]
     if any(
         splits.role(name) and any(map(splits.record_file, os.listdir(os.path.join(folder, name)))) for name in folders
@@ -71,7 +85,23 @@ def _kind(folder):
     prepared = [name for name in folders if _is_tfds(os.path.join(folder, name))]
     if prepared:
         return f"tfds:{'imagenet2012' if 'imagenet2012' in prepared else prepared[0]}"
+    for kind, ending in (("parquet", ".parquet"), ("wds", ".tar")):
+        if _shards(folder, ending):
+            return kind
     return "folder"
+
+
+def _shards(folder, ending):
+    """Whether files with `ending` are the data here: numbered ones, or any where no images lie beside them."""
+    found, others = [], False
+    for parent, inner, names in os.walk(folder):
+        below = os.path.relpath(parent, folder).count(os.sep) + (parent != folder)
+        inner[:] = [] if below == shards.DEPTH else sorted(name for name in inner if not walk.junk(name))[:64]
+        names = [name for name in names if not walk.junk(name)]
+        found += [name for name in names if name.lower().endswith(ending)]
+        others = others or any(map(walk.is_image, names))
+    numbered = any(re.search(r"(^|[-_.])\d+(-[0-9a-f]{16})?\.", name) for name in found)
+    return bool(found) and (numbered or not others)
 
 
 def _is_tfds(folder):

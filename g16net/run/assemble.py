@@ -11,7 +11,7 @@ from g16net.config import optimizers as optimizer_rules
 from g16net.config import recipe
 from g16net.data import augment as augment_lib
 from g16net.data import cache, identity, mix_on_device, mixing, pipeline, transforms
-from g16net.data.sources import open_source
+from g16net.data.sources import HERE, open_source
 from g16net.data.sources.base import Source, relabelled
 from g16net.errors import ConfigError, UserError
 from g16net.models import efficientnet, recompute
@@ -65,15 +65,20 @@ def open_eval_source(config: ConfigDict, workdir: str, class_names: Sequence[str
 
 
 def open_source_of(config: ConfigDict, part: str) -> Source:
-    """The source of `part` ("train" or "eval")."""
-    data = config.data
-    options = {}
-    if data.name.startswith("tfds:"):
-        options = {"download": data.download}
+    """The source of `part` ("train" or "eval"). UserError where it is not there, or a data service cannot read it."""
+    data, kind = config.data, config.data.name.partition(":")[0]
+    if data.service and kind in HERE:
+        raise UserError(f"data.service={data.service}: its workers cannot read {kind} data; leave it out")
+    options = {"download": data.download} if kind in ("tfds", "hf") else {}
+    if kind in HERE:
+        keys = ("holdout", "train_split", "input_key", "target_key")
+        options.update((key, data[key]) for key in keys)
     elif data.name == "tfrecord":
         options = {"label_offset": data.label_offset}
     elif data.name == "folder":
         options = {"holdout": data.holdout, "train_split": data.train_split, "layout": data.layout}
+    elif data.name == "cifar":
+        options = {"target_key": data.target_key}
     elif data.name == "synthetic":
         options = {"num_examples": data.num_examples, "num_classes": data.num_classes, "size": data.eval_size}
     split = {"train": data.train_split or "train", "eval": data.eval_split or "validation"}[part]

@@ -78,6 +78,13 @@ def place(tmp_path_factory):
     images("bytes/cat", 2), images("bytes/caf\udce9", 2)
     images("records", 0)
     (root / "records" / "train-00000-of-00002").write_bytes(b"")
+    for name, data in (
+        ("tars/train-0000.tar", b"no tar"),
+        ("pickles/data_batch_1", b""),
+        ("pickles/batches.meta", b""),
+    ):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(data)
     (root / "nothing").mkdir()
     (root / "file.jpg").write_bytes(png)
     (root / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
@@ -140,6 +147,11 @@ HOW = {  # what happened: the command's arguments; {} stands for the folder of `
     "`val` without `train`": [RUN, "--data={}/only_val", "--workdir={}/w"],
     "class only in the test split": [RUN, "--data={}/more", "--workdir={}/w"],
     "record file missing": [RUN, "--data={}/records", "--workdir={}/w"],
+    "tar shard cut off": [RUN, "--data={}/tars", "--workdir={}/w"],
+    "CIFAR as pickles": [RUN, "--data={}/pickles", "--workdir={}/w"],
+    "Hugging Face set that is not here": [
+        RUN, "--data=hf:some/set", "--config.data.dir={}/nothing", "--workdir={}/w",
+    ],
     "batch larger than the training set": [RUN, "--data={}/photos", "--config.run.global_batch=768", "--workdir={}/w"],
     "batch that does not divide": [
         RUN, "--data={}/photos", "--workdir={}/w", "--mode=train", "--config.run.global_batch=8",

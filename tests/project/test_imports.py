@@ -29,7 +29,7 @@ ALLOWED = {
     "native": "compat",
     "layers": "compat groups native",
     "optim": "compat native",
-    "data": "compat errors native",
+    "data": "compat errors extras native",
     "models": "compat groups layers",
     "costs": "models",
     "config": "errors models",

@@ -1,4 +1,4 @@
-"""The engine of sources of record files (TFRecord, TFDS).
+"""The engine of sources of record files (TFRecord, TFDS) and of the row groups of Parquet files.
 
 An epoch's order: the files are permuted and taken in groups of `cycle`; the records of a group's files alternate (one
 of each in turn until all are through); windows of `window` such records are permuted. Every permutation is a function
@@ -25,7 +25,7 @@ class Shards(NamedTuple):
     """Record files, and which records of each are used.
 
     Attributes:
-        paths: of the TFRecord files.
+        paths: of the files, or other names that the source's `opened` knows.
         skips, counts: int64 [files]; the records skip..skip+count-1 of the file are used.
         first_ids: int64 [files]; id of the first used record, so that ids do not depend on which files are taken.
         sizes: bytes of the files together.
@@ -56,6 +56,11 @@ class Shards(NamedTuple):
         )
 
 
+def tfrecords(path: Any) -> Any:
+    """The records of a TFRecord file."""
+    return tf.data.TFRecordDataset(path, buffer_size=BUFFER_BYTES)
+
+
 def sharded(
     name: str,
     split: str,
@@ -65,20 +70,24 @@ def sharded(
     cycle: int = CYCLE,
     window: int = WINDOW,
     contents: Optional[Callable] = None,
+    opened: Callable = tfrecords,
+    labels: Any = None,
+    files: Any = None,
 ) -> Source:
     """A source that streams record files. Memory: up to three windows of records.
 
     Args:
         shards: `Shards`.
-        parse: serialised record (scalar string) -> {"image", "label"} and perhaps "boxes".
+        parse: serialised record (scalar string), id -> {"image", "label"} and perhaps "boxes".
         cycle: files read side by side.
         window: records that are permuted together.
-        contents: of the `Source`.
+        contents, labels, files: of the `Source`; files: None: the shards' paths.
+        opened: one of the shards' paths (scalar string) -> Dataset of its records (scalar strings).
     """
     num_examples = int(shards.counts.sum())
 
     def read(row):
-        return dict(parse(row["record"]), id=row["id"])
+        return dict(parse(row["record"], row["id"]), id=row["id"])
 
     def locate(ids):
         ids = tf.convert_to_tensor(ids, tf.int64)
@@ -88,7 +97,7 @@ def sharded(
         return tf.strings.join([tf.gather(shards.paths, file), " record ", tf.strings.as_string(record)])
 
     def part(index, count):
-        return sharded(name, split, shards.part(index, count), class_names, parse, cycle, window)
+        return sharded(name, split, shards.part(index, count), class_names, parse, cycle, window, opened=opened)
 
     return Source(
         name=name,
@@ -97,18 +106,19 @@ def sharded(
         num_classes=len(class_names),
         class_names=tuple(class_names),
         encoded=True,
-        stream=functools.partial(_stream, shards, cycle, window),
+        stream=functools.partial(_stream, shards, cycle, window, opened),
         read=read,
         locate=locate,
         example_bytes=shards.sizes / max(num_examples, 1),
+        labels=labels,
         part=part,
         held_bytes=3.0 * min(window, num_examples) * shards.sizes / max(num_examples, 1),
         contents=once(contents),
-        files=lambda: list(shards.paths),
+        files=files or (lambda: list(shards.paths)),
     )
 
 
-def _stream(shards, cycle, window, order):
+def _stream(shards, cycle, window, opened, order):
     """Rows {"epoch", "position", "id", "record"} in the order of their positions, at most one step's at a time."""
     files = len(shards.paths)
     groups = -(-files // cycle)
@@ -135,11 +145,11 @@ def _stream(shards, cycle, window, order):
         first = tf.clip_by_value((start - base) // window, 0, windows)
         last = tf.clip_by_value(_ceil(order.stop - base, window), 0, windows)
         rounds, rest = _rounds(sizes, first * window)
-        opened = tf.boolean_mask(chosen, tf.logical_and(sizes > rounds, first < last))
+        open_now = tf.boolean_mask(chosen, tf.logical_and(sizes > rounds, first < last))
 
         def records(file):
             end = first_ids[file] + counts[file]
-            data = tf.data.TFRecordDataset(paths[file], buffer_size=BUFFER_BYTES).skip(skips[file] + rounds)
+            data = opened(paths[file]).skip(skips[file] + rounds)
             data = data.concatenate(tf.data.Dataset.from_tensors(paths[file]).map(_short))
             return tf.data.Dataset.zip((tf.data.Dataset.range(first_ids[file] + rounds, end), data))
 
@@ -156,7 +166,7 @@ def _stream(shards, cycle, window, order):
                 "record": tf.gather(data, rank),
             }
 
-        alternating = tf.data.Dataset.from_tensor_slices(opened).interleave(
+        alternating = tf.data.Dataset.from_tensor_slices(open_now).interleave(
             records, cycle_length=cycle, block_length=1, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
         alternating = alternating.skip(rest).batch(window).take(last - first)

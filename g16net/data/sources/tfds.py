@@ -74,7 +74,7 @@ def open_tfds(
     size = share * sum(sizes)
     keys = {image: tf.io.FixedLenFeature([], tf.string), label: tf.io.FixedLenFeature([], tf.int64)}
 
-    def parse(record):
+    def parse(record, _):
         fields = tf.io.parse_single_example(record, keys)
         return {"image": fields[image], "label": tf.cast(fields[label], tf.int32)}
 

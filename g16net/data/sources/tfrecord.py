@@ -1,20 +1,18 @@
 """TFRecords as the classic ImageNet conversion writes them, and the counting of records in files."""
 
-import hashlib
-import json
 import os
-import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from g16net import compat
 from g16net.data import identity
-from g16net.data.sources.base import TRAIN, Source, check_labels, listed
+from g16net.data.remembered import remembered
+from g16net.data.shards import check_complete
+from g16net.data.sources.base import TRAIN, Source, check_labels
 from g16net.data.sources.records import CYCLE, WINDOW, Shards, sharded
 from g16net.data.splits import choose, record_file, role
 from g16net.data.walk import junk
@@ -55,7 +53,7 @@ def open_tfrecord(
     found = _record_files(data_dir)
     split = choose(split, found, data_dir)
     paths = found[split]
-    _check_complete(paths)
+    check_complete(paths)
     counts, sizes = count_records(paths)
     if not sum(counts):
         raise UserError(f"{data_dir}, split {split}: {len(paths)} files, but no records in them")
@@ -64,7 +62,7 @@ def open_tfrecord(
     label_offset = 1 if label_offset is None else label_offset
     _check_sample(shards, len(class_names), label_offset, f"{data_dir}, split {split}", role(split) == TRAIN)
 
-    def parse(record):
+    def parse(record, _):
         boxes = {f"image/object/bbox/{side}": tf.io.VarLenFeature(tf.float32) for side in _SIDES}
         fields = tf.io.parse_single_example(record, dict(_FIELDS, **boxes))
         return {
@@ -97,29 +95,6 @@ def _record_files(folder):
                 split = upper if role(upper) and not role(match) else match
                 found.setdefault(split, []).append(os.path.join(parent, name))
     return {split: sorted(paths) for split, paths in found.items()}
-
-
-def _check_complete(paths):
-    """UserError where file names count to a number of files that are not all there."""
-    places = [re.search(r"-(\d{5})-of-(\d{5})", os.path.basename(path)) for path in paths]
-    totals = {int(place.group(2)) for place in places if place}
-    if len(totals) > 1:
-        raise UserError(
-            f"{os.path.dirname(paths[0])}: files of {len(totals)} writings of one split lie together "
-            f"(of {', '.join(str(t) for t in sorted(totals))} files); keep one"
-        )
-    for total in totals:
-        there = [int(place.group(1)) for place in places if place]
-        missing = sorted(set(range(total)) - set(there))
-        if missing:
-            example = os.path.basename(paths[0])
-            names = [re.sub(r"-\d{5}-of", f"-{number:05d}-of", example) for number in missing]
-            raise UserError(
-                f"{os.path.dirname(paths[0])}: {len(missing)} of {total} record files are missing: {listed(names)}. "
-                "Fetch or write them again"
-            )
-        if len(there) > total:
-            raise UserError(f"{os.path.dirname(paths[0])}: {len(there)} record files where the names say {total}")
 
 
 def _class_names(folder, num_classes, class_names, files):
@@ -174,18 +149,12 @@ def count_records(paths: Sequence[str]) -> Any:
 
     UserError names a file that is cut off or is no TFRecord file.
     """
-    stats = [tf.io.gfile.stat(path) for path in paths]
-    facts = [[path, stat.length, stat.mtime_nsec] for path, stat in zip(map(os.path.abspath, paths), stats)]
-    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-    cache = os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "g16net", f"records-{name}.json"
-    )
-    counts = _remembered(cache, len(paths))
-    if counts is None:
+
+    def find():
         with ThreadPoolExecutor(16) as pool:
-            counts = list(pool.map(_count, paths))
-        _remember(cache, counts)
-    return counts, [stat.length for stat in stats]
+            return list(pool.map(_count, paths))
+
+    return remembered("records", paths, find), [tf.io.gfile.stat(path).length for path in paths]
 
 
 def _count(path):
@@ -204,22 +173,3 @@ def _count(path):
                 )
             count += 1
     return count
-
-
-def _remembered(path, files):
-    try:
-        with open(path, encoding="utf-8") as file:
-            counts = json.load(file)
-    except (OSError, ValueError):
-        return None
-    return counts if isinstance(counts, list) and len(counts) == files else None
-
-
-def _remember(path, counts):
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(f"{path}.{os.getpid()}", "w", encoding="utf-8") as file:
-            json.dump(counts, file)
-        os.replace(file.name, path)
-    except OSError as error:
-        logging.info("The record counts are not kept for the next run: %s", error)
