@@ -11,7 +11,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, slow_with_keras3
 from ml_collections import ConfigDict
 from tensorflow import keras
 
@@ -72,7 +72,7 @@ def saved(ending, folder, optimizer="cosine"):
 
 @pytest.mark.filterwarnings("error:.*optimizer")
 @pytest.mark.parametrize("ending", FORMATS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["cosine", "accumulating", pytest.param("number", marks=slow_with_keras3)])
 def test_a_loaded_model_goes_on_as_if_it_had_not_stopped(optimizer, ending, tmp_path):
     path, logits, expected, losses = saved(ending, tmp_path, optimizer)
     if ending == ".weights.h5":
@@ -192,6 +192,7 @@ whole.save(folder + "/nested.keras")
 """
 
 
+@pytest.mark.once
 @TWO_GENERATIONS
 def test_files_cross_between_the_generations(tmp_path):
     """Our portable files load in the other one by `import g16net` alone, and its own files start runs here."""
