@@ -4,18 +4,20 @@ import warnings
 from typing import Any, Dict
 
 import numpy as np
-import tensorflow as tf
-from tensorflow import keras
 
-from g16net.compat.gradients import note_finite, which_finite
 from g16net.compat.state import read_optimizer_state
+from g16net.compat.versions import BACKEND, keras, tf
+
+if BACKEND == "tensorflow":
+    from g16net.compat.gradients import note_finite, which_finite
 
 
 class Optimizer(keras.optimizers.Optimizer):
     """Base optimiser with one interface on every generation.
 
     A subclass names its per-variable state in `slots` (name to initialiser) and implements
-    `update(variable, gradient, learning_rate, **slots)` on `tf.Variable`s and a dense gradient. It may implement
+    `update(variable, gradient, learning_rate, **slots)` on `tf.Variable`s (on other backends Keras' own) and a dense
+    gradient. It may implement
     `update_all` for all variables at once too, which older generations of Keras ask on one device. `minimize`,
     `apply_gradients` and their reduction over replicas stay the framework's own, as the IPU and the distribution
     strategies demand. Sparse gradients become dense ones.
@@ -23,12 +25,17 @@ class Optimizer(keras.optimizers.Optimizer):
     Args:
         accumulation: gradients of so many calls are averaged for one update.
         guard: of gradients that are not finite: "none"; "report" counts such updates in `skipped` and keeps in
-            `not_finite` which variables' they were; "skip" also leaves the update out.
+            `not_finite` which variables' they were; "skip" also leaves the update out. On TensorFlow alone.
     """
 
     slots: Dict[str, Any] = {}
 
     def __init__(self, learning_rate, name, accumulation=1, guard="none", **kwargs):
+        if guard != "none" and tf is None:
+            raise ValueError(
+                f"guard={guard!r} works on TensorFlow alone, and Keras' backend is {BACKEND!r}; leave guard='none', and "
+                "let keras.callbacks.TerminateOnNaN watch the loss"
+            )
         if accumulation > 1:
             kwargs["gradient_accumulation_steps"] = accumulation
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
@@ -83,12 +90,16 @@ class Optimizer(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
+        if tf is None:
+            slots = {name: variables[index] for name, variables in self._slots.items()}
+            self.update(variable, gradient, keras.ops.cast(learning_rate, variable.dtype), **slots)
+            return
         slots = {name: variables[index].value for name, variables in self._slots.items()}
         variable = variable.value if isinstance(variable, keras.Variable) else variable
         self.update(variable, tf.convert_to_tensor(gradient), tf.cast(learning_rate, variable.dtype), **slots)
 
     def apply(self, grads, trainable_variables=None):
-        if not self.built:
+        if tf is not None and not self.built:
             with tf.init_scope():
                 self.build(trainable_variables)
         if self.guard == "none":

@@ -8,9 +8,8 @@ stage of a pipelined IPU model cannot do.
 import re
 from typing import Any
 
-import tensorflow as tf
-
 from g16net import compat, native
+from g16net.compat import ops, tf
 
 
 def own_name(variable: Any) -> str:
@@ -97,7 +96,7 @@ class RMSProp(compat.Optimizer):
 
     def check_variables(self, variables: Any) -> None:
         for variable in variables:
-            dtype = tf.as_dtype(variable.dtype).name
+            dtype = ops.dtype_name(variable.dtype)
             if dtype in ("float16", "bfloat16"):
                 raise ValueError(
                     f"RMSProp keeps float32 state, got the {dtype} variable {variable.name}; use the policy "
@@ -106,7 +105,9 @@ class RMSProp(compat.Optimizer):
 
     def update(self, variable: Any, gradient: Any, learning_rate: Any, rms: Any, momentum: Any) -> Any:
         if self.decays(variable):
-            gradient = gradient + self.l2 * tf.convert_to_tensor(variable)
+            gradient = gradient + self.l2 * ops.convert_to_tensor(variable)
+        if tf is None:
+            return self._by_formula(variable, gradient, learning_rate, rms, momentum)
         # TensorFlow 1's own fused operation: on a CPU about half the time of the formula written out.
         return tf.raw_ops.ResourceApplyRMSProp(
             var=variable.handle,
@@ -118,6 +119,12 @@ class RMSProp(compat.Optimizer):
             epsilon=tf.constant(self.epsilon, variable.dtype),
             grad=gradient,
         )
+
+    def _by_formula(self, variable, gradient, learning_rate, rms, momentum):
+        rms.assign(self.rho * rms + (1 - self.rho) * ops.square(gradient))
+        step = learning_rate * gradient * ops.rsqrt(ops.convert_to_tensor(rms) + self.epsilon)
+        momentum.assign(self.momentum * momentum + step)
+        variable.assign_sub(momentum)
 
     def update_all(self, variables: Any, gradients: Any, learning_rate: Any, rms: Any, momentum: Any) -> Any:
         if not native.enabled() or not all(tf.as_dtype(v.dtype) == tf.float32 for v in variables):

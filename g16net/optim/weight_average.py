@@ -8,10 +8,8 @@ import contextlib
 from typing import Any, Dict, Iterator, Optional
 
 import numpy as np
-import tensorflow as tf
-from tensorflow import keras
-
 from g16net import compat
+from g16net.compat import keras, ops, tf
 
 
 def exponential(values: Any, decay: float = 0.97) -> Any:
@@ -33,7 +31,7 @@ def mean(values: Any) -> Any:
     return np.mean([np.asarray(value, np.float64) for value in values], axis=0)
 
 
-class WeightAverage(tf.Module):
+class WeightAverage(tf.Module if tf is not None else object):
     """The running average of a model's floating-point weights, in float32 variables of its own.
 
     A `tf.train.Checkpoint` holds it beside the model and can restore it before the first update.
@@ -48,17 +46,18 @@ class WeightAverage(tf.Module):
     """
 
     def __init__(self, model: keras.Model, decay: float = 0.97) -> None:
-        super().__init__(name="weight_average")
+        if tf is not None:
+            super().__init__(name="weight_average")
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}; the recipe has 0.97 per epoch, 0 turns it off")
         if not model.weights:
             raise ValueError(f"the model {model.name} has no weights yet; build it before averaging it")
         self.decay = float(decay)
         self._model = lambda: model  # as a function: a checkpoint of the average shall not hold the model again
-        self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
+        self.updates = compat.fixed_variable(0, "updates", ops.WHOLE)
         # One name for all: for each new one TensorFlow makes another kernel, which takes four times as long.
         self.averages = [
-            tf.Variable(tf.zeros(weight.shape), trainable=False, name="average")
+            compat.fixed_variable(ops.zeros(weight.shape), "average")
             for weight in (_averaged(model) if decay else [])
         ]
 
@@ -87,7 +86,7 @@ class WeightAverage(tf.Module):
         if not int(self.updates.numpy()):
             raise ValueError("the weight average is empty; call update (at an epoch's end) or restore it first")
         for average, weight in self._pairs(model):
-            weight.assign(tf.cast(average.read_value(), weight.dtype))
+            weight.assign(ops.cast(ops.convert_to_tensor(average), weight.dtype))
 
     @contextlib.contextmanager
     def applied(self, model: Optional[keras.Model] = None) -> Iterator[None]:
@@ -114,7 +113,7 @@ class WeightAverage(tf.Module):
 
 def _averaged(model):
     """The weights that an average makes sense for: not counters or seeds."""
-    return [weight for weight in model.weights if tf.as_dtype(weight.dtype).is_floating]
+    return [weight for weight in model.weights if "float" in ops.dtype_name(weight.dtype)]
 
 
 class AverageWeights(keras.callbacks.Callback):
