@@ -1,8 +1,8 @@
 """What differs between the Keras generations, their backends, and TensorFlow's versions, in one place.
 
-g16net runs on Keras 2.6 (the IPU SDK), on tf-keras and on Keras 3 with TensorFlow below; layers, models, losses, metrics
-and the optimizer also on Keras 3 with JAX or PyTorch. They use the API common to all and take the few things that
-differ from here: `keras` and `tf` (see `versions`), and tensor operations as `ops`.
+g16net runs on Keras 2.6 (the IPU SDK), on tf-keras and on Keras 3 with TensorFlow below; layers, models, losses,
+metrics and the optimizer also on Keras 3 with JAX or PyTorch. They use the API common to all and take the few things
+that differ from here: `keras` and `tf` (see `versions`), and tensor operations as `ops`.
 """
 
 from g16net.compat.versions import (  # isort: skip  says first what is missing

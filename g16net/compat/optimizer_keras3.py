@@ -33,8 +33,8 @@ class Optimizer(keras.optimizers.Optimizer):
     def __init__(self, learning_rate, name, accumulation=1, guard="none", **kwargs):
         if guard != "none" and tf is None:
             raise ValueError(
-                f"guard={guard!r} works on TensorFlow alone, and Keras' backend is {BACKEND!r}; leave guard='none', and "
-                "let keras.callbacks.TerminateOnNaN watch the loss"
+                f"guard={guard!r} works on TensorFlow alone, and Keras' backend is {BACKEND!r}; leave guard='none', "
+                "and let keras.callbacks.TerminateOnNaN watch the loss"
             )
         if accumulation > 1:
             kwargs["gradient_accumulation_steps"] = accumulation

@@ -10,7 +10,8 @@ from g16net.compat.versions import KERAS3, tf
 
 
 def optimizer_state(optimizer, variables, names=None):
-    """{name: variable, on TensorFlow a tf.Variable} of all that `optimizer` keeps for `variables`, created where it is not yet.
+    """{name: variable} of all that `optimizer` keeps for `variables`, created where it is not yet; on TensorFlow each a
+    tf.Variable.
 
     The names are the same in every Keras generation: `rms/NAME` with `names`, by default the variables' own.
     """

@@ -93,7 +93,7 @@ def need_tensorflow(purpose: str) -> None:
     """ImportError where Keras computes with another backend than TensorFlow, which `purpose` needs."""
     if BACKEND != "tensorflow":
         raise ImportError(
-            f"{purpose} needs TensorFlow below Keras, and Keras' backend is {BACKEND!r}: there layers, models, losses, "
-            "metrics and the optimizer work. Set KERAS_BACKEND=tensorflow before Python imports Keras, or take tf-keras "
-            "with TF_USE_LEGACY_KERAS=1"
+            f"{purpose} need TensorFlow below Keras, and Keras' backend is {BACKEND!r}: there layers, models, losses, "
+            "metrics and the optimizer work. Set KERAS_BACKEND=tensorflow before Python imports Keras, or take "
+            "tf-keras with TF_USE_LEGACY_KERAS=1"
         )

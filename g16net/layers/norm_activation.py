@@ -7,11 +7,11 @@ with mean and variance over the pixels and channels of a group of one sample, an
 end, as a fused batch norm does it. There are two forms with equal results:
 
 - `plain`: plain operations and their gradients, on every backend.
-- `fused`, on TensorFlow: a gradient by hand, which keeps nothing but `x` and numbers the size of the channels and computes the rest
-  again. On a CPU a large tensor's operation costs its passes over memory, so the affine is folded into `x * a + b` and
-  centring and scaling, with their gradients, are one inference-mode batch norm. Measured at [16, 112, 112, 96] in
-  float32 (two AMD EPYC cores), forward and backward take 0.65 times the time of `plain`, and six in a row 0.4 times
-  its memory.
+- `fused`, on TensorFlow: a gradient by hand, which keeps nothing but `x` and numbers the size of the channels and
+  computes the rest again. On a CPU a large tensor's operation costs its passes over memory, so the affine is folded
+  into `x * a + b` and centring and scaling, with their gradients, are one inference-mode batch norm. Measured at [16,
+  112, 112, 96] in float32 (two AMD EPYC cores), forward and backward take 0.65 times the time of `plain`, and six in a
+  row 0.4 times its memory.
 
 The folding costs `fused` an error of about 1e-7 * |mean| / std of a normalised value; the variance has no such error,
 for it is the mean squared difference from the mean in both forms.

@@ -139,10 +139,10 @@ class LayerNorm(GroupNorm):
 def _over_batch(x, gamma, beta, epsilon):
     """(y, mean, unbiased variance): the float32 `x` normalised over the batch, and its moments."""
     if tf is not None:
-        moments = {"mean": [], "variance": []}
-        return tf.raw_ops.FusedBatchNormV3(
-            x=x, scale=gamma, offset=beta, **moments, epsilon=epsilon, is_training=True
-        )[:3]
+        y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
+        )
+        return y, mean, variance
     mean = ops.mean(x, axis=[0, 1, 2])
     variance = ops.mean(ops.squared_difference(x, mean), axis=[0, 1, 2])
     count = ops.cast(ops.shape(x)[0] * ops.shape(x)[1] * ops.shape(x)[2], "float32")
@@ -153,10 +153,10 @@ def _over_batch(x, gamma, beta, epsilon):
 def _by_moments(x, gamma, beta, epsilon, mean, variance):
     """The float32 `x` normalised by the `mean` and `variance` of each channel."""
     if tf is not None:
-        moments = {"mean": mean, "variance": variance}
-        return tf.raw_ops.FusedBatchNormV3(
-            x=x, scale=gamma, offset=beta, **moments, epsilon=epsilon, is_training=False
-        )[0]
+        y, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=x, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=epsilon, is_training=False
+        )
+        return y
     return (x - mean) * (ops.rsqrt(variance + epsilon) * gamma) + beta
 
 

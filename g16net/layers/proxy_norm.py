@@ -15,6 +15,7 @@ from statistics import NormalDist
 from typing import Any, Tuple
 
 import numpy as np
+
 from g16net import compat, native
 from g16net.compat import keras, ops
 from g16net.layers.norm_activation import ACTIVATIONS, check_activation, norm_activation

@@ -16,7 +16,7 @@ def recomputed(function: Callable, x: Any) -> Any:
     The function must not draw at random, and must change no variable where `again` is true. ImportError on another
     backend than TensorFlow.
     """
-    compat.need_tensorflow("recomputation")
+    compat.need_tensorflow("models of less memory (recomputation)")
 
     @tf.custom_gradient
     def once(x):

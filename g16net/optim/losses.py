@@ -78,8 +78,8 @@ def label_rows(y_true: Any, num_classes: int) -> Any:
     if rank == 1 or rank == 2 and columns == 1 or rank == 3 and columns == 2 and _is_float(y_true):
         return None
     raise ValueError(
-        f"targets of the shape {y_true.shape} ({ops.dtype_name(y_true.dtype)}) do not fit logits of {num_classes} classes: "
-        f"{forms}. Give the data, the model and the loss the same number of classes"
+        f"targets of the shape {y_true.shape} ({ops.dtype_name(y_true.dtype)}) do not fit logits of {num_classes} "
+        f"classes: {forms}. Give the data, the model and the loss the same number of classes"
     )
 
 

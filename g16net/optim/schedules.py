@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import numpy as np
+
 from g16net import compat
 from g16net.compat import keras, ops
 

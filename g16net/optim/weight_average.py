@@ -8,8 +8,11 @@ import contextlib
 from typing import Any, Dict, Iterator, Optional
 
 import numpy as np
+
 from g16net import compat
 from g16net.compat import keras, ops, tf
+
+_Base: Any = object if tf is None else tf.Module  # which a tf.train.Checkpoint looks into
 
 
 def exponential(values: Any, decay: float = 0.97) -> Any:
@@ -31,7 +34,7 @@ def mean(values: Any) -> Any:
     return np.mean([np.asarray(value, np.float64) for value in values], axis=0)
 
 
-class WeightAverage(tf.Module if tf is not None else object):
+class WeightAverage(_Base):
     """The running average of a model's floating-point weights, in float32 variables of its own.
 
     A `tf.train.Checkpoint` holds it beside the model and can restore it before the first update.
@@ -57,8 +60,7 @@ class WeightAverage(tf.Module if tf is not None else object):
         self.updates = compat.fixed_variable(0, "updates", ops.WHOLE)
         # One name for all: for each new one TensorFlow makes another kernel, which takes four times as long.
         self.averages = [
-            compat.fixed_variable(ops.zeros(weight.shape), "average")
-            for weight in (_averaged(model) if decay else [])
+            compat.fixed_variable(ops.zeros(weight.shape), "average") for weight in (_averaged(model) if decay else [])
         ]
 
     def named(self) -> Dict[str, Any]:

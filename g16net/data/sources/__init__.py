@@ -5,6 +5,8 @@ of all examples (`base.indexed`). Sources of record files (TFRecord, TFDS) permu
 permute windows of what they read (`records.sharded`). Both start anywhere without replaying what came before.
 """
 
+from g16net.compat import tensorflow_only  # noqa: F401  isort: skip  says first what is missing
+
 from typing import Any, Optional
 
 from g16net.data.sources.arrays import open_digits, open_idx, open_synthetic
