@@ -1,6 +1,6 @@
-"""A process of one backend that writes `.keras` files, or reads those of others: `python exchange.py write|read FOLDER`.
+"""A process of one backend that writes `.keras` files or reads those of others: `exchange.py write FOLDER`, `read FOLDER`.
 
-Prints a line of JSON for each file that it read: the largest difference of its logits from those beside it.
+Reading prints, as the last line, what `read` returns as JSON.
 """
 
 import glob

@@ -1,5 +1,5 @@
-"""A network whose weights are NumPy's draws, the same on every backend, and what it computes: its logits, and its logits
-after three updates. `python tests/backends/network.py FILE` writes them, as tests/golden/logits.npz holds TensorFlow's.
+"""A network whose weights are NumPy's draws, the same on every backend, and what it computes: logits, before and after
+three updates. `python tests/backends/network.py FILE` writes them; tests/golden/logits.npz holds TensorFlow's.
 """
 
 import sys
@@ -13,7 +13,12 @@ from g16net.optim.losses import SmoothedCrossEntropy, Top1
 from g16net.optim.rmsprop import RMSProp
 from g16net.optim.schedules import ExponentialStaircase
 
-NAMES = "efficientnet_g16_nano_ln_pn", "efficientnet_g1_nano_bn", "efficientnet_g16_nano_gn_pn", "efficientnet_g4_nano_gn"
+NAMES = (
+    "efficientnet_g16_nano_ln_pn",
+    "efficientnet_g1_nano_bn",
+    "efficientnet_g16_nano_gn_pn",
+    "efficientnet_g4_nano_gn",
+)
 CLASSES = 5
 
 

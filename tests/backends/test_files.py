@@ -1,4 +1,4 @@
-"""A `.keras` file written on one backend computes the same on every other, and goes on training where there is Keras 3."""
+"""A `.keras` file written on one backend computes the same on every other; with Keras 3 the optimizer comes along."""
 
 import importlib.util
 import json
