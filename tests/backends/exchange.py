@@ -1,4 +1,4 @@
-"""A process of one backend that writes `.keras` files or reads those of others: `exchange.py write FOLDER`, `read FOLDER`.
+"""A process of one backend that writes `.keras` files or reads those of others: `exchange.py write|read FOLDER`.
 
 Reading prints, as the last line, what `read` returns as JSON.
 """
