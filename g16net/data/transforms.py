@@ -13,6 +13,8 @@ An image is a scalar string (JPEG, PNG, GIF or BMP, whatever its file name says,
 `attempt` turns that into a flag, and `reason` says why.
 """
 
+from g16net.compat import tensorflow_only  # noqa: F401  isort: skip  says first what is missing
+
 import functools
 from typing import Any, Callable, Optional, Tuple
 

@@ -10,9 +10,8 @@ arXiv 2106.03640, section 3; proxy-normalised activations: arXiv 2106.03743.
 import zlib
 from typing import Any, List, Optional
 
-from tensorflow import keras
-
 from g16net import layers
+from g16net.compat import keras
 from g16net.models import architecture, norms
 
 # Points with which the proxy's moments are computed: 200 as published; 32 of the better rule are more exact.

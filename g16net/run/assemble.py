@@ -1,5 +1,7 @@
 """From a resolved config to objects: sources, batches, model, optimizer, loss, trained weights."""
 
+from g16net.compat import tensorflow_only  # noqa: F401  isort: skip  says first what is missing
+
 import functools
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 

@@ -19,9 +19,9 @@ import re
 from typing import Any, Dict, Mapping, Tuple, Union
 
 import numpy as np
-from tensorflow import keras
 
 from g16net import compat, extras, layers
+from g16net.compat import keras
 from g16net.errors import UserError
 from g16net.models import architecture, efficientnet, norms
 from g16net.models.architecture import Variant

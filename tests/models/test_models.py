@@ -6,6 +6,7 @@ import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
+from backends import network
 from tensorflow import keras
 
 from g16net import compat, layers, models
@@ -421,3 +422,13 @@ def test_weights_of_another_network_are_refused(b0_of_keras_applications):
     with pytest.raises(ValueError, match="predictions.*classes"):
         convert.copy_keras_applications_weights(source, target)
     assert all((a == b).all() for a, b in zip(before, target.get_weights()))  # nothing copied by halves
+
+
+@pytest.mark.run
+@pytest.mark.parametrize("name", network.NAMES[:2])
+def test_predicts_and_trains_as_recorded_for_other_backends(name):
+    """tests/backends holds JAX and PyTorch to the same numbers."""
+    golden = np.load(helpers.GOLDEN / "logits.npz")
+    for what, found in network.results(name).items():
+        expected = golden[f"{name}/{what}"]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()), err_msg=what)
