@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from g16net import compat, native
 
-ACTIVATIONS = {"swish": tf.nn.silu, "relu": tf.nn.relu}
+ACTIVATIONS = {"swish": tf.nn.silu, "relu": tf.nn.relu, "relu6": tf.nn.relu6}
 
 
 def check_activation(activation: Optional[str], optional: bool = False) -> None:
@@ -162,6 +162,9 @@ def _activation_and_slope(activation, u):
     if activation == "relu":
         z = tf.nn.relu(u)
         return z, lambda dz: tf.raw_ops.ReluGrad(gradients=dz, features=z)
+    if activation == "relu6":
+        z = tf.nn.relu6(u)
+        return z, lambda dz: tf.where((z > 0) & (z < 6), dz, tf.zeros_like(dz))
     return u, lambda dz: dz
 
 

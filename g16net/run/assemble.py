@@ -137,7 +137,8 @@ def eval_preprocessing(config: ConfigDict, size: int) -> Dict[str, Any]:
     """How an image becomes the test image of `size` pixels, as arguments of `transforms.eval_image`."""
     data = config.data
     fit = "resize" if data.crop == "pad" else "crop"
-    return {"size": size, "fit": fit, "resize": data.resize, "max_pixels": data.max_pixels, "exif": data.exif}
+    how = {"fit": fit, "resize": data.eval_resize, "crop": data.eval_crop}
+    return {"size": size, **how, "max_pixels": data.max_pixels, "exif": data.exif}
 
 
 def eval_transform(config: ConfigDict, size: int) -> Callable:
@@ -332,7 +333,7 @@ def trained(
         checkpoint.read(folder, checkpoint.model_state(network))
         return network, class_names
     average = WeightAverage(network, config.regularise.average)
-    if weights == "average":
+    if weights == "average" and manifest["step"]:  # before the first step it is the weights themselves
         checkpoint.read(folder, checkpoint.state(average=average))
         average.copy_to()
     else:
