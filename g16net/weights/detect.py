@@ -465,7 +465,7 @@ def _timm_description(path, variant):
     file = os.path.basename(path)
     if timm.HALF_NAMES.search(file) or re.search(r"\.\w*(in1k|in12k)\b", file):
         return name, test, None
-    return name, test, "neither a config.json beside the file nor its name has the preprocessing; that of such networks"
+    return name, test, "neither a config.json beside the file nor its name has the preprocessing; values of such networks"
 
 
 # TensorFlow 1

@@ -35,7 +35,7 @@ _NAME = re.compile(r"(adv-)?efficientnet-(b\d|lite\d)-[0-9a-f]{8}")
 def names(shapes: Mapping[str, Tuple[int, ...]]) -> Dict[str, str]:
     """{their name: timm's} of weights with these `shapes` by their names; what is unknown keeps its name.
 
-    A stage begins where the blocks' output has another number of channels, as in every EfficientNet.
+    A stage begins where the blocks' output has another number of channels, as in every EfficientNet of that library.
     """
     found, stage, index, channels = {}, -1, 0, None
     places = {}
@@ -65,7 +65,7 @@ def preprocessing(file: str, variant: str) -> Tuple[timm.Input, str]:
     weights, whose packages bring none, it is that of timm's.
     """
     published = _NAME.match(file)
-    doubt = "" if published else "its name is not that of a published file; the preprocessing of those"
+    doubt = "" if published else "its name is not that of a published file; values of those"
     if variant.startswith("LITE"):
         return timm.preprocessing(f"tf_efficientnet_{variant.lower()}"), doubt
     mean, std = (timm.HALF, timm.HALF) if published and published[1] else (timm.MEAN, timm.STD)

@@ -41,7 +41,7 @@ def count_params(model):
 
 
 def test_list_by_pattern_and_substring():
-    assert len(models.list()) == len(set(models.list())) == 4 * 11 * 5
+    assert len(models.list()) == len(set(models.list())) == 4 * 16 * 5
     assert models.list("*_g16_b0_*") == [f"efficientnet_g16_b0_{norm}" for norm in norms.NORMS]
     assert models.list("g1_b0_ln") == ["efficientnet_g1_b0_ln", "efficientnet_g1_b0_ln_pn"]
     assert models.list("resnet") == []
