@@ -36,8 +36,8 @@ def adopt(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     if kept or new:
         raise UserError(
             f"init.checkpoint={config.init.checkpoint} has no classifier for the {source.num_classes} classes of "
-            f"{run_data.where(config)} ({', '.join(kept[:2] or new[:5])}): as they are, its weights can be used on data "
-            "with their own classes alone; train them on these first: --mode=train"
+            f"{run_data.where(config)} ({', '.join(kept[:2] or new[:5])}): as they are, its weights can be used on "
+            "data with their own classes alone; train them on these first: --mode=train"
         )
     run_data.keep(config, workdir, source)
     saved = checkpoint.Checkpoints(

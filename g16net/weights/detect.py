@@ -26,7 +26,7 @@ NUMPY_DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U
 KINDS = "a workdir, one of its checkpoints/STEP, a .keras or .h5 file, or weights of timm or EfficientNet-PyTorch "
 KINDS += "(.safetensors), "
 KINDS += "keras.applications (.h5, .keras) or the authors' TensorFlow 1 code (prefix or folder)"
-TORCH = "torch itself writes one without running code of the file: python -c \"import torch, safetensors.torch as st; "
+TORCH = 'torch itself writes one without running code of the file: python -c "import torch, safetensors.torch as st; '
 TORCH += "st.save_file(torch.load('FILE.pth', map_location='cpu', weights_only=True), 'FILE.safetensors')\""
 
 
@@ -347,11 +347,12 @@ def _torch(path):
     network, _ = _timm_network(path, {names[name]: shape for name, shape in shapes.items()})
     test, doubt = lukemelas.preprocessing(os.path.basename(path), network["model.variant"])
     settings = {**_input(test), "model.norm_epsilon": timm.NORM_EPSILON["tf_"]}
+    assumed = dict.fromkeys(_input(test), doubt) if doubt else {}
 
     def values(model):
         return timm.find({names[name]: array for name, array in timm.read(path).items()}, model)
 
-    return Foreign("EfficientNet-PyTorch's", network, settings, values, dict.fromkeys(_input(test), doubt) if doubt else {})
+    return Foreign("EfficientNet-PyTorch's", network, settings, values, assumed)
 
 
 def _timm_network(path, shapes):
@@ -407,8 +408,8 @@ def _check_timm(path, shapes, ours):
         some = [names[0] for names in (lacking, other, extra) if names]
         raise UserError(
             f"init.checkpoint={path} holds another kind of network of timm than there is here ({'; '.join(some)}; "
-            f"{len(lacking) + len(other) + len(extra)} differences in all); it takes tf_efficientnet_b0 to b7 and lite0 "
-            "to lite4, the same without tf_, efficientnet_b0_gn and efficientnet_b0_g8_gn"
+            f"{len(lacking) + len(other) + len(extra)} differences in all); it takes tf_efficientnet_b0 to b7 and "
+            "lite0 to lite4, the same without tf_, efficientnet_b0_gn and efficientnet_b0_g8_gn"
         )
 
 
@@ -465,7 +466,8 @@ def _timm_description(path, variant):
     file = os.path.basename(path)
     if timm.HALF_NAMES.search(file) or re.search(r"\.\w*(in1k|in12k)\b", file):
         return name, test, None
-    return name, test, "neither a config.json beside the file nor its name has the preprocessing; values of such networks"
+    doubt = "neither a config.json beside the file nor its name has the preprocessing; values of such networks"
+    return name, test, doubt
 
 
 # TensorFlow 1

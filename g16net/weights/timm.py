@@ -6,11 +6,11 @@ What equals what, in float32 to rounding:
 
 - `tf_efficientnet_b0` to `b7`, `tf_efficientnet_lite0` to `lite4` (batch norm, 'SAME' padding, epsilon 1e-3): our
   depthwise network with batch norm, at any image size.
-- `efficientnet_b0` to `b7`, `efficientnet_lite0` to `lite4`, `efficientnet_b0_gn`, `efficientnet_b0_g8_gn`: the same networks but for epsilon 1e-5,
-  group norms of 8 channels a group in `_gn`, and padding that is the same on all sides. Where a stride is 2, 'SAME'
-  padding is the same on all sides for odd sizes only, so these are equal at sizes of 32 m + 1 pixels (225, not 224) and
-  shifted by up to half a pixel a stage at others. Networks with another rounding of widths (`efficientnet_b3_gn`) do
-  not exist here.
+- `efficientnet_b0` to `b7`, `efficientnet_lite0` to `lite4`, `efficientnet_b0_gn`, `efficientnet_b0_g8_gn`: the same
+  networks but for epsilon 1e-5, group norms of 8 channels a group in `_gn`, and padding that is the same on all sides.
+  Where a stride is 2, 'SAME' padding is the same on all sides for odd sizes only, so these are equal at sizes of
+  32 m + 1 pixels (225, not 224) and shifted by up to half a pixel a stage at others. Networks with another rounding of
+  widths (`efficientnet_b3_gn`) do not exist here.
 
 timm's images are (image / 255 - mean) / std; `load` gives the model the same on the scale of 0..255.
 """
