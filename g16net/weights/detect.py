@@ -27,7 +27,8 @@ KINDS = "a workdir, one of its checkpoints/STEP, a .keras or .h5 file, or weight
 KINDS += "(.safetensors), "
 KINDS += "keras.applications (.h5, .keras) or the authors' TensorFlow 1 code (prefix or folder)"
 TORCH = 'torch itself writes one without running code of the file: python -c "import torch, safetensors.torch as st; '
-TORCH += "st.save_file(torch.load('FILE.pth', map_location='cpu', weights_only=True), 'FILE.safetensors')\""
+TORCH += "st.save_file({k: v.contiguous() for k, v in torch.load('FILE.pth', map_location='cpu', weights_only=True)"
+TORCH += ".items()}, 'FILE.safetensors')\""
 
 
 class Foreign(NamedTuple):
