@@ -20,8 +20,9 @@ DEMO_START = (
     "No ImageNet is prepared here and no data was named: this is the experiment's DEMO FORM on scikit-learn's 1,797\n"
     "handwritten digits (a CIFAR-size network at 32 pixels). For your data: --data=FOLDER, or --data=tfds:imagenet2012."
 )
-BEGINNINGS = ("train", "adopt")  # modes that make a run where there is none
 DEMO_END = "This was the DEMO FORM on digits, not ImageNet; --data=... trains on yours."
+
+BEGINNINGS = ("train", "adopt")  # modes that make a run where there is none
 
 
 def chosen():

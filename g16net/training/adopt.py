@@ -9,7 +9,7 @@ from typing import Any, Dict
 from ml_collections import ConfigDict
 
 from g16net.data import identity
-from g16net.errors import UserError
+from g16net.errors import ConfigError, UserError
 from g16net.models import efficientnet
 from g16net.optim.weight_average import WeightAverage
 from g16net.run import assemble, checkpoint, run_data
@@ -56,6 +56,11 @@ def adopt(config: ConfigDict, workdir: str) -> Dict[str, Any]:
 
 
 def check(config: ConfigDict) -> None:
-    """UserError where no weights are named."""
+    """UserError where no weights are named, ConfigError where several processes would make the run at once."""
     if not config.init.checkpoint:
         raise UserError("--mode=adopt needs the weights: --config.init.checkpoint=FILE")
+    if config.runtime.strategy not in ("default", "mirrored"):
+        raise ConfigError(
+            f"--mode=adopt writes a run in one process; got runtime.strategy={config.runtime.strategy}. Run it once "
+            "with --config.runtime.strategy=default, and the other modes on that workdir with yours"
+        )

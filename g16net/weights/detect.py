@@ -24,8 +24,7 @@ from g16net.weights import keras_applications, lukemelas, tf1, timm
 
 NUMPY_DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # of safetensors
 KINDS = "a workdir, one of its checkpoints/STEP, a .keras or .h5 file, or weights of timm or EfficientNet-PyTorch "
-KINDS += "(.safetensors), "
-KINDS += "keras.applications (.h5, .keras) or the authors' TensorFlow 1 code (prefix or folder)"
+KINDS += "(.safetensors), keras.applications (.h5, .keras) or the authors' TensorFlow 1 code (prefix or folder)"
 TORCH = 'torch itself writes one without running code of the file: python -c "import torch, safetensors.torch as st; '
 TORCH += "st.save_file({k: v.contiguous() for k, v in torch.load('FILE.pth', map_location='cpu', weights_only=True)"
 TORCH += ".items()}, 'FILE.safetensors')\""
@@ -340,7 +339,7 @@ def _keras_input(arrays, layers):
 
 
 def _torch(path):
-    extras.need("safetensors.numpy", "weights", "reading timm's weights")
+    extras.need("safetensors.numpy", "weights", "reading weights of torch")
     shapes = _safetensors_shapes(path)
     if "_conv_stem.weight" not in shapes:
         return _timm(path, shapes)
@@ -453,8 +452,9 @@ def _timm_description(path, variant):
     described = described if isinstance(described, dict) else {}
     name = described.get("architecture")
     name = name if isinstance(name, str) else os.path.basename(path)
-    named = re.search("(tf_)?efficientnet_", name) is not None
-    test = timm.preprocessing(name if named else f"tf_efficientnet_{variant.lower()}")
+    file = os.path.basename(path)
+    named = next((text for text in (file, name) if "efficientnet_" in text), f"tf_efficientnet_{variant.lower()}")
+    test = timm.preprocessing(named)
     form = described.get("pretrained_cfg", described)
     if isinstance(form, dict) and "architecture" in described:
         test = test._replace(resize=timm.RESIZES.get(str(form.get("interpolation")), test.resize))
@@ -464,7 +464,6 @@ def _timm_description(path, variant):
         given = form.get("mean"), form.get("std")
         if all(isinstance(v, list) and len(v) == 3 and all(isinstance(x, (int, float)) for x in v) for v in given):
             return name, test._replace(mean=given[0], std=given[1]), None
-    file = os.path.basename(path)
     if timm.HALF_NAMES.search(file) or re.search(r"\.\w*(in1k|in12k)\b", file):
         return name, test, None
     doubt = "neither a config.json beside the file nor its name has the preprocessing; values of such networks"
