@@ -23,6 +23,7 @@ from keras.ops import (  # noqa: F401
     ones,
     ones_like,
     relu,
+    relu6,
     reshape,
     rsqrt,
     shape,

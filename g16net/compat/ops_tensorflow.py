@@ -27,6 +27,7 @@ one_hot = tf.one_hot
 ones = tf.ones
 ones_like = tf.ones_like
 relu = tf.nn.relu
+relu6 = tf.nn.relu6
 reshape = tf.reshape
 rsqrt = tf.math.rsqrt
 shape = tf.shape

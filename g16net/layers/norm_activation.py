@@ -22,7 +22,7 @@ from typing import Any, Optional
 from g16net import compat, native
 from g16net.compat import ops, tf
 
-ACTIVATIONS = {"swish": ops.silu, "relu": ops.relu}
+ACTIVATIONS = {"swish": ops.silu, "relu": ops.relu, "relu6": ops.relu6}
 
 
 def check_activation(activation: Optional[str], optional: bool = False) -> None:
@@ -161,6 +161,9 @@ def _activation_and_slope(activation, u):
     if activation == "relu":
         z = tf.nn.relu(u)
         return z, lambda dz: tf.raw_ops.ReluGrad(gradients=dz, features=z)
+    if activation == "relu6":
+        z = tf.nn.relu6(u)
+        return z, lambda dz: tf.where((z > 0) & (z < 6), dz, tf.zeros_like(dz))
     return u, lambda dz: dz
 
 

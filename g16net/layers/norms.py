@@ -50,7 +50,7 @@ class GroupNorm(keras.layers.Layer):
             IPU library and of the published GN networks.
         epsilon: added to the variance, inside the root.
         scale, center: whether there are `gamma` and `beta`, float32 `[channels]`.
-        activation: None, "swish" or "relu", applied to the result.
+        activation: None or a name in `ACTIVATIONS`, applied to the result.
         pooled: True: the layer returns `(output, means)`, the latter over the output's pixels, float32
             [batch, channels], for `SqueezeExcite`, which would have to read the output once more for them.
 
@@ -173,7 +173,7 @@ class BatchNorm(keras.layers.Layer):
         epsilon: added to the variance, inside the root.
         momentum: what the moving averages keep at each step.
         scale, center: whether there are `gamma` and `beta`, float32 `[channels]`.
-        activation: None, "swish" or "relu", applied to the result.
+        activation: None or a name in `ACTIVATIONS`, applied to the result.
         pooled: True: the layer returns `(output, means)`, the latter over the output's pixels, float32
             [batch, channels], for `SqueezeExcite`, which would have to read the output once more for them.
 

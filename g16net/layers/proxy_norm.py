@@ -71,7 +71,7 @@ class ProxyNormActivation(keras.layers.Layer):
     `proxy_gamma`, `proxy_beta` (start at 0).
 
     Args:
-        activation: "swish" or "relu".
+        activation: a name in `norm_activation.ACTIVATIONS`.
         groups: None: the input is normalised already, by a norm without scale and shift. A number: the layer first
             normalises over so many groups, 1 being layer norm (as `GroupNorm(groups, scale=False, center=False)`).
         strided: grouping of that norm: channel c in group c % groups.

@@ -27,7 +27,7 @@ class SqueezeExcite(keras.layers.Layer):
 
     Args:
         reduced: channels inside.
-        activation: "swish" or "relu".
+        activation: a name in `norm_activation.ACTIVATIONS`.
         pooled: whether the channel means, float32 [batch, channels], are given, or computed here.
         seed: integer, makes the initial kernels repeatable, or None.
 

@@ -91,6 +91,17 @@ struct Relu {
   }
 };
 
+struct Relu6 {
+  static float value(float u) {
+    const float z = Relu::value(u);
+    return z > 6.f ? 6.f : z;  // NaN stays
+  }
+  static float value_and_slope(float u, float* slope) {
+    *slope = u > 0.f && u < 6.f ? 1.f : 0.f;
+    return value(u);
+  }
+};
+
 struct Linear {
   static float value(float u) { return u; }
   static float value_and_slope(float u, float* slope) {
