@@ -10,6 +10,7 @@ from g16net.layers.proxy_norm import proxy_moments, quadrature_points
 GOLDEN = dict(np.load(helpers.GOLDEN / "proxy_norm_layer.npz"))
 NAMES = "gamma", "beta", "proxy_gamma", "proxy_beta"
 ACTIVATIONS = {"swish": lambda u: u / (1 + np.exp(-u)), "relu": lambda u: np.maximum(u, 0)}
+ACTIVATIONS["relu6"] = lambda u: np.clip(u, 0, 6)
 
 
 def built(shape, parameters, **config):
