@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from g16net.data import identity
 from g16net.errors import ConfigError, UserError
 from g16net.models import efficientnet
-from g16net.optim.weight_average import WeightAverage
 from g16net.run import assemble, checkpoint, run_data
 from g16net.run.workdir import Workdir
 from g16net.training import runtime, train, warm_start
@@ -28,7 +27,7 @@ def adopt(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     source, _ = assemble.open_sources(config)
     steps = max(source.num_examples // config.run.global_batch, 1)  # fewer images can be evaluated all the same
     model, _, _, optimizer = train.build(config, devices, source.num_classes, steps)
-    average = WeightAverage(model, config.regularise.average)
+    average = assemble.average(config, model)
     _, kept = warm_start.load(config, model, source.class_names)
     others = run_data.class_names_of_weights(config.init.checkpoint)
     known = None if others is None else {identity.plain(name) for name in others}
