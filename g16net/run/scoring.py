@@ -65,8 +65,8 @@ class Scorer:
     def _sums(self, batch, each):
         """Sums over the replicas and, where asked for, the rows of their images."""
         strategy = self.devices.strategy
-        sums, *rows = strategy.run(self._replica_sums, args=(*batch, each))
-        return [strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)] + [strategy.gather(r, 0) for r in rows]
+        own = strategy.run(self._replica_sums, args=(*batch, each))
+        return [strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None) for values in own]
 
     def _replica_sums(self, images, labels, weights, each):
         logits = tf.cast(self.model(images, training=False), tf.float32)
@@ -78,4 +78,8 @@ class Scorer:
         predicted = tf.math.top_k(logits, 1).indices[:, 0]  # of equal logits the lower class, as in `in_top`
         probability = tf.reduce_max(tf.nn.softmax(logits), axis=1)
         row = labels, predicted, probability, weights
-        return sums, tf.stack([tf.cast(values, tf.float32) for values in row], axis=1)
+        rows = tf.stack([tf.cast(values, tf.float32) for values in row], axis=1)
+        # Each replica's rows in a place of their own: the sum over replicas holds them all.
+        place = tf.distribute.get_replica_context().replica_id_in_sync_group
+        shape = self.devices.replicas, *rows.shape
+        return sums, tf.scatter_nd([[place]], rows[tf.newaxis], shape)
