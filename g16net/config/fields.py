@@ -391,7 +391,7 @@ FIELDS = {
     "eval.finetune_size": _at_least(
         None, 8, "size of the fine-tuning whose weights are taken; None: the only one", optional=True
     ),
-    "eval.per_class": Field(False, bool, "write accuracy by class and the confusion matrix of each size to files"),
+    "eval.per_class": Field(False, bool, "write accuracy by class, confusion matrix and worst mistakes of each size"),
     "eval.sizes": _sizes((), "test sizes in pixels; empty: data.eval_size"),
     # export
     "export.format": _one_of(
@@ -452,6 +452,11 @@ FIELDS = {
     # predict
     "predict.top": _at_least(5, 1, "classes shown per image"),
     "predict.output": _one_of("table", ("table", "jsonl"), "form of the output; jsonl: JSON lines and nothing else"),
+    "predict.explain": Field(
+        False,
+        bool,
+        "draw where the network sees each image's likeliest class (Grad-CAM) to WORKDIR/explain",
+    ),
     "predict.grid": Field(False, bool, "draw the images with their classes to WORKDIR/predictions.png"),
 }
 

@@ -26,6 +26,7 @@ FOREIGN = frozenset(
 )
 MARKS = ("versions.json", "predictions.jsonl", "inspect_data.json", "benchmark_data.json", "report.html", "sweep.json")
 DRAWN = ("predictions.png", "contact_sheet.png", "curves.png")  # by g16net, beside one of the marks
+DRAWN_IN = {"figures": "report.html", "explain": "predictions.jsonl"}  # folders of such, and what lies beside each
 
 HIDDEN, SYSTEM, OURS = "hidden", "of the system", "written by g16net"
 FOLDER = "a folder, which a pattern does not search"
@@ -66,7 +67,7 @@ def entries(folder: str, passed: Any = None, within: str = "") -> Any:
     for entry in found:
         kind, reason = _kind(entry), junk(entry.name)
         if reason is None and marked:
-            reason = OURS if entry.name in DRAWN or entry.name == "figures" and "report.html" in names else None
+            reason = OURS if entry.name in DRAWN or DRAWN_IN.get(entry.name) in names else None
         if reason is None and kind == "file" and not is_image(entry.name):
             reason = NO_IMAGE
         if reason is None and kind in (NOWHERE, SPECIAL):

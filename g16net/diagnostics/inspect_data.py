@@ -11,7 +11,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from g16net import compat
-from g16net.data import duplicates, formats, transforms
+from g16net.data import duplicates, formats, mixing, transforms
 from g16net.data.order import Order
 from g16net.data.sources.base import Source
 from g16net.errors import UserError
@@ -21,10 +21,12 @@ from g16net.run import assemble
 SAMPLE = 256  # images whose size is looked at
 TURNED_SAMPLE = 4096  # images whose orientation is looked at
 ROWS, COLUMNS = 6, 8  # of the sheet
+LEAST = 0.005  # share of a class in an image that is named
 
 
 def inspect_data(config: ConfigDict, workdir: str) -> Dict[str, Any]:
-    """Writes `WORKDIR/contact_sheet.png`, and `WORKDIR/duplicates.csv` where images are there twice.
+    """Writes `WORKDIR/contact_sheet.png`, the first training images as the network sees them with the shares of their
+    classes, and `WORKDIR/duplicates.csv` where images are there twice.
 
     Returns counts, classes, sizes in pixels, duplicates and images per second.
     """
@@ -37,13 +39,9 @@ def inspect_data(config: ConfigDict, workdir: str) -> Dict[str, Any]:
             "they are stored; --config.data.exif=true puts them upright",
             turned, looked_at,
         )  # fmt: skip
-    images, labels = first_images(config, train, ROWS * COLUMNS)
-    path = sheet.draw(
-        images,
-        [train.class_names[label] for label in labels],
-        os.path.join(workdir, "contact_sheet.png"),
-        columns=COLUMNS,
-    )
+    images, targets = first_images(config, train, ROWS * COLUMNS)
+    captions = ["\n".join(shares(target, train.class_names)) for target in targets]
+    path = sheet.draw(images, captions, os.path.join(workdir, "contact_sheet.png"), columns=min(COLUMNS, len(images)))
     return {
         "source": config.data.name,
         "training_images": train.num_examples,
@@ -139,22 +137,38 @@ def names_of(source: Source, ids: Any) -> List[str]:
 
 
 def first_images(config: ConfigDict, source: Source, count: int) -> Any:
-    """The first `count` training images as the network gets them, uint8, and their labels (of the larger share)."""
-    images, labels = [], []
-    for batch, targets in assemble.train_batches(config, source):
-        images.append(batch.numpy())
-        labels.append(main_labels(targets.numpy()))
+    """`(images, targets)` of the first `count` training images in the run's order, as the network sees them: cropped,
+    augmented and mixed at the run's first size. uint8 [images, size, size, 3]; class ids, or [images, terms, 2].
+
+    Mixing on the device makes fractions of a level, which are rounded.
+    """
+    images, targets = [], []
+    size = assemble.progressive_parts(config)[0][0]
+    for inputs, target in assemble.train_batches(config, source, size=size):
+        if isinstance(inputs, tuple):  # to be mixed on the device
+            pixels, m, box = inputs
+            inputs, _ = mixing.mix(pixels, tf.zeros([len(m)], tf.int32), m, box[0], tf.float32)
+        images.append(np.rint(inputs.numpy()).astype(np.uint8))
+        targets.append(target.numpy())
         if sum(map(len, images)) >= count:
             break
-    return np.concatenate(images)[:count], np.concatenate(labels)[:count]
+    return np.concatenate(images)[:count], np.concatenate(targets)[:count]
 
 
-def main_labels(targets: Any) -> Any:
-    """The class ids of plain targets [batch], or those of the largest weight of mixed ones [batch, terms, 2]."""
-    if targets.ndim == 1:
-        return targets
-    ids, weights = targets[..., 0], targets[..., 1]
-    return ids[np.arange(len(ids)), weights.argmax(1)].astype(int)
+def shares(target: Any, class_names: Sequence[str]) -> List[str]:
+    """A line for each class in an image's target: its name alone, or with its share where several are mixed.
+
+    `target`: a class id, or [terms, 2] of ids and weights; the terms of one class are added up.
+    """
+    if not np.ndim(target):
+        return [class_names[int(target)]]
+    weights: Dict[int, float] = {}
+    for label, weight in target:
+        weights[int(label)] = weights.get(int(label), 0.0) + float(weight)
+    found = [(weight, label) for label, weight in weights.items() if weight >= LEAST]
+    if len(found) == 1:
+        return [class_names[found[0][1]]]
+    return [f"{class_names[label]} {100 * weight:.0f} %" for weight, label in sorted(found, reverse=True)]
 
 
 def class_counts(source: Source) -> Optional[Dict[str, Any]]:
@@ -182,5 +196,5 @@ def speed(config: ConfigDict, source: Source, seconds: float = 3.0) -> float:
         next(batches)
     started, images = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
-        images += int(tf.shape(next(batches)[0])[0])
+        images += len(next(batches)[1])
     return images / (time.perf_counter() - started)

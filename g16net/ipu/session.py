@@ -314,7 +314,7 @@ class Scorer:
     def _micro_batch(self):
         return self.session.config.ipu.eval_micro_batch or self.session.plan.micro_batch
 
-    def __call__(self, size, confusion=False):
+    def __call__(self, size, each=False):
         """Yields the sums over all images of `size` pixels, as `scoring.Scorer` does of each batch."""
         session = self.session
         data, micro_batches = self._data(size)

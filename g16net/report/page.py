@@ -6,35 +6,15 @@ OUT/report.json         every point with where it is from, what was left out, an
 """
 
 import base64
-import html
 import json
 import os
 import re
 import tempfile
 
 from g16net.errors import UserError
-from g16net.report import figures, look, points, published, runs
+from g16net.report import figures, look, markup, points, published, runs
 from g16net.run import records
 
-CSS = """
-:root { color-scheme: light; --ink: #222; --faint: #666; --line: #ddd; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: #fff; color: var(--ink);
-       font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
-p, li { max-width: 48rem; } .faint { color: var(--faint); font-size: .9rem; }
-.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
-.panels img { width: 100%; max-width: 36rem; height: auto; }
-.wide { overflow-x: auto; max-width: 100%; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .2rem .7rem .2rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
-td.number, th.number { text-align: right; }
-td.long { white-space: normal; min-width: 16rem; max-width: 28rem; }
-details { margin: .3rem 0; } summary { cursor: pointer; }
-pre { overflow-x: auto; background: #f6f6f6; padding: .6rem; font-size: .8rem; }
-.problems, .note { border-left: 3px solid #D55E00; padding-left: .8rem; }
-.note { border-color: #ddd; }
-"""
 SCALED = "In the names of sizes w is the factor of the channels and d that of the depth."
 
 
@@ -67,11 +47,8 @@ def write(patterns, folder, quoted=True):
                 look.save(
                     figure.panels, [os.path.join(folder, "figures", f"{figure.name}.{k}") for k in ("png", "svg")]
                 )
-        text = page(loaded, groups, found, drawn, cut)
-        path = os.path.join(folder, "report.html")
-        with open(f"{path}.partial", "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(f"{path}.partial", path)
+        body = page(loaded, groups, found, drawn, cut)
+        path = markup.write(os.path.join(folder, "report.html"), "g16net report", body)
         records.write_json(
             os.path.join(folder, "report.json"),
             {
@@ -118,7 +95,7 @@ def _everywhere(value, change):
 
 
 def page(loaded, groups, found, drawn, cut):
-    """The page as text. `cut`: what makes paths of this machine short."""
+    """The page's body. `cut`: what makes paths of this machine short."""
     data = dict.fromkeys(runs.data_name(group.config) for group in groups)
     seeds = {len(group.runs) for group in groups}
     counts = "plans alone, no runs"
@@ -126,7 +103,7 @@ def page(loaded, groups, found, drawn, cut):
         counts = f"{len(loaded.runs)} runs of {len(groups)} settings on {', '.join(data)}; "
         counts += f"seeds a setting: {min(seeds)}" + (f" to {max(seeds)}" if len(seeds) > 1 else "")
     parts = [
-        f"<h1>g16net: accuracy and efficiency</h1><p>{_text(counts)}.</p>",
+        f"<h1>g16net: accuracy and efficiency</h1><p>{markup.text(counts)}.</p>",
         "<p class=faint>Three kinds of points, never in one front: <b>measured</b> in these runs (circle; square where "
         "trained at a reduced or growing size; star where the top was fine-tuned, cross where stages were too), "
         "<b>read by eye</b> off the paper’s figure (diamonds), and with a speed that is <b>estimated</b> by the "
@@ -136,7 +113,7 @@ def page(loaded, groups, found, drawn, cut):
         _busy(groups, found),
     ]
     if loaded.problems:
-        parts.append(f"<div class=problems><b>Left out</b>{_list(map(cut, loaded.problems))}</div>")
+        parts.append(f"<div class=problems><b>Left out</b>{markup.bullets(map(cut, loaded.problems))}</div>")
     for figure in drawn:
         parts.append(_figure(figure, found))
         if figure.name == "training" and figure.panels:
@@ -145,13 +122,11 @@ def page(loaded, groups, found, drawn, cut):
         parts += ["<h2>All results</h2>", _results(groups, found), "<h2>What made each</h2>", _settings(groups, cut)]
     if any(point["kind"] == points.PUBLISHED for point in found):
         source = published.load()
-        parts.append(f"<p class=faint>The paper’s points: {_text(source['source'])}; {_text(source['machine'])}.</p>")
-    parts.append(f"<p class=faint>Made by <code>{_text(cut(records.command()))}</code></p>")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>g16net report</title>'
-        f"<style>{CSS}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
+        parts.append(
+            f"<p class=faint>The paper’s points: {markup.text(source['source'])}; {markup.text(source['machine'])}.</p>"
+        )
+    parts.append(f"<p class=faint>Made by <code>{markup.text(cut(records.command()))}</code></p>")
+    return "\n".join(parts)
 
 
 def _busy(groups, found):
@@ -167,9 +142,9 @@ def _busy(groups, found):
 
 
 def _figure(figure, found):
-    head = f"<h2 id={figure.name}>{_text(figure.title)}</h2>"
+    head = f"<h2 id={figure.name}>{markup.text(figure.title)}</h2>"
     if not figure.panels:
-        return f"{head}<p>No data for it here. This makes some:</p><pre>{_text(figure.command)}</pre>"
+        return f"{head}<p>No data for it here. This makes some:</p><pre>{markup.text(figure.command)}</pre>"
     images = []
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "panel.svg")
@@ -177,11 +152,11 @@ def _figure(figure, found):
             look.save([panel], [path])
             with open(path, "rb") as file:
                 encoded = base64.b64encode(file.read()).decode()
-            images.append(f'<img alt="{_text(alt(panel))}" src="data:image/svg+xml;base64,{encoded}">')
+            images.append(f'<img alt="{markup.text(alt(panel))}" src="data:image/svg+xml;base64,{encoded}">')
     table = ""
     if figure.points:
         table = f"<details><summary>The points as a table</summary>{_points_table(figure.points)}</details>"
-    return f"{head}<p>{_text(figure.caption)}</p><div class=panels>{''.join(images)}</div>{table}"
+    return f"{head}<p>{markup.text(figure.caption)}</p><div class=panels>{''.join(images)}</div>{table}"
 
 
 def alt(panel):
@@ -219,7 +194,7 @@ def _points_table(rows):
         ]
         for point in rows
     ]
-    return _table(header, cells, words=range(4))
+    return markup.table(header, cells, words=range(4))
 
 
 def _equal_accuracy(found):
@@ -241,7 +216,9 @@ def _equal_accuracy(found):
             ]
             if cells:
                 header = ["baseline", "top-1 %", "fastest to train, at least as accurate", "top-1 %", "times as fast"]
-                parts.append(f"<p>{_text(data)}, {figures.KINDS[kind]}:</p>" + _table(header, cells, words=(0, 2)))
+                parts.append(
+                    f"<p>{markup.text(data)}, {figures.KINDS[kind]}:</p>" + markup.table(header, cells, words=(0, 2))
+                )
     return "<h3>At equal accuracy</h3>" + "".join(parts) if parts else ""
 
 
@@ -273,7 +250,7 @@ def _results(groups, found):
                     f"{seconds:.0f}" if seconds else "",
                 ]
             )
-    return _table(header + ["train img/s", "train s", "fine-tune s"], cells, words=range(2))
+    return markup.table(header + ["train img/s", "train s", "fine-tune s"], cells, words=range(2))
 
 
 def _settings(groups, cut):
@@ -291,8 +268,9 @@ def _settings(groups, cut):
         for comment, run in zip(commands, group.runs):
             lines += [comment, *dict.fromkeys(run.commands.values())]
         parts.append(
-            f"<details><summary>{_text(group.name)}</summary>"
-            f"{_list(own) if own else '<p>The only setting.</p>'}<pre>{_text(cut(chr(10).join(lines)))}</pre></details>"
+            f"<details><summary>{markup.text(group.name)}</summary>"
+            f"{markup.bullets(own) if own else '<p>The only setting.</p>'}"
+            f"<pre>{markup.text(cut(chr(10).join(lines)))}</pre></details>"
         )
     common = [cut(f"{field} = {everything[0][field]}") for field in fields if field not in different]
     versions = sorted(
@@ -303,8 +281,8 @@ def _settings(groups, cut):
         "<p>Fields in which settings differ, and the commands of each; <code>.../</code> stands for folders of the "
         "machine that made them.</p>"
         + "".join(parts)
-        + f"<details><summary>What all have in common</summary>{_list(common)}</details>"
-        + f"<details><summary>Versions</summary>{_list(shown)}</details>"
+        + f"<details><summary>What all have in common</summary>{markup.bullets(common)}</details>"
+        + f"<details><summary>Versions</summary>{markup.bullets(shown)}</details>"
     )
 
 
@@ -317,23 +295,3 @@ def _spread(top1):
 
 def _number(value):
     return "" if value is None else look.short(value)
-
-
-def _table(header, rows, words):
-    """A table; the columns `words` hold words and the others numbers."""
-
-    def line(cells, tag):
-        classes = ["" if index in words else " class=number" for index in range(len(cells))]
-        classes = [" class=long" if len(str(cell)) > 40 else name for cell, name in zip(cells, classes)]
-        return "<tr>" + "".join(f"<{tag}{c}>{_text(cell)}</{tag}>" for cell, c in zip(cells, classes)) + "</tr>"
-
-    body = "".join(line(row, "td") for row in rows)
-    return f"<div class=wide><table><thead>{line(header, 'th')}</thead><tbody>{body}</tbody></table></div>"
-
-
-def _list(lines):
-    return "<ul>" + "".join(f"<li>{_text(line)}</li>" for line in lines) + "</ul>"
-
-
-def _text(value):
-    return html.escape(str(value), quote=True)

@@ -2,6 +2,7 @@
 
 from typing import Any, Callable, Optional
 
+import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 from tensorflow import keras
@@ -38,15 +39,20 @@ class Scorer:
         self._step = tf.function(self._sums, autograph=False)
         self._size = self._data = None  # what is prepared
 
-    def __call__(self, size, confusion=False):
+    def __call__(self, size, each=False):
         """Yields, for each batch of test images of `size` pixels, the sums over its images as float64 [4]: top-1,
-        top-5, cross-entropy, weight; with `confusion` also int64 [classes, classes], the images of each (true class,
-        predicted class)."""
+        top-5, cross-entropy, weight; with `each` also a row of each image of all workers, see `in_order`."""
         if size != self._size:
             self._data = self.devices.distributed(self._batches(size))
             self._size = size
         for batch in self._data:
-            yield [values.numpy() for values in self._step(batch, confusion)]
+            yield [values.numpy() for values in self._step(batch, each)]
+
+    def in_order(self, rows):
+        """The rows of all batches in the order of the source's examples: float32 [examples, 4] of true class,
+        predicted class, its probability, and weight, 0 where the image could not be read."""
+        shares = np.stack(rows).reshape(len(rows), self.devices.shard[1], -1, rows[0].shape[-1])  # one a worker
+        return shares.swapaxes(0, 1).reshape(-1, shares.shape[-1])[: self.source.num_examples]
 
     def _images(self, size):
         local = self.devices.local_replicas
@@ -56,19 +62,24 @@ class Scorer:
             data = data.cache()
         return data if local == 1 else cut(data, batch)
 
-    def _sums(self, batch, count):
-        """Sums over the replicas: those of the figures and, where asked for, the confusion matrix."""
+    def _sums(self, batch, each):
+        """Sums over the replicas and, where asked for, the rows of their images."""
         strategy = self.devices.strategy
-        own = strategy.run(self._replica_sums, args=(*batch, count))
+        own = strategy.run(self._replica_sums, args=(*batch, each))
         return [strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None) for values in own]
 
-    def _replica_sums(self, images, labels, weights, count):
+    def _replica_sums(self, images, labels, weights, each):
         logits = tf.cast(self.model(images, training=False), tf.float32)
         right = [in_top(labels, logits, k) for k in (1, 5)]
         values = [tf.cast(r, tf.float32) for r in right] + [self._cross_entropy(labels, logits), tf.ones_like(weights)]
         sums = tf.stack([tf.reduce_sum(tf.cast(v * weights, tf.float64)) for v in values])
-        if not count:
+        if not each:
             return (sums,)
         predicted = tf.math.top_k(logits, 1).indices[:, 0]  # of equal logits the lower class, as in `in_top`
-        classes, sound = self.source.num_classes, tf.cast(weights > 0, tf.int64)
-        return sums, tf.math.confusion_matrix(labels, predicted, classes, weights=sound, dtype=tf.int64)
+        probability = tf.reduce_max(tf.nn.softmax(logits), axis=1)
+        row = labels, predicted, probability, weights
+        rows = tf.stack([tf.cast(values, tf.float32) for values in row], axis=1)
+        # Each replica's rows in a place of their own: the sum over replicas holds them all.
+        place = tf.distribute.get_replica_context().replica_id_in_sync_group
+        shape = self.devices.replicas, *rows.shape
+        return sums, tf.scatter_nd([[place]], rows[tf.newaxis], shape)

@@ -6,7 +6,8 @@ WORKDIR/config.json, versions.json      what was asked, and by which versions
         checkpoints/, tensorboard/      the state of the run; its scalars
         curves.png                      the records as a picture
         MODE.json                       the figures of a mode that has ended
-        classes/                        accuracy by class and confusion matrices
+        classes/                        accuracy by class and confusion matrices, as files and as pages
+        explain/                        where the network sees the class of each image that it was asked for
         finetune/SIZE/                  a fine-tuning: settings.json, records.jsonl, checkpoints/, finetune.json
         saved_model/, model.onnx, ...   exports; those of fine-tuned weights are in the folder of their size
 """
@@ -64,6 +65,10 @@ class Workdir:
     @property
     def by_class(self) -> str:
         return self.file("classes")
+
+    @property
+    def explain(self) -> str:
+        return self.file("explain")
 
     @property
     def settings(self) -> str:

@@ -5,20 +5,26 @@ import csv
 import json
 import os
 import time
-from typing import Any, Callable, Dict, Iterator, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
+import tensorflow as tf
 from ml_collections import ConfigDict
 from tensorflow import keras
 
+from g16net import compat
 from g16net.config import recipe
 from g16net.costs import counts
+from g16net.data.order import Order
 from g16net.data.sources.base import Source
 from g16net.errors import ConfigError
+from g16net.report import mistakes
 from g16net.run import assemble, records
 from g16net.run.devices import Devices
 from g16net.run.workdir import Workdir
 from g16net.training import runtime
+
+WORST = 24  # mistakes that the page of an evaluation shows
 
 
 class Evaluator:
@@ -43,22 +49,24 @@ class Evaluator:
         self.config, self.model, self.source = config, model, source
         self._score = devices.scorer(model, source, batches)
 
-    def __call__(self, size, confusion=None):
+    def __call__(self, size, rows=None):
         """Figures at `size` pixels: `top1`, `top5`, `loss` (cross-entropy without smoothing), `images`, `corrupt`
         (images that could not be read, which weigh nothing), `images_per_second` (without the first batch, which
         waits for the program to be made, where there are more).
 
-        `confusion`: int64 [classes, classes], to which the counts of (true class, predicted class) are added.
+        `rows`: a list, to which an array with a row for each example is added (`Scorer.in_order`).
         """
         started, first = time.time(), 0.0
         sums = np.zeros(4, np.float64)
-        for batch_sums, *matrix in self._score(size, confusion is not None):
+        parts = []
+        for batch_sums, *part in self._score(size, rows is not None):
             sums += batch_sums
-            if matrix:
-                confusion += matrix[0]
+            parts += part
             if not first:
                 began, first = started, sums[3]
                 started = time.time()
+        if rows is not None:
+            rows.append(self._score.in_order(parts))
         images = int(round(float(sums[3])))
         timed, since = (images - first, started) if images > first else (images, began)
         return {
@@ -131,11 +139,12 @@ def evaluate(config: ConfigDict, workdir: str) -> Dict[str, Any]:
         keep(config, evaluator)
     rows = []
     for size in sizes:
-        confusion = np.zeros([source.num_classes] * 2, np.int64) if config.eval.per_class else None
-        figures = evaluator(size, confusion) if config.eval.per_class else evaluator(size)
+        examples: Optional[List[Any]] = [] if config.eval.per_class else None
+        figures = evaluator(size, examples)
         row = dict(size=size, **figures, multiply_adds=multiply_adds(config, size, source.num_classes))
-        if confusion is not None and devices.chief:
-            row.update(write_classes(workdir, "-".join(map(str, which.values())), size, class_names, confusion))
+        if examples is not None and devices.chief:
+            weights = "-".join(map(str, which.values()))
+            row.update(write_classes(config, workdir, weights, size, source, examples[0], row))
         if devices.chief:
             records.append_line(Workdir(workdir).evaluations, {"kind": "evaluation", **which, **row})
         rows.append(row)
@@ -157,20 +166,61 @@ def multiply_adds(config: ConfigDict, size: int, num_classes: int) -> int:
     return counts.count(**recipe.network(config), size=size, num_classes=num_classes).macs
 
 
-def write_classes(workdir: str, weights: str, size: int, class_names: Sequence[str], confusion: Any) -> Dict[str, str]:
-    """Writes accuracy by class and the confusion matrix (rows: true classes) as CSV. Returns their paths."""
-    folder = Workdir(workdir).by_class
+def write_classes(
+    config: ConfigDict, workdir: str, weights: str, size: int, source: Source, examples: Any, figures: Dict[str, Any]
+) -> Dict[str, str]:
+    """Writes accuracy by class and the confusion matrix (rows: true classes) as CSV, and both with the worst mistakes
+    as a page. Returns their paths. `examples`: as `Scorer.in_order` gives them."""
+    folder, names = Workdir(workdir).by_class, source.class_names
     os.makedirs(folder, exist_ok=True)
-    paths = {name: os.path.join(folder, f"{weights}-{size}px-{name}.csv") for name in ("per_class", "confusion")}
-    images, right, predicted = confusion.sum(1), confusion.diagonal(), confusion.sum(0)
-    rows = [
-        [name, n, r / n if n else "", r / p if p else ""]
-        for name, n, r, p in zip(class_names, images, right, predicted)
-    ]
+    start = os.path.join(folder, f"{weights}-{size}px")
+    paths = {name: f"{start}-{name}.csv" for name in ("per_class", "confusion")}
+    true, predicted = examples[examples[:, 3] > 0, :2].astype(int).T
+    matrix = np.zeros([source.num_classes] * 2, np.int64)
+    np.add.at(matrix, (true, predicted), 1)
+    rows = mistakes.by_class(names, matrix)
     _write_csv(paths["per_class"], [["class", "images", "top1", "precision"], *rows])
-    matrix = [[name, *counts] for name, counts in zip(class_names, confusion)]
-    _write_csv(paths["confusion"], [["true \\ predicted", *class_names], *matrix])
-    return paths
+    _write_csv(
+        paths["confusion"], [["true \\ predicted", *names], *([name, *counts] for name, counts in zip(names, matrix))]
+    )
+    about = [
+        f"{100 * figures['top1']:.2f} % of {figures['images']:,} images right at {size} pixels, {weights} weights",
+        assemble.title(config),
+        f"{source.name}, split {source.split}",
+    ]
+    shown = worst(config, source, size, examples)
+    return dict(paths, classes_page=mistakes.write(f"{start}.html", about, names, matrix, shown))
+
+
+def worst(config: ConfigDict, source: Source, size: int, examples: Any, most: int = WORST) -> List[Dict[str, Any]]:
+    """The test images that were taken for a wrong class with the highest probability, falling, each as {"image":
+    uint8 [size, size, 3], "file", "true", "predicted": names, "probability"}.
+
+    `examples`: as `Scorer.in_order` gives them. The images are read again, as they were evaluated.
+    """
+    true, predicted, probability, weight = examples.T
+    wrong = np.flatnonzero((weight > 0) & (true != predicted))
+    wrong = wrong[np.argsort(-probability[wrong], kind="stable")][:most]
+    if not len(wrong):
+        return []
+    prepare = assemble.eval_transform(config, size)
+    rows = source.stream(Order(stop=source.num_examples, batch=config.eval.batch, epochs=1)).unbatch()
+    rows = rows.filter(lambda row: tf.reduce_any(row["position"] == wrong))
+    rows = rows.take(len(wrong))
+    seen = rows.map(lambda row: (row["position"], row["id"], prepare(source.read(row), [0, 0])["image"]))
+    found = {place: (example, image) for place, example, image in compat.ignore_errors(seen).as_numpy_iterator()}
+    shown = [place for place in wrong if place in found]  # all but files that are gone by now
+    files = source.locate(np.array([found[place][0] for place in shown], np.int64)).numpy()
+    return [
+        {
+            "image": found[place][1],
+            "file": file.decode("utf-8", "backslashreplace"),
+            "true": source.class_names[int(true[place])],
+            "predicted": source.class_names[int(predicted[place])],
+            "probability": float(probability[place]),
+        }
+        for place, file in zip(shown, files)
+    ]
 
 
 def _write_csv(path, rows):

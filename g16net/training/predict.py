@@ -7,7 +7,7 @@ Limits hold before memory is asked for: `MAX_BYTES` of a file, `data.max_pixels`
 import glob
 import json
 import os
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +17,8 @@ from tensorflow import keras
 from g16net import compat
 from g16net.data import transforms, walk
 from g16net.errors import UserError
+from g16net.models import explain
+from g16net.report import heatmap, sheet
 from g16net.run import assemble
 from g16net.run.workdir import Workdir
 
@@ -29,7 +31,9 @@ def predict(config: ConfigDict, workdir: str, images: Sequence[str] = ()) -> Dic
 
     A line is {"image": path, "predictions": [{"class": name, "probability": p}, ...]} with the `predict.top` likeliest
     classes in falling order, or {"image": path, "error": why}. Where an image was broken the figures hold `failed`, and
-    the command ends with status 1. With `predict.grid` there is a picture, `WORKDIR/predictions.png`.
+    the command ends with status 1. With `predict.grid` there is a picture, `WORKDIR/predictions.png`; with
+    `predict.explain` a line's "explanation" is the path of a picture that shows where the network sees the likeliest
+    class, in `WORKDIR/explain`, with all of them on its page `index.html`.
 
     Args:
         images: files, folders (searched for images, with the folders below) and globs.
@@ -38,7 +42,8 @@ def predict(config: ConfigDict, workdir: str, images: Sequence[str] = ()) -> Dic
     with compat.policy("float32"):
         model, class_names = assemble.trained(config, workdir)
     prepare = assemble.eval_preprocessing(config, config.data.eval_size)
-    predictor = Predictor(model, class_names, prepare, config.predict.top)
+    explained = Explained(Workdir(workdir).explain) if config.predict.explain else None
+    predictor = Predictor(model, class_names, prepare, config.predict.top, explained)
     records: List[Dict[str, Any]] = []
     shown: List[Any] = []
     for first in range(0, len(paths), config.eval.batch):
@@ -52,6 +57,8 @@ def predict(config: ConfigDict, workdir: str, images: Sequence[str] = ()) -> Dic
         file.writelines(f"{line}\n" for line in lines)
     if config.predict.grid and shown:
         figures["grid"] = draw(shown, Workdir(workdir).file("predictions.png"))
+    if explained:
+        figures["explanations"] = explained.page()
     broken = sum("error" in record for record in records)
     figures["broken"] = broken
     if broken:
@@ -103,20 +110,33 @@ class Predictor:
         class_names: one per logit.
         preprocessing: arguments of `transforms.eval_image`, with `size`.
         top: classes to give for an image.
+        explained: what draws where the network sees the likeliest class, or None.
     """
 
     def __init__(
-        self, model: keras.Model, class_names: Sequence[str], preprocessing: Dict[str, Any], top: Any = 5
+        self,
+        model: keras.Model,
+        class_names: Sequence[str],
+        preprocessing: Dict[str, Any],
+        top: int = 5,
+        explained: Optional["Explained"] = None,
     ) -> None:
-        self.class_names, self.top = class_names, min(top, len(class_names))
+        self.class_names, self.top, self.explained = class_names, min(top, len(class_names)), explained
         signature = [tf.TensorSpec([], tf.string)]
         self._read = tf.function(lambda data: transforms.eval_image(data, **preprocessing), signature)
         max_pixels = preprocessing.get("max_pixels", transforms.MAX_PIXELS)
         self._why = tf.function(lambda data: transforms.reason(data, max_pixels)[0], signature)
         signature = [tf.TensorSpec([None, preprocessing["size"], preprocessing["size"], 3], tf.uint8)]
-        self._probabilities = tf.function(
-            lambda images: tf.nn.softmax(model(tf.cast(images, tf.float32), training=False)), signature
-        )
+        cam = explain.grad_cam(model) if explained else None
+
+        def classify(images):
+            """Probabilities and, where asked for, the maps of the likeliest classes as large as the images."""
+            if cam is None:
+                return tf.nn.softmax(model(tf.cast(images, tf.float32), training=False)), None
+            logits, maps = cam(images)
+            return tf.nn.softmax(logits), tf.image.resize(maps[..., tf.newaxis], tf.shape(images)[1:3])[..., 0]
+
+        self._classify = tf.function(classify, signature)
 
     def __call__(self, paths):
         """`(records, images)`: a record a path, in order, and the uint8 image of each that could be read."""
@@ -135,16 +155,44 @@ class Predictor:
                 record["error"] = reason(error)
             records.append(record)
         if images:
-            for record, row in zip(places, self._probabilities(np.stack(images)).numpy()):
-                record["predictions"] = self._best(row)
+            probabilities, maps = self._classify(np.stack(images))
+            for index, (record, row) in enumerate(zip(places, probabilities.numpy())):
                 if not np.isfinite(row).all():
-                    del record["predictions"]
                     record["error"] = "its probabilities are not finite"
+                    continue
+                record["predictions"] = self._best(row)
+                if self.explained:
+                    record["explanation"] = self.explained(record, images[index], maps[index].numpy())
         return records, [image for image, record in zip(images, places) if "error" not in record]
 
     def _best(self, row):
         best = np.argsort(-row, kind="stable")[: self.top]
         return [{"class": self.class_names[i], "probability": round(float(row[i]), 6)} for i in best]
+
+
+class Explained:
+    """Draws images with their maps into `folder`, by the names of the images, and a page of them."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.names = folder, heatmap.Names()
+        self.rows: List[Any] = []
+        os.makedirs(folder, exist_ok=True)
+
+    def __call__(self, record: Dict[str, Any], image: Any, heat: Any) -> str:
+        """The path of the picture of a record's image, uint8 [size, size, 3], and its map [size, size]."""
+        name = self.names(record["image"])
+        self.rows.append((name, [record["image"], best(record), *([] if heat.any() else ["no place spoke for it"])]))
+        return heatmap.draw(image, heat, os.path.join(self.folder, name))
+
+    def page(self) -> str:
+        """Writes the page with all pictures. Returns its path."""
+        return heatmap.write(self.rows, self.folder, f"Why: {len(self.rows)} images")
+
+
+def best(record: Dict[str, Any]) -> str:
+    """`cat 93 %`: the likeliest class of a record."""
+    first = record["predictions"][0]
+    return f"{first['class']} {100 * first['probability']:.0f} %"
 
 
 def read_bytes(path: str) -> bytes:
@@ -175,7 +223,5 @@ def table(records: List[Dict[str, Any]]) -> str:
 
 def draw(shown: Any, path: str) -> str:
     """Draws pairs of an image and its record to the PNG `path`."""
-    from g16net.report import sheet
-
-    texts = [f"{r['predictions'][0]['class']} {100 * r['predictions'][0]['probability']:.0f} %" for _, r in shown]
+    texts = [best(record) for _, record in shown]
     return sheet.draw([image for image, _ in shown], texts, path, columns=min(8, len(shown)))

@@ -14,7 +14,7 @@ from helpers import ROOT
 
 from g16net.benchmark import input as benchmark_data
 from g16net.config import experiments, recipe
-from g16net.data import make_set
+from g16net.data import make_set, mix_on_device
 from g16net.data import service as data_service
 from g16net.diagnostics import inspect_data
 from g16net.errors import UserError
@@ -85,9 +85,32 @@ def test_inspect_data_names_images_that_are_there_twice(tmp_path):
     assert "of 42 training" in inspect_data.twice(*assemble.open_sources(config), 10, str(tmp_path))["compared"]
 
 
-def test_labels_of_mixed_targets_are_the_larger_share():
-    targets = np.array([[[3, 0.8], [5, 0.2]], [[1, 0.3], [2, 0.7]]])
-    np.testing.assert_array_equal(inspect_data.main_labels(targets), [3, 2])
+def test_the_sheet_shows_the_runs_own_batches(photos):
+    """On the host and, where the device mixes, as its layer does, in the order of the run and at its first size."""
+    for changes in ({}, {"data__mixup": 0.4, "data__cutmix": 0.7, "data__progressive": (32, 64)}):
+        config = run_of(folders(photos), **changes)
+        source = assemble.open_source_of(config, "train")
+        images, targets = inspect_data.first_images(config, source, 20)
+        batches = assemble.train_batches(config, source, size=32 if changes else 64).take(3)
+        expected, labels = (np.concatenate(parts)[:20] for parts in zip(*batches.as_numpy_iterator()))
+        np.testing.assert_array_equal(images, expected)
+        np.testing.assert_array_equal(targets, labels)
+    config.data.mix_on_device = True
+    seen, same_targets = inspect_data.first_images(config, source, 20)
+    np.testing.assert_array_equal(targets, same_targets)
+    assert np.abs(seen.astype(int) - images).max() <= 2  # the host rounds after mixup and after CutMix
+    inputs, _ = next(iter(assemble.train_batches(config, source, size=32)))
+    layer = mix_on_device.MixImages()([tf.cast(inputs[0], tf.float32), *inputs[1:]]).numpy()
+    np.testing.assert_array_equal(seen[:8], np.rint(layer))
+    assert inspect_data.speed(config, source, 0.1) > 0
+
+
+def test_captions_tell_the_share_of_each_class():
+    names = ["ant", "bee", "cat"]
+    assert inspect_data.shares(np.int32(2), names) == ["cat"]
+    mixed = np.array([[0, 0.25], [2, 0.5], [0, 0.248], [1, 0.002]], np.float32)
+    assert inspect_data.shares(mixed, names) == ["cat 50 %", "ant 50 %"]
+    assert inspect_data.shares(np.array([[1, 1.0], [0, 0.0]], np.float32), names) == ["bee"]
 
 
 def test_benchmark_data(photos, tmp_path):

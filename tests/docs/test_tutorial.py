@@ -61,7 +61,8 @@ def test_the_tutorial_runs(tmp_path):
         "saved_model",
         "model.onnx",
         "predictions.jsonl",
-        "classes",
+        "classes/average-48px.html",
+        "explain/index.html",
         "finetune/48/finetune.json",
     ):
         assert (tmp_path / "runs" / "photos" / name).exists(), name

@@ -108,13 +108,18 @@ def test_two_workers_train_as_one_and_the_chief_alone_writes(alone, tmp_path):
 
 @pytest.mark.slow
 def test_two_workers_evaluate_together_and_the_chief_exports(tmp_path):
-    chief, other = start_workers(tmp_path, options=PLAIN, mode="train,evaluate,export")
+    options = [*PLAIN, "--config.eval.per_class=true"]
+    chief, other = start_workers(tmp_path, options=options, mode="train,evaluate,export")
     outputs = finish(chief), finish(other)
     assert "Everything is in" in outputs[0] and "Everything is in" not in outputs[1]
     figures = json.loads((tmp_path / "evaluate.json").read_text())
     assert figures["images"] == 64
     assert figures["loss"] == pytest.approx(history(tmp_path)[-1]["eval_loss_average"], rel=1e-5)
     assert (tmp_path / "saved_model").is_dir()
+    pages = [(tmp_path / "classes" / "average-32px.html").read_text()]
+    finish(start(tmp_path, *options, mode="evaluate"))  # alone
+    pages.append((tmp_path / "classes" / "average-32px.html").read_text())
+    assert pages[0] == pages[1]
 
 
 @pytest.mark.slow

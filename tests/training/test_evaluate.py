@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 
+import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -121,3 +122,42 @@ def test_autograph_leaves_layers_as_they_are_written():
     assert layer.ran == __file__
     assert list(inspect.signature(layer.call).parameters) == ["inputs", "training"]
     assert inspect.getfullargspec(layer.call).args[-2:] == ["inputs", "training"]
+
+
+def test_the_worst_mistakes_are_the_models_own(tmp_path):
+    """Their images, files, classes and probabilities, beside those of the model called on each test image."""
+    config = helpers.tiny()
+    workdir = helpers.untrained_run(tmp_path / "run", config)
+    source = assemble.open_source_of(config, "eval")
+    model, names = assemble.trained(config, workdir)
+    rows = []
+    figures = evaluate.Evaluator(config, model, source, runtime.setup(config))(32, rows)
+    (examples,) = rows
+    pictures, labels, weights = (np.concatenate(p) for p in zip(*assemble.eval_batches(config, source, 32)))
+    probabilities = tf.nn.softmax(model(pictures.astype("float32"))).numpy()[:64]
+    np.testing.assert_array_equal(examples[:, 0], labels[:64])
+    np.testing.assert_array_equal(examples[:, 1], probabilities.argmax(1))
+    np.testing.assert_allclose(examples[:, 2], probabilities.max(1), atol=1e-5)
+    np.testing.assert_array_equal(examples[:, 3], weights[:64])
+    assert figures["top1"] == pytest.approx(np.mean(examples[:, 0] == examples[:, 1]))
+    examples[7, 3] = 0  # as of an image that cannot be read
+    worst = evaluate.worst(config, source, 32, examples, most=10)
+    wrong = [i for i in np.argsort(-examples[:, 2], kind="stable") if i != 7 and examples[i, 0] != examples[i, 1]]
+    assert [one["probability"] for one in worst] == [examples[i, 2] for i in wrong[:10]]
+    assert [one["file"] for one in worst] == [str(source.locate(np.array([i])).numpy()[0], "utf-8") for i in wrong[:10]]
+    for one, place in zip(worst, wrong):
+        np.testing.assert_array_equal(one["image"], pictures[place])
+        assert one["true"] == names[labels[place]] != one["predicted"]
+
+
+def test_rows_of_several_workers_come_in_the_order_of_the_source():
+    """Two workers of three batches of four, the last of which is filled up: the first has 0..11, the other 12..20."""
+
+    class Devices:
+        shard = (0, 2)
+
+    scorer = scoring.Scorer.__new__(scoring.Scorer)
+    scorer.devices, scorer.source = Devices, assemble.open_source_of(helpers.tiny(), "eval")._replace(num_examples=21)
+    place = np.arange(24).reshape(2, 3, 4)  # worker, step, image
+    rows = [np.repeat(place[:, step].reshape(-1, 1), 4, axis=1) for step in range(3)]
+    np.testing.assert_array_equal(scorer.in_order(rows)[:, 0], np.arange(21))

@@ -197,6 +197,7 @@ def test_figures_by_class(workdir_of):
     np.testing.assert_allclose(top1, confusion.diagonal() / confusion.sum(1))
     predicted = confusion.sum(0)
     np.testing.assert_allclose(precision, np.where(predicted, confusion.diagonal() / np.maximum(predicted, 1), np.nan))
+    assert os.path.basename(figures["classes_page"]) == "average-32px.html" and os.path.exists(figures["classes_page"])
 
 
 @pytest.mark.run

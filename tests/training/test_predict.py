@@ -167,3 +167,19 @@ def test_command_and_its_exit_status(tmp_path, capfd, monkeypatch):
     status, shown = call(capfd, *command, "--images=pictures/*.png")
     assert status == 0 and "b.png" in shown
     assert call(capfd, *command, "--images=none")[0] == 2
+
+    write(tmp_path, ["more/a.jpg"])
+    images = "--images=pictures,more"
+    status, shown = call(capfd, *command, images, "--config.predict.explain=true", "--config.predict.output=jsonl")
+    assert status == 1 and "explanations" in shown
+    explained = [json.loads(line) for line in shown.splitlines() if line.startswith('{"image"')]
+    pictures = [line.pop("explanation", None) for line in explained]
+    assert explained[:3] == lines  # the predictions are those without it
+    folder = os.path.join(workdir, "explain")
+    assert pictures == [os.path.join(folder, name) for name in ("a.png", "b.png")] + [None, f"{folder}/a-2.png"]
+    page = (tmp_path / "run" / "explain" / "index.html").read_text()
+    assert [name in page for name in ('src="a.png"', 'src="b.png"', 'src="a-2.png"')] == [True] * 3
+    for path in (pictures[0], pictures[3]):
+        width, height = tf.io.decode_png(tf.io.read_file(path)).shape[:2][::-1]
+        assert (width, height) == (448, 224)
+    assert not any("explain" in path for path in predict.find([str(tmp_path)]))
