@@ -7,7 +7,7 @@ JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile --no-loadscope-reorder tests
 export CUDA_VISIBLE_DEVICES ?= -1
 
-.PHONY: demo quick test test-all lint site figures clean
+.PHONY: demo quick test test-all test-backends lint site figures clean
 
 demo: $(VENV)/.installed  ## trains, evaluates and exports on the embedded digits
 	$(BIN)/python launch.py --experiment=g16_ln_pn --workdir=runs/demo
@@ -23,6 +23,10 @@ test-all: $(VENV)/.installed  ## everything, hours: before a release, and after 
 	TF_USE_LEGACY_KERAS=1 $(PYTEST)
 	TF_USE_LEGACY_KERAS=0 $(PYTEST) -m "not once"
 	$(BIN)/python tools/faults.py
+
+test-backends: .venv-backends/.installed  ## Keras 3 on JAX and on PyTorch, minutes: a process each, no TensorFlow in it
+	KERAS_BACKEND=jax TF_USE_LEGACY_KERAS=0 .venv-backends/bin/python -m pytest -q tests/backends
+	KERAS_BACKEND=torch TF_USE_LEGACY_KERAS=0 .venv-backends/bin/python -m pytest -q tests/backends
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -41,9 +45,14 @@ $(VENV)/.installed: setup.cfg
 	$(BIN)/pip install -q -e ".[dev]"
 	touch $@
 
+.venv-backends/.installed: setup.cfg  # the CPU builds, if the index has them: `pip install torch` of its own takes GB
+	$(PYTHON) -m venv .venv-backends
+	.venv-backends/bin/pip install -q -e ".[dev,backends]"
+	touch $@
+
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/pip install -q -e ".[docs]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info
+	rm -rf $(VENV) .venv-backends build dist site *.egg-info

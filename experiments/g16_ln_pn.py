@@ -40,7 +40,7 @@ def get_config(arg=""):
     config.model.group_size = 16
     config.model.expand_ratio = 4  # 6 in depthwise networks
     config.model.norm = "ln_pn"
-    config.model.activation = "swish"
+    config.model.activation = None  # the variant's: swish, of the Lite ones relu6
     config.model.norm_epsilon = 1e-3
     config.model.proxy_epsilon = 0.03
 

@@ -22,6 +22,8 @@ DEMO_START = (
 )
 DEMO_END = "This was the DEMO FORM on digits, not ImageNet; --data=... trains on yours."
 
+BEGINNINGS = ("train", "adopt")  # modes that make a run where there is none
+
 
 def chosen():
     """The modes of this command, in order, as {name: row}. UserError where one is unknown or has to stand alone."""
@@ -48,6 +50,8 @@ def execute(assignments, main):
     config, name, demo = resolve.resolve(assignments, FLAGS.experiment, data, FLAGS.workdir)
     start_tensorflow()
     workdir = FLAGS.workdir or os.path.join("runs", name)
+    names = [*(["adopt"] if adopts(FLAGS.mode, config, workdir) else []), *FLAGS.mode]
+    rows = {mode: MODES[mode] for mode in names}
     # What the command cannot do is found before anything is written, and before another mode has spent time.
     for mode, row in rows.items():
         if "check" in row.checks:
@@ -65,14 +69,15 @@ def execute(assignments, main):
     if chief:
         # an evaluation with other weights or sizes leaves the run's config as it is
         new = not os.path.exists(Workdir(workdir).config)
-        keep = "train" in rows or new and any(row.of_run for row in rows.values())
-        settle_workdir(config, workdir, lock="train" in rows, keep_config=keep)
+        begins = any(mode in rows for mode in BEGINNINGS)
+        keep = begins or new and any(row.of_run for row in rows.values())
+        settle_workdir(config, workdir, lock=begins, keep_config=keep)
     if demo:
         print(DEMO_START)
     # JSON lines have stdout to themselves
     lines_only = FLAGS.mode == ["predict"] and config.predict.output == "jsonl"
     with contextlib.redirect_stdout(sys.stderr if lines_only else sys.stdout), evaluate.sharing():
-        ours = [mode for mode in FLAGS.mode if chief or rows[mode].all_workers]  # one may be asked for again
+        ours = [mode for mode in names if chief or rows[mode].all_workers]  # one may be asked for again
         failed = [mode for mode in ours if not run_mode(mode, config, workdir, chief)]
         if not chief:
             return 0
@@ -84,6 +89,12 @@ def execute(assignments, main):
     return 1 if failed else 0
 
 
+def adopts(names, config, workdir):
+    """Whether the modes begin with one that wants a trained run, where there are weights to start from and no run."""
+    first = next((mode for mode in names if MODES[mode].trained or mode in BEGINNINGS), None)
+    return bool(config.init.checkpoint) and first not in (None, *BEGINNINGS) and not Workdir(workdir).begun
+
+
 def check_workdir(rows, config, workdir):
     """Rejects a `workdir` that holds a run which these settings would make another one, or none for a mode that wants
     one."""
@@ -91,7 +102,7 @@ def check_workdir(rows, config, workdir):
 
     before = []
     for mode, row in rows.items():
-        if row.trained and "train" not in before:
+        if row.trained and not set(BEGINNINGS) & set(before):
             run_data.class_names(workdir)
             if "eval.weights" in row.fields and config.eval.weights == "finetuned" and "finetune" not in before:
                 assemble.finetuned_folder(config, workdir)
@@ -116,7 +127,7 @@ def check_data(rows, config, workdir):
     asking = [mode for mode, row in rows.items() if "check_data" in row.checks]
     for mode in asking:
         modes.function(mode, "check_data")(config, workdir, train_source, before=asking[: asking.index(mode)])
-    if not asking:
+    if not asking and not any(mode in rows for mode in BEGINNINGS):
         for mode, row in rows.items():
             if row.trained and row.opens_data:
                 assemble.open_eval_source(config, workdir, run_data.class_names(workdir), f"run --mode={mode}")

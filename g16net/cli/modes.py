@@ -50,6 +50,13 @@ MODES: Dict[str, Mode] = {
         of_run=True,
         all_workers=True,
     ),
+    "adopt": Mode(
+        "make a run of the weights of init.checkpoint as they are; other modes do it by themselves",
+        "g16net.training.adopt",
+        fields=("init", "data", "model"),
+        checks=("check",),
+        of_run=True,
+    ),
     "finetune": Mode(
         "fine-tune the last layers of a trained run at test resolution",
         "g16net.training.finetune",

@@ -1,18 +1,20 @@
-"""What differs between the Keras generations, and between TensorFlow's versions, in one place.
+"""What differs between the Keras generations, their backends, and TensorFlow's versions, in one place.
 
-g16net runs on Keras 2.6 (the IPU SDK), on tf-keras and on Keras 3 with TensorFlow below. Layers and models use the
-API common to all three and take the few things that differ from here.
+g16net runs on Keras 2.6 (the IPU SDK), on tf-keras and on Keras 3 with TensorFlow below; layers, models, losses,
+metrics and the optimizer also on Keras 3 with JAX or PyTorch. They use the API common to all and take the few things
+that differ from here: `keras` and `tf` (see `versions`), and tensor operations as `ops`.
 """
 
-from g16net.compat.versions import KERAS3, KERAS_VERSION, TF_VERSION  # isort: skip  says first what is missing
-from g16net.compat.callbacks import follow_directions
-from g16net.compat.data import (
-    ignore_errors,
-    reason,
-    set_deterministic,
-    single_element,
+from g16net.compat.versions import (  # isort: skip  says first what is missing
+    BACKEND,
+    KERAS3,
+    KERAS_VERSION,
+    TF_VERSION,
+    keras,
+    need_tensorflow,
+    tf,
 )
-from g16net.compat.gradients import note_finite
+from g16net.compat.callbacks import follow_directions
 from g16net.compat.graphs import (
     as_written,
     compiled_device,
@@ -25,6 +27,7 @@ from g16net.compat.layers import (
     add_moving_average,
     add_weight,
     compute_dtype,
+    fixed_variable,
     name_of,
     output_spec,
     policy,
@@ -35,8 +38,16 @@ from g16net.compat.layers import (
 from g16net.compat.optimizers import Optimizer, keras_optimizer, keras_optimizers, scale_loss
 from g16net.compat.state import ACCUMULATORS, optimizer_state, read_optimizer_state, recount, write_optimizer_state
 
+if BACKEND == "tensorflow":
+    from g16net.compat import ops_tensorflow as ops
+    from g16net.compat.data import ignore_errors, reason, set_deterministic, single_element
+    from g16net.compat.gradients import note_finite
+else:
+    from g16net.compat import ops_keras as ops  # type: ignore[no-redef]
+
 __all__ = [
     "ACCUMULATORS",
+    "BACKEND",
     "KERAS3",
     "KERAS_VERSION",
     "Optimizer",
@@ -47,14 +58,18 @@ __all__ = [
     "as_written",
     "compiled_device",
     "compute_dtype",
+    "fixed_variable",
     "follow_directions",
     "ignore_errors",
     "in_training",
+    "keras",
     "keras_optimizer",
     "keras_optimizers",
     "name_of",
+    "need_tensorflow",
     "note_finite",
     "on_cpu",
+    "ops",
     "optimizer_state",
     "outlined",
     "output_spec",
@@ -68,5 +83,6 @@ __all__ = [
     "set_deterministic",
     "set_seed",
     "single_element",
+    "tf",
     "write_optimizer_state",
 ]

@@ -4,10 +4,8 @@ import functools
 import inspect
 
 import numpy as np
-import tensorflow as tf
-from tensorflow import keras
 
-from g16net.compat.versions import KERAS3
+from g16net.compat.versions import KERAS3, keras, tf
 
 
 def follow_directions():

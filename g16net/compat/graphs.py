@@ -2,15 +2,17 @@
 
 import inspect
 
-import tensorflow as tf
+from g16net.compat.versions import tf
 
 
 def as_written(function):
     """Decorator: AutoGraph leaves `function`, and all that it calls, as it is.
 
     Keras' layers and tf.data's `map` convert what they are given, which takes longer than to trace it; nothing here
-    branches on the value of a tensor but by `tf.cond` and `tf.while_loop`.
+    branches on the value of a tensor but by `tf.cond` and `tf.while_loop`. Other backends have no AutoGraph.
     """
+    if tf is None:
+        return function
     wrapper = tf.autograph.experimental.do_not_convert(function)
     wrapper.__signature__ = inspect.signature(function)  # Keras asks it which arguments there are
     return wrapper
@@ -18,6 +20,8 @@ def as_written(function):
 
 def compiled_device():
     """True where the strategy in scope runs on a device whose XLA compiler takes every operation (IPU, TPU)."""
+    if tf is None:
+        return False
     kind = type(tf.distribute.get_strategy()).__name__
     if kind.startswith(("IPU", "PopDist")):
         return bool(tf.config.list_logical_devices("IPU"))
@@ -25,13 +29,15 @@ def compiled_device():
 
 
 def on_cpu():
-    """True where there is nothing but CPUs to compute on."""
+    """True where there is nothing but CPUs for TensorFlow to compute on."""
+    if tf is None:
+        return False
     return all(device.device_type.endswith("CPU") for device in tf.config.list_physical_devices())
 
 
 def in_training(training, trained, inferred):
     """`trained()` where a layer is called with `training` true, `inferred()` otherwise; a tensor makes both."""
-    if tf.is_tensor(training):
+    if tf is not None and tf.is_tensor(training):
         return tf.cond(tf.cast(training, tf.bool), trained, inferred)
     return trained() if training else inferred()
 

@@ -4,11 +4,9 @@ import contextlib
 import random
 
 import numpy as np
-import tensorflow as tf
-from tensorflow import keras
 
 from g16net.compat.graphs import as_written
-from g16net.compat.versions import KERAS3, TF_VERSION
+from g16net.compat.versions import KERAS3, TF_VERSION, keras, tf
 
 
 def register(cls):
@@ -74,14 +72,21 @@ def add_moving_average(layer, name, shape, initializer):
     )
 
 
+def fixed_variable(value, name, dtype="float32"):
+    """A variable of no layer, that is not trained."""
+    if tf is None:
+        return keras.Variable(value, dtype=dtype, trainable=False, name=name)
+    return tf.Variable(value, trainable=False, name=name, dtype=dtype)
+
+
 def output_spec(shape, dtype):
     """What Keras 3's `compute_output_spec` returns; the older generations never ask for it."""
     return keras.KerasTensor(shape, dtype=dtype)
 
 
 def compute_dtype(layer):
-    """The dtype in which `layer` computes, as a tf.DType."""
-    return tf.as_dtype(layer.compute_dtype)
+    """The dtype in which `layer` computes, as a tf.DType, or its name on other backends."""
+    return layer.compute_dtype if tf is None else tf.as_dtype(layer.compute_dtype)
 
 
 class Random:
@@ -97,8 +102,9 @@ class Random:
         self.state = None
         if KERAS3:
             self.state = keras.random.SeedGenerator(seed)
-            layer.random_holder = tf.Module()  # tf.train.Checkpoint does not look into a seed generator
-            layer.random_holder.state = self.state.state
+            if tf is not None:
+                layer.random_holder = tf.Module()  # tf.train.Checkpoint does not look into a seed generator
+                layer.random_holder.state = self.state.state
         elif TF_VERSION >= (2, 11):
             # As Keras 3 does: Python's generator, so that `set_random_seed` and deterministic operations hold here too.
             self.state = tf.random.Generator.from_seed(random.randint(1, 10**9) if seed is None else seed)
@@ -120,7 +126,7 @@ class Random:
 
 
 def set_seed(seed):
-    """Seeds Python, NumPy and TensorFlow."""
+    """Seeds Python, NumPy and what computes."""
     if hasattr(keras.utils, "set_random_seed"):
         keras.utils.set_random_seed(seed)
     else:

@@ -4,11 +4,12 @@ import warnings
 from typing import Any, Dict
 
 import numpy as np
-import tensorflow as tf
-from tensorflow import keras
 
-from g16net.compat.gradients import note_finite, which_finite
 from g16net.compat.state import read_optimizer_state
+from g16net.compat.versions import BACKEND, keras, tf
+
+if BACKEND == "tensorflow":
+    from g16net.compat.gradients import note_finite, which_finite
 
 
 class _Guarded:
@@ -27,7 +28,7 @@ class _Guarded:
         return super()._get_current_learning_rate()
 
     def apply(self, grads, trainable_variables=None):
-        if not self.built:
+        if tf is not None and not self.built:
             with tf.init_scope():
                 self.build(trainable_variables)
         if self.guard == "none":
@@ -44,11 +45,20 @@ class _Guarded:
         return tf.cond(good, update, lambda: False)
 
 
+def _check_guard(guard):
+    if guard != "none" and tf is None:
+        raise ValueError(
+            f"guard={guard!r} works on TensorFlow alone, and Keras' backend is {BACKEND!r}; leave guard='none', "
+            "and let keras.callbacks.TerminateOnNaN watch the loss"
+        )
+
+
 class Optimizer(_Guarded, keras.optimizers.Optimizer):
     """Base optimiser with one interface on every generation.
 
     A subclass names its per-variable state in `slots` (name to initialiser) and implements
-    `update(variable, gradient, learning_rate, **slots)` on `tf.Variable`s and a dense gradient. It may implement
+    `update(variable, gradient, learning_rate, **slots)` on `tf.Variable`s (on other backends Keras' own) and a dense
+    gradient. It may implement
     `update_all` for all variables at once too, which older generations of Keras ask on one device. `minimize`,
     `apply_gradients` and their reduction over replicas stay the framework's own, as the IPU and the distribution
     strategies demand. Sparse gradients become dense ones.
@@ -56,12 +66,13 @@ class Optimizer(_Guarded, keras.optimizers.Optimizer):
     Args:
         accumulation: gradients of so many calls are averaged for one update.
         guard: of gradients that are not finite: "none"; "report" counts such updates in `skipped` and keeps in
-            `not_finite` which variables' they were; "skip" also leaves the update out.
+            `not_finite` which variables' they were; "skip" also leaves the update out. On TensorFlow alone.
         clip_norm: the gradients of a whole update are scaled down to this norm of them all, where it is larger;
             None or 0: never.
     """
 
     def __init__(self, learning_rate, name, accumulation=1, guard="none", clip_norm=None, **kwargs):
+        _check_guard(guard)
         if accumulation > 1:
             kwargs["gradient_accumulation_steps"] = accumulation
         if clip_norm:
@@ -115,8 +126,12 @@ class Optimizer(_Guarded, keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
-        slots = {name: variables[index].value for name, variables in self._slots.items()}
         learning_rate = learning_rate * self.rate_factor(variable)
+        if tf is None:
+            slots = {name: variables[index] for name, variables in self._slots.items()}
+            self.update(variable, gradient, keras.ops.cast(learning_rate, variable.dtype), **slots)
+            return
+        slots = {name: variables[index].value for name, variables in self._slots.items()}
         variable = variable.value if isinstance(variable, keras.Variable) else variable
         self.update(variable, tf.convert_to_tensor(gradient), tf.cast(learning_rate, variable.dtype), **slots)
 
@@ -132,6 +147,7 @@ def keras_optimizers():
 def keras_optimizer(kind, learning_rate, penalised, accumulation=1, guard="none", clip_norm=None):
     """An optimizer of one of the classes of `keras_optimizers`, with what ours have; `penalised(variable, gradient)`
     is the gradient that it gets."""
+    _check_guard(guard)
     arguments = {"gradient_accumulation_steps": accumulation} if accumulation > 1 else {}
     if clip_norm:
         arguments["global_clipnorm"] = clip_norm
@@ -147,7 +163,7 @@ def keras_optimizer(kind, learning_rate, penalised, accumulation=1, guard="none"
                 self._add_counts(variables)
 
         def update_step(self, gradient, variable, learning_rate):
-            super().update_step(penalised(variable, tf.convert_to_tensor(gradient)), variable, learning_rate)
+            super().update_step(penalised(variable, keras.ops.convert_to_tensor(gradient)), variable, learning_rate)
 
         @property
         def _slots(self):

@@ -4,10 +4,8 @@ import functools
 import importlib
 import inspect
 
-from tensorflow import keras
-
 from g16net.compat.state import read_optimizer_state, write_optimizer_state
-from g16net.compat.versions import KERAS3
+from g16net.compat.versions import KERAS3, keras
 
 if KERAS3:
     from g16net.compat.optimizer_keras3 import Optimizer, keras_optimizer, keras_optimizers  # noqa: F401

@@ -6,11 +6,12 @@ import warnings
 import numpy as np
 
 from g16net.compat.layers import name_of
-from g16net.compat.versions import KERAS3
+from g16net.compat.versions import KERAS3, tf
 
 
 def optimizer_state(optimizer, variables, names=None):
-    """{name: tf.Variable} of all that `optimizer` keeps for `variables`, created where it is not yet.
+    """{name: variable} of all that `optimizer` keeps for `variables`, created where it is not yet; on TensorFlow each a
+    tf.Variable.
 
     The names are the same in every Keras generation: `rms/NAME` with `names`, by default the variables' own.
     """
@@ -18,15 +19,15 @@ def optimizer_state(optimizer, variables, names=None):
     named = list(zip([name_of(v) for v in variables] if names is None else names, variables))
     if KERAS3:
         optimizer.build(variables)
-        state = {"step": inner._iterations.value}
+        state = {"step": inner._iterations}
         for slot, values in inner._slots.items():
             of = [name for name, _ in named] if slot in inner.slots else range(len(values))
-            state.update({f"{slot}/{name}": value.value for name, value in zip(of, values)})
+            state.update({f"{slot}/{name}": value for name, value in zip(of, values)})
         for (name, _), value in zip(named, getattr(inner, "_accumulated_gradients", ())):
-            state[f"accumulated/{name}"] = value.value
+            state[f"accumulated/{name}"] = value
         if inner is not optimizer:
-            state.update(loss_scale=optimizer.dynamic_scale.value, good_steps=optimizer.step_counter.value)
-        return state
+            state.update(loss_scale=optimizer.dynamic_scale, good_steps=optimizer.step_counter)
+        return state if tf is None else {name: variable.value for name, variable in state.items()}
     inner._create_all_weights(variables)
     state = {"step": inner.iterations}
     for slot in inner.get_slot_names():

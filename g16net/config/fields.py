@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from g16net.config import optimizers
 from g16net.config.optimizers import OPTIMIZERS
 from g16net.errors import ConfigError, suggest
-from g16net.models.architecture import VARIANTS
+from g16net.models.architecture import ACTIVATIONS, VARIANTS
 from g16net.models.norms import NORMS
 
 
@@ -30,8 +30,8 @@ class Field(NamedTuple):
     optional: bool = False  # None is allowed and means what the comment says
 
 
-def _one_of(default, choices, comment):
-    return Field(default, str, comment, "one of " + ", ".join(choices), lambda v: v in choices)
+def _one_of(default, choices, comment, optional=False):
+    return Field(default, str, comment, "one of " + ", ".join(choices), lambda v: v in choices, optional)
 
 
 def _at_least(default, low, comment, kind=int, optional=False):
@@ -61,6 +61,8 @@ def _choices(default, choices, comment):
         lambda v: bool(v) and all(part in choices for part in v.split(",")),
     )
 
+
+RESIZES = ("bilinear", "tf1", "bicubic", "bilinear_antialias")
 
 FIELDS = {
     # run
@@ -92,7 +94,21 @@ FIELDS = {
     "data.crop": _one_of("box", ("box", "pad"), "box: ImageNet's random box; pad: resize, shift by up to 1/8 (CIFAR)"),
     "data.area_min": _fraction(0.05, "smallest area of the random box, as a share of the image"),
     "data.flip": Field(True, bool, "mirror half of the training images"),
-    "data.resize": _one_of("bilinear", ("bilinear", "tf1"), "tf1: TensorFlow 1's corners, for parity with old runs"),
+    "data.resize": _one_of(
+        "bilinear",
+        RESIZES,
+        "how images are resized; bicubic, bilinear_antialias: as Pillow, slower; tf1: TensorFlow 1's corners",
+    ),
+    "data.eval_resize": _one_of(
+        None, RESIZES, "how test images are resized; None: of the weights started from, or data.resize", optional=True
+    ),
+    "data.eval_crop": Field(
+        0.875,
+        float,
+        "side of the test image over the short side of the image that it is cut from",
+        "above 0 and up to 1",
+        lambda v: 0 < v <= 1,
+    ),
     "data.jpeg": Field(False, bool, "every image is a JPEG, which saves a test; another format then counts as corrupt"),
     "data.augment": _one_of("none", ("none", "autoaugment", "randaugment"), "policy on each training image"),
     "data.randaugment_layers": _at_least(2, 1, "RandAugment: operations per image"),
@@ -153,7 +169,9 @@ FIELDS = {
     "model.strided_groups": Field(
         False, bool, "channel c in group c modulo groups, as the published GN networks have it"
     ),
-    "model.activation": _one_of("swish", ("swish", "relu"), "activation after every norm but the projection's"),
+    "model.activation": _one_of(
+        None, ACTIVATIONS, "activation after every norm but the projection's; None: the variant's", optional=True
+    ),
     "model.proxy_epsilon": _above_zero(0.03, "added to the proxy variance"),
     "model.quadrature": _one_of("quantile", ("quantile", "gauss_hermite"), "how the proxy statistics are integrated"),
     "model.mean": Field(

@@ -42,6 +42,8 @@ FREE_KEYS = (
     "data.service",
     "data.eval_size",
     "data.eval_split",
+    "data.eval_resize",
+    "data.eval_crop",
 )
 
 
@@ -64,6 +66,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
         config.data.cache_size = config.data.train_size * 8 // 7
     if config.data.eval_size is None:
         config.data.eval_size = variant.native
+    if config.data.eval_resize is None:
+        config.data.eval_resize = config.data.resize
+    if config.model.activation is None:
+        config.model.activation = variant.activation
     if config.regularise.dropout is None:
         config.regularise.dropout = variant.dropout
     _resolve_optimizer(config)

@@ -118,7 +118,8 @@ def layers(variant="B0", group_size=16, expand_ratio=4, norm="ln_pn", size=None,
             f"{name}conv", block.expanded_channels, block.kernel, block.stride, groups=block.groups, kind="group_conv"
         )
         rows.norm(name, norm)
-        rows.squeeze_excite(f"{name}se", block.se_width)
+        if block.se_width:
+            rows.squeeze_excite(f"{name}se", block.se_width)
         rows.conv(f"{name}project_conv", block.out_channels)
         rows.norm(f"{name}project_", norm, activated=False)
         if block.skip:
@@ -145,7 +146,7 @@ def count(
     """Costs of a network as `Costs(params, macs, activations, memory)`.
 
     Args:
-        variant: name of a variant ("B0" to "B7", "CIFAR", "TINY", "NANO") or an `architecture.Variant`.
+        variant: name of a variant ("B0" to "B7", "LITE0" to "LITE4", "CIFAR", ...) or an `architecture.Variant`.
         group_size: channels in a group of the spatial convolutions.
         expand_ratio: expanded channels of a block per input channel.
         norm: a name in `norms.NORMS`.

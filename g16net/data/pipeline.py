@@ -16,6 +16,8 @@ up to `MOST_NAMED` per epoch. Corrupt ones, more than a share of which in an epo
 that are sound but larger than the run wants. Nothing else shifts: a resumed run meets the same batches.
 """
 
+from g16net.compat import tensorflow_only  # noqa: F401  isort: skip  says first what is missing
+
 import contextlib
 import sys
 from typing import Any, Callable, Optional, Tuple

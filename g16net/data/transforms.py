@@ -2,7 +2,7 @@
 
 Training draws its box from the header, before any pixel is decoded, and decodes that box alone; where the box is at
 least twice the target size, the JPEG decoder halves it in the DCT domain, as often as it takes. Testing scales the
-short side to `int(size * 256 / 224)` and takes the centre. Everything is a pure function of the image and a stateless
+short side to `int(size / crop)` and takes the centre. Everything is a pure function of the image and a stateless
 seed, made of graph operations, so that a `tf.data` pipeline can be serialised, resumed and replayed. They are
 TensorFlow's own, but for the resize where `g16net.native` can be had, which gives the same bytes; a graph for a program
 without it is made within `native.disabled()`.
@@ -13,6 +13,8 @@ An image is a scalar string (JPEG, PNG, GIF or BMP, whatever its file name says,
 `attempt` turns that into a flag, and `reason` says why.
 """
 
+from g16net.compat import tensorflow_only  # noqa: F401  isort: skip  says first what is missing
+
 import functools
 from typing import Any, Callable, Optional, Tuple
 
@@ -22,6 +24,9 @@ from g16net import compat, native
 from g16net.data import formats
 
 MAX_PIXELS = 2**28  # 16384 x 16384, 768 MiB once decoded whole, which large JPEGs seldom are
+CROP = 0.875  # side of the test image over the short side of what it is cut from: 224 of 256
+# Resizes that smooth what they shrink, as Pillow does: the kernel of TensorFlow's operation.
+FILTERS = {"bicubic": "keyscubic", "bilinear_antialias": "triangle"}
 STRIP = 64
 AREA = (0.05, 1.0)
 ASPECT = (0.75, 1.33)
@@ -58,7 +63,7 @@ def train_image(
         boxes: None (the object is the whole image) or float32 [objects, 4], corners ymin, xmin, ymax, xmax in 0..1.
         flip: mirror left to right with probability one half.
         augment: None or a function of (uint8 [size, size, 3], seed), as `augment.auto_augment` returns.
-        resize: "bilinear" or "tf1", see `scale`.
+        resize: see `scale`.
         jpeg: every image is known to be a JPEG, which saves the test; another format then raises like a broken one.
         max_pixels: most pixels of the whole image.
         exif: turn and mirror the image as its EXIF orientation says, before anything else.
@@ -78,27 +83,41 @@ def train_image(
 
 
 def eval_image(
-    image: Any, size: int, fit: str = "crop", resize: str = "bilinear", max_pixels: int = MAX_PIXELS, exif: bool = False
+    image: Any,
+    size: int,
+    fit: str = "crop",
+    resize: str = "bilinear",
+    max_pixels: int = MAX_PIXELS,
+    exif: bool = False,
+    crop: float = CROP,
 ) -> Any:
     """Test preprocessing: uint8 [size, size, 3].
 
     Args:
         image: encoded bytes or array, see above.
         size: side of the result in pixels.
-        fit: "crop" scales the short side to `int(size * 256 / 224)` and takes the centre; "resize" scales both sides
-            to `size`, for sources of a few pixels.
-        resize: "bilinear" or "tf1", see `scale`.
+        fit: "crop" scales the short side to `int(size / crop)` and takes the centre; "resize" scales both sides to
+            `size`, for sources of a few pixels.
+        resize: see `scale`. Those of `FILTERS` decode all pixels, and round sides and offsets as torchvision does: the
+            result is that of its Resize and CenterCrop on a Pillow image, and so of timm's evaluation.
         max_pixels: most pixels of the image.
         exif: turn and mirror the image as its EXIF orientation says, before anything else.
+        crop: see `fit`.
 
     Raises:
         ValueError: for an unknown fit or resize.
     """
     if fit not in ("crop", "resize"):
         raise ValueError(f'fit is {fit!r}; use "crop" or "resize"')
-    short = int(size * 256 / 224) if fit == "crop" else size
-    image = _decode(image, target=short, max_pixels=max_pixels, exif=exif)
-    if fit == "crop":
+    short = int(size / crop) if fit == "crop" else size
+    image = _decode(image, target=None if resize in FILTERS else short, max_pixels=max_pixels, exif=exif)
+    if fit == "crop" and resize in FILTERS:
+        image = _middle(image)
+        extent = tf.shape(image)[:2]
+        scaled = extent * short // tf.reduce_min(extent)
+        begin = tf.cast(tf.math.rint(tf.cast(scaled - size, tf.float32) / 2), tf.int32)
+        image = _filtered(image, scaled, begin, [size, size], resize)
+    elif fit == "crop":
         image = _middle(image)
         extent = tf.shape(image)[:2]
         scaled = tf.math.rint(tf.cast(extent * short, tf.float32) / tf.cast(tf.reduce_min(extent), tf.float32))
@@ -139,7 +158,7 @@ def small_image(
         seed: int32 [2].
         pad: shift by up to so many pixels of the result each way; zeros come in.
         flip: mirror left to right with probability one half; never for digits.
-        resize: "bilinear" or "tf1", see `scale`.
+        resize: see `scale`.
         max_pixels: most pixels of the image.
         exif: turn and mirror the image as its EXIF orientation says, before anything else.
 
@@ -201,18 +220,22 @@ def _flip(image, coin):
 
 
 def scale(image: Any, extent: Any, resize: str = "bilinear", flip: Any = None) -> Any:
-    """Bilinear resize of uint8 [height, width, channels] to `extent` (height, width), rounded to uint8.
+    """Resize of uint8 [height, width, channels] to `extent` (height, width), rounded to uint8.
 
     Args:
         flip: None, or a bool tensor that tells whether the result is mirrored left to right.
         resize: "bilinear" has half-pixel centres; "tf1" is TensorFlow 1's form, where pixel i samples i * ratio.
-            Neither smooths first: `_decode` has brought the image below twice the target size.
+            Neither smooths first: `_decode` has brought the image below twice the target size. "bicubic" and
+            "bilinear_antialias" are Pillow's, to a level of 255: they smooth by as much as they shrink.
 
     Raises:
         ValueError: for an unknown resize.
     """
+    if resize in FILTERS:
+        scaled = _filtered(image, extent, [0, 0], extent, resize)
+        return scaled if flip is None else _flip(scaled, flip)
     if resize not in ("bilinear", "tf1"):
-        raise ValueError(f'resize is {resize!r}; use "bilinear" or "tf1"')
+        raise ValueError(f"resize is {resize!r}; use one of bilinear, tf1, {', '.join(FILTERS)}")
     half_pixel_centers = resize == "bilinear"
     if native.available():
         return native.resize(image, extent, half_pixel_centers, False if flip is None else flip)
@@ -221,6 +244,27 @@ def scale(image: Any, extent: Any, resize: str = "bilinear", flip: Any = None) -
     )
     scaled = tf.cast(scaled[0] + 0.5, tf.uint8)
     return scaled if flip is None else _flip(scaled, flip)
+
+
+def _filtered(image, scaled, begin, extent, resize):
+    """The part from `begin` on of `extent` pixels of `image` resized to `scaled`, by a kernel of `FILTERS`.
+
+    As Pillow does it: columns first, rounded to uint8, then rows.
+    """
+    scaled, begin, extent = (tf.convert_to_tensor(value, tf.int32) for value in (scaled, begin, extent))
+    for axis in (1, 0):
+        here = tf.one_hot(axis, 2, on_value=True, off_value=False)
+        size = tf.shape(image)[:2]
+        pixels = tf.raw_ops.ScaleAndTranslate(
+            images=image[tf.newaxis],
+            size=tf.where(here, extent, size),
+            scale=tf.where(here, tf.cast(scaled / size, tf.float32), 1.0),
+            translation=tf.where(here, -tf.cast(begin, tf.float32), 0.0),
+            kernel_type=FILTERS[resize],
+            antialias=True,
+        )[0]
+        image = tf.cast(tf.clip_by_value(pixels, 0.0, 255.0) + 0.5, tf.uint8)
+    return image
 
 
 def image_extent(image: Any) -> Any:

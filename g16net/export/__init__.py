@@ -5,6 +5,8 @@ proxy or batch norms, and hold the class names and the preprocessing. A file tak
 was run in its own runtime and its logits were those of the live model.
 """
 
+from g16net.compat import tensorflow_only  # noqa: F401  isort: skip  says first what is missing
+
 import os
 import shutil
 from typing import Any, Dict, Optional

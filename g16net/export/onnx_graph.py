@@ -100,6 +100,8 @@ def _conv(graph, step, x):
 def _activation(graph, name, x):
     if name == "swish":
         return graph.op("Mul", [x, graph.op("Sigmoid", [x])])
+    if name == "relu6":
+        return graph.op("Clip", [x, np.float32(0), np.float32(6)])
     return graph.op("Relu", [x])
 
 

@@ -10,7 +10,7 @@ from g16net.layers import group_conv
 
 # Swish is written out: the gradient of TensorFlow's own is a function, one for each layer, which would be traced and
 # saved too.
-ACTIVATIONS = {"swish": lambda x: x * tf.sigmoid(x), "relu": tf.nn.relu}
+ACTIVATIONS = {"swish": lambda x: x * tf.sigmoid(x), "relu": tf.nn.relu, "relu6": tf.nn.relu6}
 
 
 class Network:

@@ -33,6 +33,7 @@ IN_FLOAT = [
     "SOFTMAX",
     "RESHAPE",
     "RELU",
+    "RELU6",
 ]
 
 

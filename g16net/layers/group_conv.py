@@ -21,22 +21,20 @@ same reason the layer tells Keras 3 not to compile a model that holds it.
 
 from typing import Any, Dict, Optional, Tuple
 
-import tensorflow as tf
-from tensorflow import keras
-
 from g16net import compat, native
+from g16net.compat import keras, ops, tf
 from g16net.groups import num_groups
 
 
 def grouped(x: Any, kernel: Any, strides: Any) -> Any:
-    """Grouped `tf.nn.conv2d`; the number of groups is the ratio of the channels of `x` and of `kernel[2]`."""
-    return tf.nn.conv2d(x, kernel, strides, "SAME")
+    """One grouped convolution; the number of groups is the ratio of the channels of `x` and of `kernel[2]`."""
+    return ops.conv(x, kernel, strides)
 
 
 def depthwise(x: Any, kernel: Any, strides: Any) -> Any:
-    """`tf.nn.depthwise_conv2d`, for groups of one channel."""
+    """The operation for groups of one channel."""
     size, _, _, channels = kernel.shape
-    return tf.nn.depthwise_conv2d(x, tf.reshape(kernel, [size, size, channels, 1]), [1, strides, strides, 1], "SAME")
+    return ops.depthwise_conv(x, ops.reshape(kernel, [size, size, channels, 1]), strides)
 
 
 def split(x: Any, kernel: Any, strides: Any) -> Any:
@@ -44,8 +42,8 @@ def split(x: Any, kernel: Any, strides: Any) -> Any:
     groups = x.shape[-1] // kernel.shape[2]
     if groups == 1:
         return grouped(x, kernel, strides)
-    pairs = zip(tf.split(x, groups, axis=-1), tf.split(kernel, groups, axis=-1))
-    return tf.concat([tf.nn.conv2d(part, weights, strides, "SAME") for part, weights in pairs], axis=-1)
+    pairs = zip(ops.split(x, groups, axis=-1), ops.split(kernel, groups, axis=-1))
+    return ops.concatenate([ops.conv(part, weights, strides) for part, weights in pairs], axis=-1)
 
 
 LOWERINGS = {"native": grouped, "depthwise": depthwise, "split": split}
@@ -56,8 +54,8 @@ _works: Dict[Tuple, bool] = {}  # (lowering, dtype, group width, strides, device
 def group_conv2d(x: Any, kernel: Any, strides: Any, lowering: str, dtype: Any) -> Any:
     """`x` [batch, height, width, channels] convolved with `kernel` [k, k, channels/groups, channels], by the named
     lowering in `dtype`; the result has the dtype of `x`."""
-    y = LOWERINGS[lowering](tf.cast(x, dtype), tf.cast(kernel, dtype), strides)
-    return tf.cast(y, x.dtype)
+    y = LOWERINGS[lowering](ops.cast(x, dtype), ops.cast(kernel, dtype), strides)
+    return ops.cast(y, x.dtype)
 
 
 def works(lowering: str, dtype: Any, width: int, strides: Any) -> bool:
@@ -85,10 +83,12 @@ def choose(dtype: Any, width: int, strides: Any, lowering: Optional[str] = None)
 
     ValueError where a `lowering` that was asked for cannot train here.
     """
-    dtype = tf.as_dtype(dtype).name
+    dtype = ops.dtype_name(dtype)
     fast = lowering or ("depthwise" if width == 1 else "native")
     if compat.compiled_device():
         return lowering or "native", dtype
+    if tf is None:
+        return fast, dtype  # JAX and PyTorch train each of them everywhere
     if width == 1 and compat.on_cpu():
         dtype = "float32"
     candidates = [(fast, dtype), (fast, "float32")]
@@ -146,7 +146,8 @@ class GroupConv2D(keras.layers.Layer):
             kernel_initializer or keras.initializers.VarianceScaling(2.0, "fan_in", "truncated_normal")
         )
         self.lowering = lowering
-        self.supports_jit = False  # Keras 3 asks: XLA has no fast grouped convolution on a CPU
+        # Keras 3 asks: XLA has no fast grouped convolution on a CPU. Without it JAX would do operation by operation.
+        self.supports_jit = tf is None
 
     def build(self, input_shape):
         channels = input_shape[-1]
@@ -162,7 +163,7 @@ class GroupConv2D(keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs):
-        kernel = tf.convert_to_tensor(self.kernel)
+        kernel = ops.convert_to_tensor(self.kernel)
         if self.lowering is None and native.convolves(inputs, kernel.shape[2]):
             return native.group_conv(inputs, kernel, self.strides)
         return group_conv2d(inputs, kernel, self.strides, *self.chosen)

@@ -6,12 +6,12 @@ with mean and variance over the pixels and channels of a group of one sample, an
 (proxy normalisation, 2106.03743 sec. 4). All is computed in float32, whatever the dtype of `x`, and rounded once at the
 end, as a fused batch norm does it. There are two forms with equal results:
 
-- `plain`: TensorFlow operations and their gradients.
-- `fused`: a gradient by hand, which keeps nothing but `x` and numbers the size of the channels and computes the rest
-  again. On a CPU a large tensor's operation costs its passes over memory, so the affine is folded into `x * a + b` and
-  centring and scaling, with their gradients, are one inference-mode batch norm. Measured at [16, 112, 112, 96] in
-  float32 (two AMD EPYC cores), forward and backward take 0.65 times the time of `plain`, and six in a row 0.4 times
-  its memory.
+- `plain`: plain operations and their gradients, on every backend.
+- `fused`, on TensorFlow: a gradient by hand, which keeps nothing but `x` and numbers the size of the channels and
+  computes the rest again. On a CPU a large tensor's operation costs its passes over memory, so the affine is folded
+  into `x * a + b` and centring and scaling, with their gradients, are one inference-mode batch norm. Measured at [16,
+  112, 112, 96] in float32 (two AMD EPYC cores), forward and backward take 0.65 times the time of `plain`, and six in a
+  row 0.4 times its memory.
 
 The folding costs `fused` an error of about 1e-7 * |mean| / std of a normalised value; the variance has no such error,
 for it is the mean squared difference from the mean in both forms.
@@ -19,11 +19,10 @@ for it is the mean squared difference from the mean in both forms.
 
 from typing import Any, Optional
 
-import tensorflow as tf
-
 from g16net import compat, native
+from g16net.compat import ops, tf
 
-ACTIVATIONS = {"swish": tf.nn.silu, "relu": tf.nn.relu}
+ACTIVATIONS = {"swish": ops.silu, "relu": ops.relu, "relu6": ops.relu6}
 
 
 def check_activation(activation: Optional[str], optional: bool = False) -> None:
@@ -63,14 +62,14 @@ def norm_activation(
     if native.enabled(x.dtype):
         y, means = native.norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre, scale)
         return (y, means) if pooled else y
-    form = plain if compat.compiled_device() else fused  # a compiler fuses the plain form itself
+    form = plain if tf is None or compat.compiled_device() else fused  # a compiler fuses the plain form itself
     y = form(x, gamma, beta, groups, strided, epsilon, activation, centre, scale)
     return (y, pixel_means(y)) if pooled else y
 
 
 def pixel_means(y: Any) -> Any:
     """The means of `y` [batch, height, width, channels] over its pixels, float32 [batch, channels]."""
-    return tf.reduce_mean(tf.cast(y, tf.float32), axis=[1, 2])
+    return ops.mean(ops.cast(y, "float32"), axis=[1, 2])
 
 
 def pixel_sums(x: Any) -> Any:
@@ -80,7 +79,7 @@ def pixel_sums(x: Any) -> Any:
         ones = tf.ones([batch, 1, height * width], x.dtype)
         sums = tf.matmul(ones, tf.reshape(x, [batch, height * width, channels]))
         return tf.reshape(sums, [batch, 1, 1, x.shape[-1]])
-    return tf.reduce_sum(x, axis=[1, 2], keepdims=True)
+    return ops.sum(x, axis=[1, 2], keepdims=True)
 
 
 def group_means(sums: Any, pixels: Any, groups: Any, strided: bool) -> Any:
@@ -88,16 +87,16 @@ def group_means(sums: Any, pixels: Any, groups: Any, strided: bool) -> Any:
     channels = sums.shape[-1]
     width = channels // groups
     shape, axis = ([-1, width, groups], 1) if strided else ([-1, groups, width], 2)
-    means = tf.reduce_mean(tf.reshape(sums / pixels, shape), axis=axis, keepdims=True)
-    return tf.reshape(means + tf.zeros(shape[1:]), [-1, 1, 1, channels])
+    means = ops.mean(ops.reshape(sums / pixels, shape), axis=axis, keepdims=True)
+    return ops.reshape(means + ops.zeros(shape[1:]), [-1, 1, 1, channels])
 
 
 def _statistics(x, groups, strided, epsilon):
     """(mean, 1 / sqrt(variance + epsilon), pixels): [batch, 1, 1, channels] twice, and a number."""
-    pixels = tf.cast(tf.shape(x)[1] * tf.shape(x)[2], tf.float32)
+    pixels = ops.cast(ops.shape(x)[1] * ops.shape(x)[2], "float32")
     mean = group_means(pixel_sums(x), pixels, groups, strided)
-    variance = group_means(pixel_sums(tf.math.squared_difference(x, mean)), pixels, groups, strided)
-    return mean, tf.math.rsqrt(variance + epsilon), pixels
+    variance = group_means(pixel_sums(ops.squared_difference(x, mean)), pixels, groups, strided)
+    return mean, ops.rsqrt(variance + epsilon), pixels
 
 
 def plain(
@@ -111,8 +110,8 @@ def plain(
     centre: Any = None,
     scale: Any = None,
 ) -> Any:
-    """`norm_activation` in TensorFlow operations."""
-    y = tf.cast(x, tf.float32)
+    """`norm_activation` in plain operations."""
+    y = ops.cast(x, "float32")
     if groups is not None:
         mean, inv_std, _ = _statistics(y, groups, strided, epsilon)
         y = (y - mean) * (inv_std if gamma is None else inv_std * gamma)
@@ -126,7 +125,7 @@ def plain(
         y = y - centre
     if scale is not None:
         y = y * scale
-    return tf.cast(y, x.dtype)
+    return ops.cast(y, x.dtype)
 
 
 def _batch_norm(x, mean, scale, offset):
@@ -162,6 +161,9 @@ def _activation_and_slope(activation, u):
     if activation == "relu":
         z = tf.nn.relu(u)
         return z, lambda dz: tf.raw_ops.ReluGrad(gradients=dz, features=z)
+    if activation == "relu6":
+        z = tf.nn.relu6(u)
+        return z, lambda dz: tf.where((z > 0) & (z < 6), dz, tf.zeros_like(dz))
     return u, lambda dz: dz
 
 

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import tensorflow as tf
-from tensorflow import keras
-
 from g16net import compat
+from g16net.compat import keras, ops
 
 
 @compat.register
@@ -35,8 +33,9 @@ class Normalize(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs):
-        x = (tf.cast(inputs, tf.float32) - tf.constant(self.mean)) * tf.constant([1 / value for value in self.std])
-        return tf.cast(x, compat.compute_dtype(self))
+        x = ops.cast(inputs, "float32") - ops.constant(self.mean)
+        x = x * ops.constant([1 / value for value in self.std])
+        return ops.cast(x, compat.compute_dtype(self))
 
     def compute_output_shape(self, input_shape):
         return input_shape

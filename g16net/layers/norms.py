@@ -6,10 +6,8 @@ are computed in float32 whatever the dtype policy is; the result has the compute
 
 from typing import Any, Optional
 
-import tensorflow as tf
-from tensorflow import keras
-
 from g16net import compat, native
+from g16net.compat import keras, ops, tf
 from g16net.layers.norm_activation import ACTIVATIONS, check_activation, norm_activation, pixel_means
 
 
@@ -52,7 +50,7 @@ class GroupNorm(keras.layers.Layer):
             IPU library and of the published GN networks.
         epsilon: added to the variance, inside the root.
         scale, center: whether there are `gamma` and `beta`, float32 `[channels]`.
-        activation: None, "swish" or "relu", applied to the result.
+        activation: None or a name in `ACTIVATIONS`, applied to the result.
         pooled: True: the layer returns `(output, means)`, the latter over the output's pixels, float32
             [batch, channels], for `SqueezeExcite`, which would have to read the output once more for them.
 
@@ -96,7 +94,7 @@ class GroupNorm(keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs):
-        gamma, beta = (None if v is None else tf.convert_to_tensor(v) for v in (self.gamma, self.beta))
+        gamma, beta = (None if v is None else ops.convert_to_tensor(v) for v in (self.gamma, self.beta))
         settings = self.used_groups, self.strided, self.epsilon, self.activation
         return norm_activation(inputs, gamma, beta, *settings, pooled=self.pooled)
 
@@ -138,9 +136,33 @@ class LayerNorm(GroupNorm):
         return config
 
 
+def _over_batch(x, gamma, beta, epsilon):
+    """(y, mean, unbiased variance): the float32 `x` normalised over the batch, and its moments."""
+    if tf is not None:
+        y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
+        )
+        return y, mean, variance
+    mean = ops.mean(x, axis=[0, 1, 2])
+    variance = ops.mean(ops.squared_difference(x, mean), axis=[0, 1, 2])
+    count = ops.cast(ops.shape(x)[0] * ops.shape(x)[1] * ops.shape(x)[2], "float32")
+    unbiased = variance * (count / ops.maximum(count - 1, 1))
+    return _by_moments(x, gamma, beta, epsilon, mean, variance), mean, unbiased
+
+
+def _by_moments(x, gamma, beta, epsilon, mean, variance):
+    """The float32 `x` normalised by the `mean` and `variance` of each channel."""
+    if tf is not None:
+        y, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=x, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=epsilon, is_training=False
+        )
+        return y
+    return (x - mean) * (ops.rsqrt(variance + epsilon) * gamma) + beta
+
+
 @compat.register
 class BatchNorm(keras.layers.Layer):
-    """Batch normalisation by TensorFlow's fused operation, which not every Keras generation uses.
+    """Batch normalisation, on TensorFlow by its fused operation, which not every Keras generation uses.
 
     `[batch, height, width, channels]` in and out.
 
@@ -151,7 +173,7 @@ class BatchNorm(keras.layers.Layer):
         epsilon: added to the variance, inside the root.
         momentum: what the moving averages keep at each step.
         scale, center: whether there are `gamma` and `beta`, float32 `[channels]`.
-        activation: None, "swish" or "relu", applied to the result.
+        activation: None or a name in `ACTIVATIONS`, applied to the result.
         pooled: True: the layer returns `(output, means)`, the latter over the output's pixels, float32
             [batch, channels], for `SqueezeExcite`, which would have to read the output once more for them.
 
@@ -196,43 +218,34 @@ class BatchNorm(keras.layers.Layer):
     def call(self, inputs, training=None, move=True):
         """`move`: whether moving averages follow, in training; a pass over the same batch must not move them twice."""
         channels = inputs.shape[-1]
-        gamma = tf.ones([channels]) if self.gamma is None else tf.convert_to_tensor(self.gamma)
-        beta = tf.zeros([channels]) if self.beta is None else tf.convert_to_tensor(self.beta)
-        x = tf.cast(inputs, tf.float32)  # not every device has the fused operation in half precision
+        gamma = ops.ones([channels]) if self.gamma is None else ops.convert_to_tensor(self.gamma)
+        beta = ops.zeros([channels]) if self.beta is None else ops.convert_to_tensor(self.beta)
+        x = ops.cast(inputs, "float32")  # not every device has the fused operation in half precision
 
         def activated(y):
             y = ACTIVATIONS[self.activation](y) if self.activation else y
             return (y, pixel_means(y)) if self.pooled else y
 
         def trained():
-            y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-                x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=self.epsilon, is_training=True
-            )
+            y, mean, variance = _over_batch(x, gamma, beta, self.epsilon)
             for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)) if move else ():
-                average.assign_sub((tf.convert_to_tensor(average) - value) * (1 - self.momentum))
-            y = tf.cast(y, inputs.dtype)
+                average.assign_sub((ops.convert_to_tensor(average) - value) * (1 - self.momentum))
+            y = ops.cast(y, inputs.dtype)
             if self.activation and native.enabled(y.dtype):  # its gradient takes a third of the passes over memory
                 settings = None, False, self.epsilon, self.activation
                 return norm_activation(y, None, None, *settings, pooled=self.pooled)
             return activated(y)
 
         def inferred():
-            y, *_ = tf.raw_ops.FusedBatchNormV3(
-                x=x,
-                scale=gamma,
-                offset=beta,
-                mean=tf.convert_to_tensor(self.moving_mean),
-                variance=tf.convert_to_tensor(self.moving_variance),
-                epsilon=self.epsilon,
-                is_training=False,
-            )
-            return activated(tf.cast(y, inputs.dtype))  # TensorFlow makes all of it a part of the convolution before
+            moments = ops.convert_to_tensor(self.moving_mean), ops.convert_to_tensor(self.moving_variance)
+            y = _by_moments(x, gamma, beta, self.epsilon, *moments)
+            return activated(ops.cast(y, inputs.dtype))  # TensorFlow makes all of it a part of the convolution before
 
         return compat.in_training(training, trained, inferred) if self.trainable else inferred()
 
     def normalised(self, x: Any) -> Any:
         """The float32 `x` normalised by the moving averages, before scale, shift and activation."""
-        return (x - self.moving_mean) * tf.math.rsqrt(self.moving_variance + self.epsilon)
+        return (x - self.moving_mean) * ops.rsqrt(self.moving_variance + self.epsilon)
 
     def compute_output_shape(self, input_shape):
         return (input_shape, (input_shape[0], input_shape[-1])) if self.pooled else input_shape

@@ -15,10 +15,9 @@ from statistics import NormalDist
 from typing import Any, Tuple
 
 import numpy as np
-import tensorflow as tf
-from tensorflow import keras
 
 from g16net import compat, native
+from g16net.compat import keras, ops
 from g16net.layers.norm_activation import ACTIVATIONS, check_activation, norm_activation
 from g16net.layers.norms import check_epsilon, check_groups
 
@@ -56,11 +55,11 @@ def proxy_moments(
 
     `nodes` and `weights` are those of `quadrature_points`.
     """
-    nodes = tf.constant(nodes[:, None], tf.float32)
-    weights = tf.constant(weights[None, :], tf.float32)
+    nodes = ops.constant(nodes[:, None], "float32")
+    weights = ops.constant(weights[None, :], "float32")
     z = ACTIVATIONS[activation](nodes * (gamma * (1 + proxy_gamma)) + (gamma * proxy_beta + beta))
-    mean = tf.matmul(weights, z)
-    variance = tf.matmul(weights, tf.square(z - mean))
+    mean = ops.matmul(weights, z)
+    variance = ops.matmul(weights, ops.square(z - mean))
     return mean[0], variance[0]
 
 
@@ -72,7 +71,7 @@ class ProxyNormActivation(keras.layers.Layer):
     `proxy_gamma`, `proxy_beta` (start at 0).
 
     Args:
-        activation: "swish" or "relu".
+        activation: a name in `norm_activation.ACTIVATIONS`.
         groups: None: the input is normalised already, by a norm without scale and shift. A number: the layer first
             normalises over so many groups, 1 being layer norm (as `GroupNorm(groups, scale=False, center=False)`).
         strided: grouping of that norm: channel c in group c % groups.
@@ -137,18 +136,18 @@ class ProxyNormActivation(keras.layers.Layer):
 
     def proxy_statistics(self) -> Tuple[Any, Any]:
         """(mean, 1 / sqrt(variance + proxy_epsilon)) of the proxy activation: float32 [channels]."""
-        weights: Any = [tf.convert_to_tensor(w) for w in (self.gamma, self.beta, self.proxy_gamma, self.proxy_beta)]
+        weights: Any = [ops.convert_to_tensor(w) for w in (self.gamma, self.beta, self.proxy_gamma, self.proxy_beta)]
         nodes, shares = quadrature_points(self.quadrature, self.points)
-        with tf.name_scope("proxy"):
+        with ops.name_scope("proxy"):
             if native.enabled():
                 return native.proxy_moments(*weights, self.activation, nodes, shares, self.proxy_epsilon)
             gamma, beta, proxy_gamma, proxy_beta = weights
             mean, variance = proxy_moments(gamma, beta, proxy_gamma, proxy_beta, self.activation, nodes, shares)
-            return mean, tf.math.rsqrt(variance + self.proxy_epsilon)
+            return mean, ops.rsqrt(variance + self.proxy_epsilon)
 
     def call(self, inputs):
         mean, inv_std = self.proxy_statistics()
-        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        gamma, beta = ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta)
         out = norm_activation(
             inputs,
             gamma,

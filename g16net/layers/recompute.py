@@ -6,14 +6,17 @@ state; here a function is told which pass it is, as what layers keep for later (
 
 from typing import Any, Callable
 
-import tensorflow as tf
+from g16net import compat
+from g16net.compat import tf
 
 
 def recomputed(function: Callable, x: Any) -> Any:
     """`function(x, again=False)`, tensor to tensor, whose gradient calls `function(x, again=True)`.
 
-    The function must not draw at random, and must change no variable where `again` is true.
+    The function must not draw at random, and must change no variable where `again` is true. ImportError on another
+    backend than TensorFlow.
     """
+    compat.need_tensorflow("models of less memory (recomputation)")
 
     @tf.custom_gradient
     def once(x):

@@ -2,11 +2,15 @@
 
 from typing import Any, Optional
 
-import tensorflow as tf
-from tensorflow import keras
-
 from g16net import compat, native
+from g16net.compat import keras, ops
 from g16net.layers.norm_activation import ACTIVATIONS, check_activation, pixel_means
+
+
+def _image(input_shape):
+    """The shape of the first input, of one shape or of several."""
+    several = input_shape[0] is not None and not isinstance(input_shape[0], int)
+    return input_shape[0] if several else input_shape
 
 
 @compat.register
@@ -23,7 +27,7 @@ class SqueezeExcite(keras.layers.Layer):
 
     Args:
         reduced: channels inside.
-        activation: "swish" or "relu".
+        activation: a name in `norm_activation.ACTIVATIONS`.
         pooled: whether the channel means, float32 [batch, channels], are given, or computed here.
         seed: integer, makes the initial kernels repeatable, or None.
 
@@ -46,9 +50,7 @@ class SqueezeExcite(keras.layers.Layer):
         self.seed = seed
 
     def build(self, input_shape):
-        if isinstance(input_shape[0], (list, tuple, tf.TensorShape)):
-            input_shape = input_shape[0]
-        channels = input_shape[-1]
+        channels = _image(input_shape)[-1]
         ends = (("reduce", channels, self.reduced), ("expand", self.reduced, channels))
         for index, (name, inputs, outputs) in enumerate(ends):
             seed = None if self.seed is None else self.seed + index
@@ -61,24 +63,24 @@ class SqueezeExcite(keras.layers.Layer):
 
     def call(self, inputs):
         x, *others = inputs if isinstance(inputs, (list, tuple)) else [inputs]
-        x = tf.cast(x, compat.compute_dtype(self))
-        means = tf.cast(others.pop() if self.pooled else pixel_means(x), x.dtype)
+        x = ops.cast(x, compat.compute_dtype(self))
+        means = ops.cast(others.pop() if self.pooled else pixel_means(x), x.dtype)
         inv_std = others[0] if others else None
 
         def dense(name, y):
-            kernel, bias = (tf.cast(getattr(self, f"{name}_{part}"), x.dtype) for part in ("kernel", "bias"))
-            return tf.matmul(y, kernel[0, 0]) + bias
+            kernel, bias = (ops.cast(getattr(self, f"{name}_{part}"), x.dtype) for part in ("kernel", "bias"))
+            return ops.matmul(y, kernel[0, 0]) + bias
 
         logits = dense("expand", ACTIVATIONS[self.activation](dense("reduce", means)))
-        gate = tf.sigmoid(tf.cast(logits, tf.float32))
+        gate = ops.sigmoid(ops.cast(logits, "float32"))
         if inv_std is not None:
-            gate = gate * tf.cast(inv_std, tf.float32)
+            gate = gate * ops.cast(inv_std, "float32")
         if native.enabled(x.dtype):
             return native.multiply(x, gate)
-        return x * tf.cast(gate, x.dtype)[:, None, None, :]
+        return x * ops.cast(gate, x.dtype)[:, None, None, :]
 
     def compute_output_shape(self, input_shape):
-        return input_shape[0] if isinstance(input_shape[0], (list, tuple, tf.TensorShape)) else input_shape
+        return _image(input_shape)
 
     def get_config(self):
         names = "reduced", "activation", "pooled", "seed"

@@ -2,10 +2,8 @@
 
 from typing import Any, Optional
 
-import tensorflow as tf
-from tensorflow import keras
-
 from g16net import compat
+from g16net.compat import keras, ops
 
 
 class _Keep(keras.layers.Layer):
@@ -26,10 +24,10 @@ class _Keep(keras.layers.Layer):
             return inputs
 
         def drawn():
-            kept = tf.floor(self.random.uniform(self.mask_shape(inputs)) + self.keep)
-            return inputs * tf.cast(kept / self.keep, inputs.dtype)
+            kept = ops.floor(self.random.uniform(self.mask_shape(inputs)) + self.keep)
+            return inputs * ops.cast(kept / self.keep, inputs.dtype)
 
-        return compat.in_training(training, drawn, lambda: tf.identity(inputs))
+        return compat.in_training(training, drawn, lambda: ops.identity(inputs))
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -53,7 +51,7 @@ class StochasticDepth(_Keep):
         self.survival_prob = survival_prob
 
     def mask_shape(self, x: Any) -> Any:
-        return [tf.shape(x)[0]] + [1] * (len(x.shape) - 1)
+        return [ops.shape(x)[0]] + [1] * (len(x.shape) - 1)
 
     def get_config(self):
         return {**super().get_config(), "survival_prob": self.survival_prob, "seed": self.seed}
@@ -77,7 +75,7 @@ class Dropout(_Keep):
         self.rate = rate
 
     def mask_shape(self, x: Any) -> Any:
-        return tf.shape(x)
+        return ops.shape(x)
 
     def get_config(self):
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}

@@ -6,9 +6,10 @@
 import builtins
 import fnmatch
 import re
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 from g16net.models import architecture, norms
+from g16net.models.architecture import Level
 
 # The group sizes that `list` shows, those of the paper; `create` takes any.
 GROUP_SIZES = (1, 4, 16, 64)
@@ -54,15 +55,28 @@ def parse(name: str) -> Dict[str, Any]:
     }
 
 
-def create(name: str, **overrides: Any) -> Any:
+def feature_info(name: str, out_levels: Optional[Sequence[int]] = None) -> List[Level]:
+    """The feature maps of the model `name` as `Level(name, stride, channels, layer)`, from the finest on.
+
+    Args:
+        name: as of `create`.
+        out_levels: numbers of levels, as of `create`; all where None.
+    """
+    return architecture.chosen_levels(parse(name)["variant"], out_levels)
+
+
+def create(name: str, features_only: bool = False, out_levels: Optional[Sequence[int]] = None, **overrides: Any) -> Any:
     """Builds the model of that name, as a `keras.Model`.
 
     Args:
         name: one of `list()`, or the same with another group size.
+        features_only: whether its output are feature maps by name, {"P3": [batch, height / 8, width / 8, channels],
+            ...}, as of `backbone.backbone`, which makes the same of a model with weights.
+        out_levels: with `features_only`, the levels to give out: (3, 4, 5) for strides 8, 16 and 32; None: all.
         **overrides: further arguments of `efficientnet.build`. Variant, group size and norm are the name's to say.
 
     Raises:
-        ValueError: for an unknown name, or an override that contradicts it.
+        ValueError: for an unknown name or level, or an override that contradicts the name.
     """
     arguments = parse(name)
     for key in ("variant", "group_size", "norm"):
@@ -70,10 +84,19 @@ def create(name: str, **overrides: Any) -> Any:
             raise ValueError(
                 f"{key}={overrides[key]!r} contradicts the name {name!r}; use another name or efficientnet.build"
             )
+    if out_levels is not None and not features_only:
+        raise ValueError(f"out_levels={out_levels!r} is for features_only=True")
+    if features_only:
+        architecture.chosen_levels(arguments["variant"], out_levels)
+        wrong = [key for key in ("include_top", "pooling", "num_classes", "classifier_activation") if key in overrides]
+        if wrong:
+            raise ValueError(f"features_only=True gives feature maps and has no top: leave out {', '.join(wrong)}")
+        overrides["include_top"] = False
     from g16net import layers  # noqa: F401  first, as it says in one sentence where Keras or TensorFlow is not there
-    from g16net.models import efficientnet
+    from g16net.models import backbone, efficientnet
 
-    return efficientnet.build(**{"name": name, **arguments, **overrides})
+    model = efficientnet.build(**{"name": name, **arguments, **overrides})
+    return backbone.backbone(model, out_levels) if features_only else model
 
 
-__all__ = builtins.list(("GROUP_SIZES", "create", "list", "parse"))
+__all__ = builtins.list(("GROUP_SIZES", "Level", "create", "feature_info", "list", "parse"))

@@ -7,13 +7,13 @@ expansion: arXiv 2106.03640, section 3.
 
 import difflib
 import math
-from typing import Any, Collection, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Collection, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from g16net.groups import num_groups
 
 STEM_CHANNELS = 32
 TOP_CHANNELS = 1280
-SE_RATIO = 0.25
+ACTIVATIONS = ("swish", "relu", "relu6")
 
 
 class Stage(NamedTuple):
@@ -41,6 +41,8 @@ class Variant(NamedTuple):
 
     `native` is the size of the EfficientNet paper, `half` the one with about half the multiply-adds (None where the
     authors published none). `stages` are the numbers of the baseline's stages that it has; blocks keep their names.
+    `se_ratio` is the width of squeeze-and-excite over a block's input channels, 0 for none. With `fixed_ends` the stem,
+    the last 1x1 convolution and the repeats of the first and the last stage are the baseline's, whatever the scale.
     """
 
     width: float
@@ -51,6 +53,9 @@ class Variant(NamedTuple):
     stem_stride: int = 2
     stage2_stride: int = 2
     stages: Tuple[int, ...] = tuple(range(1, len(BLOCKS) + 1))
+    se_ratio: float = 0.25
+    activation: str = "swish"
+    fixed_ends: bool = False
 
     @property
     def stride(self) -> int:
@@ -61,6 +66,15 @@ class Variant(NamedTuple):
         """Stride of the first block of stage `number`."""
         return self.stage2_stride if number == 2 else BLOCKS[number - 1].stride
 
+    def repeats(self, number: int) -> int:
+        """Blocks of stage `number`."""
+        fixed = self.fixed_ends and number in (self.stages[0], self.stages[-1])
+        return round_depth(BLOCKS[number - 1].repeats, 1.0 if fixed else self.depth)
+
+
+# EfficientNet-Lite, made for phones and 8-bit arithmetic: "Higher accuracy on vision models with EfficientNet-Lite",
+# TensorFlow's blog, 2020; sizes as in the TPU repository.
+_LITE: Any = {"se_ratio": 0.0, "activation": "relu6", "fixed_ends": True}
 
 VARIANTS = {
     "B0": Variant(1.0, 1.0, 0.2, 224, 160),
@@ -73,6 +87,11 @@ VARIANTS = {
     "B5": Variant(1.6, 2.2, 0.4, 456, 328),
     "B6": Variant(1.8, 2.6, 0.5, 528),
     "B7": Variant(2.0, 3.1, 0.5, 600),
+    "LITE0": Variant(1.0, 1.0, 0.2, 224, **_LITE),
+    "LITE1": Variant(1.0, 1.1, 0.2, 240, **_LITE),
+    "LITE2": Variant(1.1, 1.2, 0.3, 260, **_LITE),
+    "LITE3": Variant(1.2, 1.4, 0.3, 280, **_LITE),
+    "LITE4": Variant(1.4, 1.8, 0.3, 300, **_LITE),
     "CIFAR": Variant(0.5, 1.0, 0.0, 32, stem_stride=1, stage2_stride=1),
     # For tests: all seven stages, eight blocks, a last feature map of 2 x 2. 27 thousand parameters at group size 1 and
     # expansion 6, 97 thousand at group size 16 and expansion 4.
@@ -84,7 +103,8 @@ VARIANTS = {
 
 
 class Block(NamedTuple):
-    """One MBConv block. `groups` are those of its spatial convolution, which has `expanded_channels` channels."""
+    """One MBConv block. `groups` are those of its spatial convolution, which has `expanded_channels` channels;
+    `se_width` is 0 without squeeze-and-excite."""
 
     name: str
     kernel: int
@@ -136,12 +156,17 @@ def round_depth(repeats: int, depth: float) -> int:
 
 def stem_channels(variant: Union[str, "Variant"]) -> int:
     """Channels of the stem's convolution."""
-    return round_width(STEM_CHANNELS, get_variant(variant).width)
+    return _end(STEM_CHANNELS, variant)
 
 
 def top_channels(variant: Union[str, "Variant"]) -> int:
     """Channels of the last 1x1 convolution, which the pooling takes."""
-    return round_width(TOP_CHANNELS, get_variant(variant).width)
+    return _end(TOP_CHANNELS, variant)
+
+
+def _end(channels, variant):
+    row = get_variant(variant)
+    return channels if row.fixed_ends else round_width(channels, row.width)
 
 
 def blocks(
@@ -163,7 +188,7 @@ def blocks(
         raise ValueError(f"expand_ratio must be a positive integer, such as 4 (G16) or 6 (G1); got {expand_ratio!r}")
     if not 0 < survival_prob <= 1:
         raise ValueError(f"survival_prob must be in (0, 1], 1 for no stochastic depth; got {survival_prob!r}")
-    repeats = [round_depth(BLOCKS[number - 1].repeats, variant.depth) for number in variant.stages]
+    repeats = [variant.repeats(number) for number in variant.stages]
     total = sum(repeats)
     rows: List[Block] = []
     in_channels = stem_channels(variant)
@@ -184,10 +209,59 @@ def blocks(
                     out_channels=out_channels,
                     expand_ratio=ratio,
                     groups=num_groups(expanded, group_size),
-                    se_width=max(1, int(in_channels * SE_RATIO)),
+                    se_width=max(1, int(in_channels * variant.se_ratio)) if variant.se_ratio else 0,
                     skip=stride == 1 and in_channels == out_channels,
                     survival=1 - (1 - survival_prob) * len(rows) / total,
                 )
             )
             in_channels = out_channels
     return rows
+
+
+class Level(NamedTuple):
+    """The last feature map of a network at one stride, as timm's `feature_info` has it.
+
+    name: "P3", ...: the stride is 2^3. layer: of the model, whose output it is.
+    """
+
+    name: str
+    stride: int
+    channels: int
+    layer: str
+
+
+def levels(variant: Union[str, "Variant"] = "B0", **arguments: Any) -> List[Level]:
+    """The levels of a network's pyramid, from the finest on.
+
+    Args:
+        variant: as of `blocks`.
+        **arguments: further ones of `blocks`, which change none of the levels.
+    """
+    row, found = get_variant(variant), {}
+    stride = row.stem_stride
+    for block in blocks(row, **arguments):
+        stride *= block.stride
+        layer = f"block{block.name}_{'add' if block.skip else 'project_norm'}"
+        found[stride] = Level(f"P{stride.bit_length() - 1}", stride, block.out_channels, layer)
+    return list(found.values())
+
+
+def chosen_levels(variant: Union[str, "Variant"], numbers: Optional[Sequence[int]] = None) -> List[Level]:
+    """The `levels` of `variant` with these `numbers`, in their order, such as (3, 4, 5); all where None.
+
+    Raises:
+        ValueError: for numbers that the variant has not, or none at all.
+    """
+    known = {int(level.name[1:]): level for level in levels(variant)}
+    return [known[number] for number in check_levels(numbers, list(known))]
+
+
+def check_levels(numbers: Optional[Sequence[int]], known: Sequence[int]) -> List[int]:
+    """`numbers` of levels as a list, all that are `known` where None; ValueError where one is not, or none is given."""
+    given = list(known if numbers is None else numbers)
+    if not given or len(set(given)) < len(given) or not set(given) <= set(known):
+        raise ValueError(
+            f"out_levels must be different ones of {', '.join(map(str, known))}, the levels of this network (level 3 "
+            f"has stride 8); got {numbers!r}"
+        )
+    return given

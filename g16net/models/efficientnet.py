@@ -10,13 +10,13 @@ arXiv 2106.03640, section 3; proxy-normalised activations: arXiv 2106.03743.
 import zlib
 from typing import Any, List, Optional
 
-from tensorflow import keras
-
 from g16net import layers
+from g16net.compat import keras
 from g16net.models import architecture, norms
 
 # Points with which the proxy's moments are computed: 200 as published; 32 of the better rule are more exact.
 PROXY_POINTS = {"quantile": 200, "gauss_hermite": 32}
+POOLINGS = {None: None, "avg": "GlobalAveragePooling2D", "max": "GlobalMaxPooling2D"}
 
 
 def build(
@@ -26,7 +26,7 @@ def build(
     norm="ln_pn",
     num_classes=1000,
     input_size=None,
-    activation="swish",
+    activation=None,
     norm_groups=4,
     norm_group_size=None,
     norm_epsilon=1e-3,
@@ -38,6 +38,7 @@ def build(
     proxy_epsilon=0.03,
     quadrature="quantile",
     include_top=True,
+    pooling=None,
     classifier_activation=None,
     seed=None,
     name=None,
@@ -50,13 +51,13 @@ def build(
     it: the published network.
 
     Args:
-        variant: "B0" to "B7", "CIFAR", "TINY" or "NANO", or an `architecture.Variant` of one's own.
+        variant: "B0" to "B7", "LITE0" to "LITE4", "CIFAR", "TINY" or "NANO", or an `architecture.Variant` of one's own.
         group_size: channels in a group of the spatial convolutions; 1 is depthwise.
         expand_ratio: expanded channels of a block per input channel; the paper has 4 at group size 16, 6 at 1.
         norm: a name in `norms.NORMS`, such as "bn", or "ln_pn", layer norm with proxy-normalised activations.
         num_classes: outputs of the dense layer.
         input_size: pixels, a number or (height, width), where the graph shall be of one size (IPU); None: any size.
-        activation: "swish" or "relu".
+        activation: "swish", "relu" or "relu6"; the variant's where None.
         norm_groups: groups of the norm in "gn" and "gn_pn".
         norm_group_size: channels in a group of those norms, where their number shall follow from it (timm's form).
         norm_epsilon: added to the variance of every norm.
@@ -69,6 +70,7 @@ def build(
         quadrature: how the proxy's moments are computed, "quantile" (published) or "gauss_hermite".
         include_top: False ends at the last feature map [batch, height / 32, width / 32, channels], in the policy's
             compute dtype (with `_pn`, centred and not scaled).
+        pooling: without the top, "avg" or "max" for that of the map over its pixels [batch, channels], float32.
         classifier_activation: None for logits, or an activation such as "softmax".
         seed: makes initial weights, dropout and stochastic depth repeatable; each layer draws from it and its name.
         name: of the model; by default as in `models.list()`.
@@ -77,9 +79,13 @@ def build(
         ValueError: for a value outside of the above; names it and what is known.
     """
     proxied = norms.get(norm).proxied
-    architecture.choose("activation", activation, ("swish", "relu"))
     architecture.choose("quadrature", quadrature, PROXY_POINTS)
+    architecture.choose("pooling", pooling, POOLINGS)
+    if pooling and include_top:
+        raise ValueError(f"pooling={pooling!r} is for include_top=False; the top has its own, over means")
     scale = architecture.get_variant(variant)
+    activation = scale.activation if activation is None else activation
+    architecture.choose("activation", activation, architecture.ACTIVATIONS)
     dropout = scale.dropout if dropout is None else dropout
 
     def layer_seed(layer):
@@ -133,10 +139,12 @@ def build(
             kernel_initializer=initializer(f"{prefix}conv", "fan_in"),
             name=f"{prefix}conv",
         )(x)
-        x = norm_act(x, prefix, delayed_scale=True, pooled=True)
-        x = layers.SqueezeExcite(
-            block.se_width, activation, pooled=True, seed=layer_seed(f"{prefix}se"), name=f"{prefix}se"
-        )(x)
+        excited = block.se_width > 0
+        x = norm_act(x, prefix, delayed_scale=excited, pooled=excited)
+        if excited:
+            x = layers.SqueezeExcite(
+                block.se_width, activation, pooled=True, seed=layer_seed(f"{prefix}se"), name=f"{prefix}se"
+            )(x)
         x = conv(x, block.out_channels, f"{prefix}project_conv")
         x = normalise(x, f"{prefix}project_")
         if block.skip:
@@ -170,6 +178,8 @@ def build(
             name="predictions",
             dtype="float32",
         )(x)
+    elif pooling:
+        x = getattr(keras.layers, POOLINGS[pooling])(name="top_pool", dtype="float32")(x)
     if name is None:
         label = next((known for known, row in architecture.VARIANTS.items() if row == scale), "custom").lower()
         name = f"efficientnet_g{group_size}_{label}_{norm}"
@@ -191,7 +201,7 @@ def norm_layer(
     Args:
         norm: a name in `norms.NORMS`.
         channels: of its input.
-        activation: "swish", "relu" or None.
+        activation: one of `architecture.ACTIVATIONS`, or None.
         groups, group_size, strided: `norm_groups`, `norm_group_size` and `strided_groups` of `build`.
         epsilon: added to the variance.
         **arguments: further ones of the layer.

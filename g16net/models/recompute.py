@@ -8,9 +8,8 @@ import functools
 import inspect
 from typing import Any, List
 
-from tensorflow import keras
-
 from g16net import compat
+from g16net.compat import keras
 from g16net.layers.recompute import recomputed
 
 

@@ -5,9 +5,8 @@ Both use the layers of the network itself, so that what trains the head trains t
 
 from typing import Any, Sequence, Tuple
 
-from tensorflow import keras
-
 from g16net import compat
+from g16net.compat import keras
 
 
 def first_layer(model: keras.Model, prefixes: Sequence[str]) -> str:

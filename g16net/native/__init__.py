@@ -16,12 +16,14 @@ import ctypes
 import os
 import threading
 
-import tensorflow as tf
 from absl import logging
 
 from g16net import compat
+from g16net.compat import tf
 
 try:  # not public, and the only way to know
+    if tf is None:
+        raise ImportError("another backend has none")
     from tensorflow.python.saved_model.save_context import in_save_context
 except ImportError:
 
@@ -29,7 +31,7 @@ except ImportError:
         return False
 
 
-DTYPES = tf.float32, tf.bfloat16
+DTYPES = () if tf is None else (tf.float32, tf.bfloat16)
 _lock = threading.Lock()
 _library = None  # False: tried in vain
 _disabled = 0
@@ -58,6 +60,11 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _gradient_of(operation):
+    """Decorator: the function gives the gradient of `operation`."""
+    return tf.RegisterGradient(operation) if tf is not None else lambda function: function
+
+
 @contextlib.contextmanager
 def disabled():
     """Within it, functions are traced without native operations: for graphs that other programs load."""
@@ -69,11 +76,12 @@ def disabled():
         _disabled -= 1
 
 
-@tf.autograph.experimental.do_not_convert
+@compat.as_written
 def available():
     """Whether what runs on the CPU shall use the native operations, here and now."""
     return (
-        os.environ.get("G16NET_NATIVE", "1") != "0"
+        tf is not None
+        and os.environ.get("G16NET_NATIVE", "1") != "0"
         and not _disabled
         and not in_save_context()
         and not compat.compiled_device()
@@ -81,13 +89,13 @@ def available():
     )
 
 
-@tf.autograph.experimental.do_not_convert
-def enabled(dtype=tf.float32):
+@compat.as_written
+def enabled(dtype="float32"):
     """Whether a layer shall use the native operations on tensors of `dtype`, here and now."""
-    return tf.as_dtype(dtype) in DTYPES and compat.on_cpu() and available()
+    return tf is not None and tf.as_dtype(dtype) in DTYPES and compat.on_cpu() and available()
 
 
-@tf.autograph.experimental.do_not_convert
+@compat.as_written
 def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre=None, scale=None):
     """`(y, means)`: y as by `layers.norm_activation.norm_activation`, and its means over height and width, float32
     [batch, channels], which cost no pass over it."""
@@ -108,22 +116,22 @@ def norm_activation(x, gamma, beta, groups, strided, epsilon, activation, centre
     return y, pooled
 
 
-@tf.autograph.experimental.do_not_convert
+@compat.as_written
 def multiply(x, gate):
     """x [batch, height, width, channels] * gate, float32 [batch, channels]."""
     return library().g16_gate(x=x, gate=gate)
 
 
-@tf.autograph.experimental.do_not_convert
+@compat.as_written
 def convolves(x, width):
     """Whether `group_conv` can be used on x [batch, height, width, channels] in groups of `width` channels, and is
     faster than TensorFlow's: on large maps in float32 (forward 0.7 to 0.95, gradients 0.4 to 0.75 of the time on two
     AMD EPYC cores with AVX-512), where oneDNN waits for memory; on small ones and in bfloat16 oneDNN's loops win."""
     large = None not in x.shape[1:3] and x.shape[1] * x.shape[2] >= 32 * 32
-    return width == 16 and large and x.dtype == tf.float32 and enabled() and hasattr(library(), "g16_group_conv")
+    return width == 16 and large and enabled() and x.dtype == tf.float32 and hasattr(library(), "g16_group_conv")
 
 
-@tf.autograph.experimental.do_not_convert
+@compat.as_written
 def group_conv(x, kernel, strides):
     """Grouped 'SAME' convolution of x [batch, height, width, channels] with kernel [k, k, 16, channels], float32."""
     y = library().g16_group_conv(x=x, kernel=kernel, strides=strides)
@@ -132,7 +140,7 @@ def group_conv(x, kernel, strides):
     return y
 
 
-@tf.autograph.experimental.do_not_convert
+@compat.as_written
 def proxy_moments(gamma, beta, proxy_gamma, proxy_beta, activation, nodes, weights, epsilon):
     """(mean, 1 / sqrt(variance + epsilon)) by `layers.proxy_norm.proxy_moments`, of whose arguments there is `epsilon`
     more."""
@@ -149,7 +157,7 @@ def proxy_moments(gamma, beta, proxy_gamma, proxy_beta, activation, nodes, weigh
     return _shaped(moments, [gamma] * 2)
 
 
-@tf.autograph.experimental.do_not_convert
+@compat.as_written
 def rmsprop(gradients, values, rms, momenta, decays, learning_rate, rho, momentum, epsilon):
     """New values, mean squares and momenta of all variables (lists of float32 tensors) by TensorFlow 1's RMSProp, with
     `decays[i] * values[i]` added to each gradient; and bool [variables], whether each gradient is finite."""
@@ -168,7 +176,7 @@ def rmsprop(gradients, values, rms, momenta, decays, learning_rate, rho, momentu
     return (*(_shaped(tensors, values) for tensors in lists), finite)
 
 
-@tf.autograph.experimental.do_not_convert
+@compat.as_written
 def resize(image, extent, half_pixel_centers, flip=False):
     """As `data.transforms.scale`: uint8 [height, width, channels] to `extent`, mirrored left to right where `flip`."""
     extent = tf.convert_to_tensor(extent, tf.int32)
@@ -178,7 +186,7 @@ def resize(image, extent, half_pixel_centers, flip=False):
     return resized
 
 
-@tf.RegisterGradient("G16NormActivation")
+@_gradient_of("G16NormActivation")
 def _norm_activation_gradient(op, dy, _mean, _inv_std, dpooled):
     x, gamma, beta, centre, scale = op.inputs
     gradients = library().g16_norm_activation_grad(
@@ -202,7 +210,7 @@ def _shaped(gradients, values):
     return gradients
 
 
-@tf.RegisterGradient("G16ProxyMoments")
+@_gradient_of("G16ProxyMoments")
 def _proxy_moments_gradient(op, dmean, dinv_std):
     parameters = "gamma", "beta", "proxy_gamma", "proxy_beta", "nodes", "weights"
     gradients = library().g16_proxy_moments_grad(
@@ -216,14 +224,14 @@ def _proxy_moments_gradient(op, dmean, dinv_std):
     return [*_shaped(gradients, op.inputs), None, None]
 
 
-@tf.RegisterGradient("G16GroupConv")
+@_gradient_of("G16GroupConv")
 def _group_conv_gradient(op, dy):
     x, kernel = op.inputs
     gradients = library().g16_group_conv_grad(dy=dy, x=x, kernel=kernel, strides=op.get_attr("strides"))
     return _shaped(gradients, op.inputs)
 
 
-@tf.RegisterGradient("G16Gate")
+@_gradient_of("G16Gate")
 def _multiply_gradient(op, dy):
     gradients = library().g16_gate_grad(dy=dy, x=op.inputs[0], gate=op.inputs[1])
     return _shaped(gradients, op.inputs)

@@ -91,6 +91,17 @@ struct Relu {
   }
 };
 
+struct Relu6 {
+  static float value(float u) {
+    const float z = Relu::value(u);
+    return as_bits(z) - 0x40c00001u <= 0x7f800000u - 0x40c00001u ? 6.f : z;  // by the bits too: above 6 up to inf
+  }
+  static float value_and_slope(float u, float* slope) {
+    *slope = u > 0.f && u < 6.f ? 1.f : 0.f;
+    return value(u);
+  }
+};
+
 struct Linear {
   static float value(float u) { return u; }
   static float value_and_slope(float u, float* slope) {

@@ -136,9 +136,10 @@ void compute(void* kernel, TF_OpKernelContext* context) {
   float* inv_std = call.output<float>(2, per_sample);
   float* pooled = call.output<float>(3, per_sample);
   if (!call.ok()) return;
-  const auto run = config.activation == "swish"  ? forward<T, Swish>
-                   : config.activation == "relu" ? forward<T, Relu>
-                                                 : forward<T, Linear>;
+  const auto run = config.activation == "swish"   ? forward<T, Swish>
+                   : config.activation == "relu"  ? forward<T, Relu>
+                   : config.activation == "relu6" ? forward<T, Relu6>
+                                                  : forward<T, Linear>;
   run(walk, config, x, given, y, mean, inv_std, pooled);
 }
 
@@ -166,9 +167,10 @@ void compute_gradient(void* kernel, TF_OpKernelContext* context) {
   float* dcentre = call.output<float>(3, per_channel);
   float* dscale = call.output<float>(4, per_channel);
   if (!call.ok()) return;
-  const auto run = config.activation == "swish"  ? backward<T, Swish>
-                   : config.activation == "relu" ? backward<T, Relu>
-                                                 : backward<T, Linear>;
+  const auto run = config.activation == "swish"   ? backward<T, Swish>
+                   : config.activation == "relu"  ? backward<T, Relu>
+                   : config.activation == "relu6" ? backward<T, Relu6>
+                                                  : backward<T, Linear>;
   run(walk, config, dy, dpooled, x, given, mean, inv_std, dx, dgamma, dbeta, dcentre, dscale);
 }
 
@@ -272,7 +274,9 @@ void compute_proxy(void* kernel, TF_OpKernelContext* context) {
   float* mean = call.output<float>(0, {channels});
   float* inv_std = call.output<float>(1, {channels});
   if (!call.ok()) return;
-  const auto run = config.activation == "swish" ? proxy_moments<Swish> : proxy_moments<Relu>;
+  const auto run = config.activation == "swish"  ? proxy_moments<Swish>
+                   : config.activation == "relu" ? proxy_moments<Relu>
+                                                 : proxy_moments<Relu6>;
   run(channels, points, given, config.epsilon, mean, inv_std);
 }
 
@@ -289,7 +293,9 @@ void compute_proxy_gradient(void* kernel, TF_OpKernelContext* context) {
   float* outputs[4];
   for (int i = 0; i < 4; ++i) outputs[i] = call.output<float>(i, {channels});
   if (!call.ok()) return;
-  const auto run = config.activation == "swish" ? proxy_moments_gradient<Swish> : proxy_moments_gradient<Relu>;
+  const auto run = config.activation == "swish"  ? proxy_moments_gradient<Swish>
+                   : config.activation == "relu" ? proxy_moments_gradient<Relu>
+                                                 : proxy_moments_gradient<Relu6>;
   run(channels, points, given, mean, inv_std, dmean, dinv_std, outputs[0], outputs[1], outputs[2], outputs[3]);
 }
 

@@ -3,9 +3,8 @@
 import re
 from typing import Any, Sequence, Tuple
 
-import tensorflow as tf
-
 from g16net import compat
+from g16net.compat import ops
 
 
 def own_name(variable: Any) -> str:
@@ -72,12 +71,12 @@ class Optimizer(compat.Optimizer):
     def with_l2(self, variable: Any, gradient: Any) -> Any:
         """The gradient with that of the penalty `weight_decay / 2 * variable^2`, where the variable decays."""
         if self.decays(variable):
-            gradient = gradient + self.decay_rate * tf.convert_to_tensor(variable)
+            gradient = gradient + self.decay_rate * ops.convert_to_tensor(variable)
         return gradient
 
     def check_variables(self, variables: Any) -> None:
         for variable in variables:
-            dtype = tf.as_dtype(variable.dtype).name
+            dtype = ops.dtype_name(variable.dtype)
             if dtype in ("float16", "bfloat16"):
                 raise ValueError(
                     f"{type(self).__name__.split('>')[-1]} keeps float32 state, got the {dtype} variable "

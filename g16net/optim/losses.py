@@ -13,10 +13,8 @@ pipeline. `targets` makes dense rows of all forms, for inspection and tests.
 
 from typing import Any, Tuple
 
-import tensorflow as tf
-from tensorflow import keras
-
 from g16net import compat
+from g16net.compat import keras, ops, tf
 
 
 def split_terms(y_true: Any) -> Tuple[Any, Any]:
@@ -25,17 +23,22 @@ def split_terms(y_true: Any) -> Tuple[Any, Any]:
     Raises:
         ValueError: for targets of another shape.
     """
-    y_true = tf.convert_to_tensor(y_true)
-    if y_true.shape.rank == 1:
-        y_true = y_true[:, tf.newaxis]
-    if y_true.shape.rank == 2 and y_true.shape[-1] == 1:
-        return tf.cast(y_true, tf.int32), tf.ones_like(y_true, tf.float32)
-    if y_true.shape.rank == 3 and y_true.shape[-1] == 2 and y_true.dtype.is_floating:
-        return tf.cast(y_true[..., 0], tf.int32), tf.cast(y_true[..., 1], tf.float32)
+    y_true = ops.convert_to_tensor(y_true)
+    rank = ops.rank(y_true)
+    if rank == 1:
+        y_true = y_true[:, None]
+    if rank == 1 or rank == 2 and y_true.shape[-1] == 1:
+        return ops.cast(y_true, "int32"), ops.ones_like(y_true, "float32")
+    if rank == 3 and y_true.shape[-1] == 2 and _is_float(y_true):
+        return ops.cast(y_true[..., 0], "int32"), ops.cast(y_true[..., 1], "float32")
     raise ValueError(
         "targets must be class ids [batch] or [batch, 1], or mixed labels [batch, terms, 2] of class ids and weights "
-        f"as floats; got {y_true.dtype.name} of the shape {y_true.shape}"
+        f"as floats; got {ops.dtype_name(y_true.dtype)} of the shape {y_true.shape}"
     )
+
+
+def _is_float(tensor):
+    return "float" in ops.dtype_name(tensor.dtype)
 
 
 def label_rows(y_true: Any, num_classes: int) -> Any:
@@ -46,8 +49,9 @@ def label_rows(y_true: Any, num_classes: int) -> Any:
     Raises:
         ValueError: for targets that have none of the forms.
     """
-    y_true = tf.convert_to_tensor(y_true)
-    rank, columns = y_true.shape.rank, y_true.shape[-1] if y_true.shape.rank else None
+    y_true = ops.convert_to_tensor(y_true)
+    rank = ops.rank(y_true)
+    columns = y_true.shape[-1] if rank else None
     forms = (
         "class ids are [batch] or [batch, 1], one-hot and soft labels [batch, classes], and mixed labels "
         "[batch, terms, 2] as floats"
@@ -70,12 +74,12 @@ def label_rows(y_true: Any, num_classes: int) -> Any:
             lambda: tf.ensure_shape(tf.cast(y_true, tf.float32), [None, num_classes]),
         )
     if rank == 2 and columns == num_classes:
-        return tf.cast(y_true, tf.float32)
-    if rank == 1 or rank == 2 and columns == 1 or rank == 3 and columns == 2 and y_true.dtype.is_floating:
+        return ops.cast(y_true, "float32")
+    if rank == 1 or rank == 2 and columns == 1 or rank == 3 and columns == 2 and _is_float(y_true):
         return None
     raise ValueError(
-        f"targets of the shape {y_true.shape} ({y_true.dtype.name}) do not fit logits of {num_classes} classes: "
-        f"{forms}. Give the data, the model and the loss the same number of classes"
+        f"targets of the shape {y_true.shape} ({ops.dtype_name(y_true.dtype)}) do not fit logits of {num_classes} "
+        f"classes: {forms}. Give the data, the model and the loss the same number of classes"
     )
 
 
@@ -84,18 +88,19 @@ def _check_exact(y_true, num_classes):
 
     tf-keras brings targets of floats to the dtype of the logits before a loss or a metric sees them.
     """
-    if y_true.dtype.is_floating:
-        exact = {"bfloat16": 2**8, "float16": 2**11}.get(y_true.dtype.name, num_classes)
+    if _is_float(y_true):
+        name = ops.dtype_name(y_true.dtype)
+        exact = {"bfloat16": 2**8, "float16": 2**11}.get(name, num_classes)
         if num_classes > exact + 1:
             raise ValueError(
-                f"ids of {num_classes} classes came as {y_true.dtype.name}, which has whole numbers up to {exact}: "
+                f"ids of {num_classes} classes came as {name}, which has whole numbers up to {exact}: "
                 'give class ids as integers, or make the logits float32 (the last layer with dtype="float32")'
             )
 
 
 def check_logits(y_pred: Any) -> None:
     """ValueError where `y_pred` is not [batch, classes] of two classes or more."""
-    if y_pred.shape.rank != 2 or (y_pred.shape[-1] or 0) < 2:
+    if ops.rank(y_pred) != 2 or (y_pred.shape[-1] or 0) < 2:
         raise ValueError(
             f"logits must be [batch, classes] with two classes or more, got the shape {y_pred.shape}; for two classes "
             "give the last layer two units, without an activation"
@@ -116,8 +121,8 @@ def targets(y_true: Any, num_classes: int, label_smoothing: float = 0.1) -> Any:
     rows = label_rows(y_true, num_classes)
     if rows is None:
         ids, weights = split_terms(y_true)
-        rows = tf.reduce_sum(weights[..., tf.newaxis] * tf.one_hot(ids, num_classes), axis=1)
-    return negative * tf.reduce_sum(rows, axis=-1, keepdims=True) + (positive - negative) * rows
+        rows = ops.sum(weights[..., None] * ops.one_hot(ids, num_classes), axis=1)
+    return negative * ops.sum(rows, axis=-1, keepdims=True) + (positive - negative) * rows
 
 
 @compat.register
@@ -146,7 +151,7 @@ class SmoothedCrossEntropy(keras.losses.Loss):
         self.label_smoothing = float(label_smoothing)
 
     def call(self, y_true, y_pred):
-        y_pred = tf.convert_to_tensor(y_pred)
+        y_pred = ops.convert_to_tensor(y_pred)
         if y_pred.shape[-1] != self.num_classes:
             raise ValueError(
                 f"the loss was made for num_classes={self.num_classes}, but the logits have the shape {y_pred.shape}; "
@@ -154,19 +159,19 @@ class SmoothedCrossEntropy(keras.losses.Loss):
             )
         check_logits(y_pred)
         positive, negative = smoothed_values(self.num_classes, self.label_smoothing)
-        log_probs = tf.nn.log_softmax(tf.cast(y_pred, tf.float32))
+        log_probs = ops.log_softmax(ops.cast(y_pred, "float32"))
         # The target row is `negative` everywhere and `positive - negative` more at each term's class.
         rows = label_rows(y_true, self.num_classes)
         if rows is None:
             ids, weights = split_terms(y_true)
-            right = tf.reduce_sum(weights * tf.gather(log_probs, ids, batch_dims=1), axis=-1)
+            right = ops.sum(weights * ops.of_each_row(log_probs, ids), axis=-1)
             # CPUs raise for ids out of range, but XLA takes the nearest class and GPUs take a logarithm of 0.
-            inside = tf.reduce_all((ids >= 0) & (ids < self.num_classes), axis=-1)
-            right = tf.where(inside, right, float("nan"))
+            inside = ops.all((ids >= 0) & (ids < self.num_classes), axis=-1)
+            right = ops.where(inside, right, float("nan"))
         else:
             weights = rows
-            right = tf.reduce_sum(rows * log_probs, axis=-1)
-        spread = tf.reduce_sum(weights, axis=-1) * tf.reduce_sum(log_probs, axis=-1) if negative else 0.0
+            right = ops.sum(rows * log_probs, axis=-1)
+        spread = ops.sum(weights, axis=-1) * ops.sum(log_probs, axis=-1) if negative else 0.0
         return (negative - positive) * right - negative * spread
 
     def get_config(self):
@@ -179,13 +184,13 @@ def main_class(y_true: Any, num_classes: int) -> Any:
     """The class `[batch]` (int32) with the largest weight; of equal ones the first term's, or of rows the lowest."""
     rows = label_rows(y_true, num_classes)
     if rows is not None:
-        return tf.argmax(rows, axis=-1, output_type=tf.int32)
+        return ops.argmax(rows, axis=-1)
     ids, weights = split_terms(y_true)
     if ids.shape[-1] == 1:
         return ids[:, 0]
-    same = tf.cast(tf.equal(ids[:, :, tf.newaxis], ids[:, tf.newaxis, :]), tf.float32)
-    totals = tf.reduce_sum(same * weights[:, tf.newaxis, :], axis=-1)
-    return tf.gather(ids, tf.argmax(totals, axis=-1, output_type=tf.int32), batch_dims=1)
+    same = ops.cast(ops.equal(ids[:, :, None], ids[:, None, :]), "float32")
+    totals = ops.sum(same * weights[:, None, :], axis=-1)
+    return ops.of_each_row(ids, ops.argmax(totals, axis=-1))
 
 
 def in_top(y_true: Any, y_pred: Any, k: int) -> Any:
@@ -193,11 +198,11 @@ def in_top(y_true: Any, y_pred: Any, k: int) -> Any:
 
     Of equal logits the lower class comes first, so that a network whose logits are all equal has no accuracy for free.
     """
-    y_pred = tf.convert_to_tensor(y_pred)
+    y_pred = ops.convert_to_tensor(y_pred)
     check_logits(y_pred)
     k, main = min(k, y_pred.shape[-1]), main_class(y_true, y_pred.shape[-1])
-    best = tf.math.top_k(tf.cast(y_pred, tf.float32), k).indices
-    return tf.cast(tf.reduce_any(tf.equal(best, main[:, tf.newaxis]), axis=-1), tf.float32)
+    best = ops.top_indices(ops.cast(y_pred, "float32"), k)
+    return ops.cast(ops.any(ops.equal(best, main[:, None]), axis=-1), "float32")
 
 
 compat.follow_directions()

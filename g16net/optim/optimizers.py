@@ -7,9 +7,8 @@ clipping by the norm of a whole update, exact resume, files that both generation
 import functools
 from typing import Any
 
-import tensorflow as tf
-
 from g16net import compat
+from g16net.compat import ops
 from g16net.optim.base import Optimizer, own_name
 
 
@@ -40,7 +39,8 @@ class SGD(Optimizer):
 
     def update(self, variable: Any, gradient: Any, learning_rate: Any, velocity: Any) -> Any:
         step = learning_rate * self.with_l2(variable, gradient)
-        new = velocity.assign(self.momentum * velocity - step)
+        new = self.momentum * velocity - step
+        velocity.assign(new)
         return variable.assign_add(self.momentum * new - step if self.nesterov else new)
 
     def get_config(self):
@@ -60,10 +60,12 @@ class _Moments(Optimizer):
 
     def moments(self, gradient, mean, square):
         """Takes the gradient into both, and returns them without the bias of their start."""
-        step = tf.cast(tf.convert_to_tensor(self.iterations), tf.float32) + 1.0
-        new = mean.assign(self.beta_1 * mean + (1 - self.beta_1) * gradient)
-        new_square = square.assign(self.beta_2 * square + (1 - self.beta_2) * tf.square(gradient))
-        return new / (1 - tf.pow(self.beta_1, step)), new_square / (1 - tf.pow(self.beta_2, step))
+        step = ops.cast(ops.convert_to_tensor(self.iterations), "float32") + 1.0
+        new = self.beta_1 * mean + (1 - self.beta_1) * gradient
+        new_square = self.beta_2 * square + (1 - self.beta_2) * ops.square(gradient)
+        mean.assign(new)
+        square.assign(new_square)
+        return new / (1 - self.beta_1**step), new_square / (1 - self.beta_2**step)
 
     def decayed(self, variable, direction):
         """The direction of the step with the decoupled weight decay."""
@@ -104,7 +106,7 @@ class AdamW(_Moments):
 
     def update(self, variable: Any, gradient: Any, learning_rate: Any, mean: Any, square: Any) -> Any:
         m, v = self.moments(gradient, mean, square)
-        return variable.assign_sub(learning_rate * self.decayed(variable, m / (tf.sqrt(v) + self.epsilon)))
+        return variable.assign_sub(learning_rate * self.decayed(variable, m / (ops.sqrt(v) + self.epsilon)))
 
 
 @compat.register
@@ -136,9 +138,10 @@ class Lamb(_Moments):
 
     def update(self, variable: Any, gradient: Any, learning_rate: Any, mean: Any, square: Any) -> Any:
         m, v = self.moments(gradient, mean, square)
-        direction = self.decayed(variable, m / (tf.sqrt(v) + self.epsilon))
-        own, length = tf.norm(tf.convert_to_tensor(variable)), tf.norm(direction)
-        trust = tf.where((own > 0) & (length > 0), tf.math.divide_no_nan(own, length), 1.0)
+        direction = self.decayed(variable, m / (ops.sqrt(v) + self.epsilon))
+        own, length = _norm(ops.convert_to_tensor(variable)), _norm(direction)
+        some = (own > 0) & (length > 0)
+        trust = ops.where(some, own / ops.where(some, length, 1.0), 1.0)
         return variable.assign_sub(learning_rate * trust * direction)
 
 
@@ -166,10 +169,13 @@ class Lion(_Moments):
         super().__init__(learning_rate, beta_1, beta_2, name, **kwargs)
 
     def update(self, variable: Any, gradient: Any, learning_rate: Any, mean: Any) -> Any:
-        direction = tf.sign(self.beta_1 * mean + (1 - self.beta_1) * gradient)
-        moved = variable.assign_sub(learning_rate * self.decayed(variable, direction))
-        with tf.control_dependencies([moved, direction]):
-            return mean.assign(self.beta_2 * mean + (1 - self.beta_2) * gradient)
+        direction = ops.sign(self.beta_1 * mean + (1 - self.beta_1) * gradient)
+        mean.assign(self.beta_2 * mean + (1 - self.beta_2) * gradient)
+        return variable.assign_sub(learning_rate * self.decayed(variable, direction))
+
+
+def _norm(x):
+    return ops.sqrt(ops.sum(ops.square(x)))
 
 
 def _check_share(name, value):
@@ -198,4 +204,4 @@ def of_keras(name: str, learning_rate: Any, weight_decay: float = 0.0, **argumen
 def _penalised(weight_decay, variable, gradient):
     if not weight_decay or own_name(variable) in ("gamma", "beta"):
         return gradient
-    return gradient + weight_decay * tf.cast(tf.convert_to_tensor(variable), gradient.dtype)
+    return gradient + weight_decay * ops.cast(ops.convert_to_tensor(variable), gradient.dtype)

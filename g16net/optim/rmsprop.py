@@ -7,9 +7,8 @@ stage of a pipelined IPU model cannot do.
 
 from typing import Any
 
-import tensorflow as tf
-
 from g16net import compat, native
+from g16net.compat import ops, tf
 from g16net.optim.base import Optimizer
 
 
@@ -71,6 +70,9 @@ class RMSProp(Optimizer):
         self.epsilon = float(epsilon)
 
     def update(self, variable: Any, gradient: Any, learning_rate: Any, rms: Any, momentum: Any) -> Any:
+        gradient = self.with_l2(variable, gradient)
+        if tf is None:
+            return self._by_formula(variable, gradient, learning_rate, rms, momentum)
         # TensorFlow 1's own fused operation: on a CPU about half the time of the formula written out.
         return tf.raw_ops.ResourceApplyRMSProp(
             var=variable.handle,
@@ -80,8 +82,14 @@ class RMSProp(Optimizer):
             rho=tf.constant(self.rho, variable.dtype),
             momentum=tf.constant(self.momentum, variable.dtype),
             epsilon=tf.constant(self.epsilon, variable.dtype),
-            grad=self.with_l2(variable, gradient),
+            grad=gradient,
         )
+
+    def _by_formula(self, variable, gradient, learning_rate, rms, momentum):
+        rms.assign(self.rho * rms + (1 - self.rho) * ops.square(gradient))
+        step = learning_rate * gradient * ops.rsqrt(ops.convert_to_tensor(rms) + self.epsilon)
+        momentum.assign(self.momentum * momentum + step)
+        variable.assign_sub(momentum)
 
     def update_all(self, variables: Any, gradients: Any, learning_rate: Any, rms: Any, momentum: Any) -> Any:
         if not native.enabled() or not all(tf.as_dtype(v.dtype) == tf.float32 for v in variables):

@@ -11,10 +11,9 @@ import math
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-from tensorflow import keras
 
 from g16net import compat
+from g16net.compat import keras, ops
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
@@ -43,10 +42,10 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step):
         """The learning rate at `step` (scalar tensor, variable or number) as a float32 scalar."""
-        step = tf.minimum(tf.cast(step, tf.int64), self.steps)
+        step = ops.minimum(ops.cast(step, ops.WHOLE), self.steps)
         rate = self.decay(step)
         if self.warmup_steps:
-            rate *= tf.minimum(tf.cast(step, tf.float32) / self.warmup_steps, 1.0)
+            rate *= ops.minimum(ops.cast(step, "float32") / self.warmup_steps, 1.0)
         return rate
 
     def curve(self, steps: Any) -> Any:
@@ -75,17 +74,22 @@ class ExponentialStaircase(Schedule):
             raise ValueError(f"drops must be a whole number above 0, got {drops}; the recipe has 146")
         if not 0 < rate <= 1:
             raise ValueError(f"rate must be above 0 and at most 1, got {rate}; the recipe has 0.97")
+        if self.steps * int(drops) >= np.iinfo(ops.WHOLE).max:
+            raise ValueError(
+                f"steps * drops must fit {ops.WHOLE}, the whole numbers of this backend, got {steps} * {drops}; "
+                "take fewer drops"
+            )
         self.drops = int(drops)
         self.rate = float(rate)
 
     def drops_made(self, step: Any) -> Any:
-        """How many drops have happened at `step`, in whole numbers (Python, NumPy or TensorFlow)."""
+        """How many drops have happened at `step`, in whole numbers (a number, array or tensor)."""
         return step * self.drops // self.steps
 
     def decay(self, step: Any) -> Any:
         # A table, because 0.97^145 in float32 is off by more than the last few digits.
-        stairs = tf.constant(self.base * self.rate ** np.arange(self.drops + 1), tf.float32)
-        return tf.gather(stairs, self.drops_made(step))
+        stairs = ops.constant(self.base * self.rate ** np.arange(self.drops + 1), "float32")
+        return ops.take(stairs, self.drops_made(step))
 
     def decay_curve(self, steps: Any) -> Any:
         return self.base * self.rate ** self.drops_made(steps)
@@ -104,8 +108,8 @@ class Cosine(Schedule):
 
     def decay(self, step: Any) -> Any:
         # sin^2 of half the angle that is left keeps its digits near the end, where 1 + cos cancels.
-        left = tf.cast(self.steps - step, tf.float32) / self.steps
-        return self.base * tf.square(tf.sin(math.pi / 2 * left))
+        left = ops.cast(self.steps - step, "float32") / self.steps
+        return self.base * ops.square(ops.sin(math.pi / 2 * left))
 
     def decay_curve(self, steps: Any) -> Any:
         return self.base * np.sin(np.pi / 2 * (self.steps - steps) / self.steps) ** 2

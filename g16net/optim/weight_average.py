@@ -10,10 +10,11 @@ import functools
 from typing import Any, Callable, Dict, Iterator, Optional
 
 import numpy as np
-import tensorflow as tf
-from tensorflow import keras
 
 from g16net import compat
+from g16net.compat import keras, ops, tf
+
+_Base: Any = object if tf is None else tf.Module  # which a tf.train.Checkpoint looks into
 
 
 def exponential(values: Any, decay: float = 0.97) -> Any:
@@ -35,7 +36,7 @@ def mean(values: Any) -> Any:
     return np.mean([np.asarray(value, np.float64) for value in values], axis=0)
 
 
-class WeightAverage(tf.Module):
+class WeightAverage(_Base):
     """The running average of a model's floating-point weights, in float32 variables of its own.
 
     A `tf.train.Checkpoint` holds it beside the model and can restore it before the first update.
@@ -51,9 +52,15 @@ class WeightAverage(tf.Module):
     """
 
     def __init__(self, model: keras.Model, decay: float = 0.97, over: str = "epochs") -> None:
-        super().__init__(name="weight_average")
+        if tf is not None:
+            super().__init__(name="weight_average")
         if over not in ("epochs", "updates"):
             raise ValueError(f'over must be "epochs" or "updates", got {over!r}')
+        if over == "updates" and tf is None:  # JAX gives callbacks the new weights at the ends of epochs only
+            raise ValueError(
+                f'over="updates" works on TensorFlow alone, and the backend is {compat.BACKEND!r}; take over="epochs", '
+                "or an optimizer of Keras with use_ema=True"
+            )
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}; the recipe has 0.97 per epoch, 0 turns it off")
         if not model.weights:
@@ -61,11 +68,10 @@ class WeightAverage(tf.Module):
         self.decay, self.over = float(decay), over
         self._model = lambda: model  # as a function: a checkpoint of the average shall not hold the model again
         self._program: Optional[Callable] = None
-        self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
+        self.updates = compat.fixed_variable(0, "updates", ops.WHOLE)
         # One name for all: for each new one TensorFlow makes another kernel, which takes four times as long.
         self.averages = [
-            tf.Variable(tf.zeros(weight.shape), trainable=False, name="average")
-            for weight in (_averaged(model) if decay else [])
+            compat.fixed_variable(ops.zeros(weight.shape), "average") for weight in (_averaged(model) if decay else [])
         ]
 
     def named(self) -> Dict[str, Any]:
@@ -109,7 +115,7 @@ class WeightAverage(tf.Module):
         if not int(self.updates.numpy()):
             raise ValueError("the weight average is empty; call update (at an epoch's end) or restore it first")
         for average, weight in self._pairs(model):
-            weight.assign(tf.cast(average.read_value(), weight.dtype))
+            weight.assign(ops.cast(ops.convert_to_tensor(average), weight.dtype))
 
     @contextlib.contextmanager
     def applied(self, model: Optional[keras.Model] = None) -> Iterator[None]:
@@ -136,7 +142,7 @@ class WeightAverage(tf.Module):
 
 def _averaged(model):
     """The weights that an average makes sense for: not counters or seeds."""
-    return [weight for weight in model.weights if tf.as_dtype(weight.dtype).is_floating]
+    return [weight for weight in model.weights if "float" in ops.dtype_name(weight.dtype)]
 
 
 class AverageWeights(keras.callbacks.Callback):

@@ -1,5 +1,7 @@
 """From a resolved config to objects: sources, batches, model, optimizer, loss, trained weights."""
 
+from g16net.compat import tensorflow_only  # noqa: F401  isort: skip  says first what is missing
+
 import functools
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -145,7 +147,8 @@ def eval_preprocessing(config: ConfigDict, size: int) -> Dict[str, Any]:
     """How an image becomes the test image of `size` pixels, as arguments of `transforms.eval_image`."""
     data = config.data
     fit = "resize" if data.crop == "pad" else "crop"
-    return {"size": size, "fit": fit, "resize": data.resize, "max_pixels": data.max_pixels, "exif": data.exif}
+    how = {"fit": fit, "resize": data.eval_resize, "crop": data.eval_crop}
+    return {"size": size, **how, "max_pixels": data.max_pixels, "exif": data.exif}
 
 
 def eval_transform(config: ConfigDict, size: int) -> Callable:
@@ -310,7 +313,11 @@ def make_optimizer(
     accumulation: int,
     guard: str,
 ) -> compat.Optimizer:
-    """The optimizer called `name` (`optim.name`), with what is common to training and fine-tuning from `config`."""
+    """The optimizer called `name` (`optim.name`), with what is common to training and fine-tuning from `config`.
+
+    Raises:
+        ConfigError: this Keras has no optimizer of that name.
+    """
     optim = config.optim
     rule, same = optimizer_rules.rule(name), name == optim.name
     epsilon = optim.epsilon if same else rule.epsilon
@@ -378,7 +385,7 @@ def trained(
     if fine:
         checkpoint.read(folder, checkpoint.model_state(network))
         return network, class_names
-    if weights == "average":
+    if weights == "average" and manifest["step"]:  # before the first step it is the weights themselves
         averaged = average(config, network)
         checkpoint.read(folder, checkpoint.state(average=averaged))
         averaged.copy_to()

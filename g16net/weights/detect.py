@@ -20,12 +20,14 @@ from g16net import extras
 from g16net.config import experiments, recipe
 from g16net.errors import UserError
 from g16net.models import architecture, norms
-from g16net.weights import keras_applications, tf1, timm
+from g16net.weights import keras_applications, lukemelas, tf1, timm
 
-HALF = re.compile(r"efficientnet_b\d[._](ap|ra4)[._-]")  # models of timm with images of -1..1
 NUMPY_DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # of safetensors
-KINDS = "a workdir, one of its checkpoints/STEP, a .keras or .h5 file, or weights of timm (.safetensors), "
-KINDS += "keras.applications (.h5, .keras) or the authors' TensorFlow 1 code (prefix or folder)"
+KINDS = "a workdir, one of its checkpoints/STEP, a .keras or .h5 file, or weights of timm or EfficientNet-PyTorch "
+KINDS += "(.safetensors), keras.applications (.h5, .keras) or the authors' TensorFlow 1 code (prefix or folder)"
+TORCH = 'torch itself writes one without running code of the file: python -c "import torch, safetensors.torch as st; '
+TORCH += "st.save_file({k: v.contiguous() for k, v in torch.load('FILE.pth', map_location='cpu', weights_only=True)"
+TORCH += ".items()}, 'FILE.safetensors')\""
 
 
 class Foreign(NamedTuple):
@@ -87,6 +89,9 @@ def settle(config: ConfigDict, given: Set[str]) -> None:
             logging.info("init.checkpoint: %s: %s -> %s, as %s weights ask for", key, config[section][name],
                          value, foreign.library)  # fmt: skip
             config[section][name] = value
+        elif key in given and config[section][name] != value:
+            logging.warning("init.checkpoint: %s=%s, as you set it, is not the %s of %s weights",
+                            key, config[section][name], value, foreign.library)  # fmt: skip
     for doubt in sorted(set(foreign.assumed.values())):
         keys = [key for key, why in foreign.assumed.items() if why == doubt and key not in given]
         if keys:
@@ -152,10 +157,10 @@ def _inspect(path):
     if head.startswith(b"PK\x03\x04"):
         return _zip(path)
     if head[8:9] == b"{":
-        return _timm(path)
+        return _torch(path)
     if path.endswith(".index"):
         return _tf1(path[: -len(".index")])
-    pickle = "; it looks like a pickle, which could run code" if head.startswith(b"\x80") else ""
+    pickle = f"; it looks like a pickle, which could run code. {TORCH}" if head.startswith(b"\x80") else ""
     raise UserError(f"init.checkpoint={path} is no file of weights that can be read{pickle}; it takes {KINDS}")
 
 
@@ -176,8 +181,7 @@ def _zip(path):
             raise UserError(
                 f"init.checkpoint={path} is "
                 + ("a pickle of torch, which could run code and is not read" if torch else "no .keras file")
-                + ". Of timm's weights take the .safetensors file, or write one: "
-                "safetensors.torch.save_file(state_dict, 'weights.safetensors')"
+                + f". Of timm's weights take the .safetensors file. {TORCH}"
             )
         if archive.getinfo("config.json").file_size > 2**26:
             raise UserError(f"init.checkpoint={path}: its config.json is larger than 64 MiB, and no model's")
@@ -276,8 +280,9 @@ def _keras(path, arrays, layers):
     network = _network(
         path,
         arrays["stem_conv"][0].shape[-1],
-        arrays["top_conv"][0].shape[-1],
+        arrays["top_conv"][0].shape[-2:],
         blocks,
+        any(layer.endswith("_se_reduce") for layer in arrays),
         1,
         expanded // inside,
         norms.published("keras.applications"),
@@ -288,7 +293,10 @@ def _keras(path, arrays, layers):
 
     mean, std, doubt = _keras_input(arrays, layers)
     assumed = {key: doubt for key in ("model.mean", "model.std") if doubt}
-    return Foreign("keras.applications'", network, _input(mean, std), values, assumed)
+    # The authors' evaluation, from whose checkpoints these weights are; Keras brings none of its own.
+    test = timm.preprocessing(f"tf_efficientnet_{network['model.variant'].lower()}")
+    settings = _input(test._replace(mean=mean, std=std))
+    return Foreign("keras.applications'", network, settings, values, assumed)
 
 
 def _keras_input(arrays, layers):
@@ -327,12 +335,28 @@ def _keras_input(arrays, layers):
     return -offset / scale / 255, 1 / scale / 255, doubt
 
 
-# timm
+# timm, and EfficientNet-PyTorch, which becomes it
 
 
-def _timm(path):
-    extras.need("safetensors.numpy", "weights", "reading timm's weights")
+def _torch(path):
+    extras.need("safetensors.numpy", "weights", "reading weights of torch")
     shapes = _safetensors_shapes(path)
+    if "_conv_stem.weight" not in shapes:
+        return _timm(path, shapes)
+    names = lukemelas.names(shapes)
+    network, _ = _timm_network(path, {names[name]: shape for name, shape in shapes.items()})
+    test, doubt = lukemelas.preprocessing(os.path.basename(path), network["model.variant"])
+    settings = {**_input(test), "model.norm_epsilon": timm.NORM_EPSILON["tf_"]}
+    assumed = dict.fromkeys(_input(test), doubt) if doubt else {}
+
+    def values(model):
+        return timm.find({names[name]: array for name, array in timm.read(path).items()}, model)
+
+    return Foreign("EfficientNet-PyTorch's", network, settings, values, assumed)
+
+
+def _timm_network(path, shapes):
+    """`(network, whether the norm is batch norm)` of timm's weights with these `shapes`; UserError for others."""
     needed = ("conv_stem.weight", "conv_head.weight", "blocks.1.0.conv_pw.weight", "blocks.1.0.conv_dw.weight")
     if any(name not in shapes for name in needed):
         raise UserError(
@@ -343,13 +367,19 @@ def _timm(path):
     blocks = {tuple(name.split(".")[1:3]) for name in shapes if name.startswith("blocks.")}
     over_batch = "bn1.running_mean" in shapes
     network = _network(
-        path, shapes["conv_stem.weight"][0], shapes["conv_head.weight"][0], blocks,
-        shapes["blocks.1.0.conv_dw.weight"][1], expanded // inside, norms.published("timm", over_batch=over_batch),
+        path, shapes["conv_stem.weight"][0], shapes["conv_head.weight"][1::-1], blocks,
+        any(".se." in name for name in shapes), shapes["blocks.1.0.conv_dw.weight"][1], expanded // inside,
+        norms.published("timm", over_batch=over_batch),
     )  # fmt: skip
     _check_timm(path, shapes, timm.shapes(*list(network.values())[:3], over_batch))
-    name, mean, std, doubt = _timm_description(path)
-    assumed = {key: doubt for key in ("model.mean", "model.std") if doubt}
-    settings = _input(mean, std)
+    return network, over_batch
+
+
+def _timm(path, shapes):
+    network, over_batch = _timm_network(path, shapes)
+    name, test, doubt = _timm_description(path, network["model.variant"])
+    settings = _input(test)
+    assumed = dict.fromkeys(settings, doubt) if doubt else {}
     kind = re.search("(tf_)?efficientnet_", name)
     symmetric = not over_batch or bool(kind and not kind[1])  # with group norm there are no tf_ models
     settings["model.norm_epsilon"] = timm.NORM_EPSILON[None if symmetric else "tf_"]
@@ -378,8 +408,8 @@ def _check_timm(path, shapes, ours):
         some = [names[0] for names in (lacking, other, extra) if names]
         raise UserError(
             f"init.checkpoint={path} holds another kind of network of timm than there is here ({'; '.join(some)}; "
-            f"{len(lacking) + len(other) + len(extra)} differences in all); it takes tf_efficientnet_b0 to b7, "
-            "efficientnet_b0 to b7, efficientnet_b0_gn and efficientnet_b0_g8_gn"
+            f"{len(lacking) + len(other) + len(extra)} differences in all); it takes tf_efficientnet_b0 to b7 and "
+            "lite0 to lite4, the same without tf_, efficientnet_b0_gn and efficientnet_b0_g8_gn"
         )
 
 
@@ -408,10 +438,10 @@ def _safetensors_shapes(path):
         raise UserError(f"init.checkpoint={path} is no whole safetensors file: {error}") from error
 
 
-def _timm_description(path):
-    """`(timm's name, mean, std, doubt)` by the hub's `config.json` beside the file, or by the file's own name.
+def _timm_description(path, variant):
+    """`(timm's name, timm.Input, doubt)` by the hub's `config.json` beside the file, or by the file's own name.
 
-    `doubt` is None, or says why mean and std are a guess.
+    `doubt` is None, or says why the preprocessing is a guess.
     """
     described = {}
     try:
@@ -422,15 +452,22 @@ def _timm_description(path):
     described = described if isinstance(described, dict) else {}
     name = described.get("architecture")
     name = name if isinstance(name, str) else os.path.basename(path)
+    file = os.path.basename(path)
+    named = next((text for text in (file, name) if "efficientnet_" in text), f"tf_efficientnet_{variant.lower()}")
+    test = timm.preprocessing(named)
     form = described.get("pretrained_cfg", described)
-    given = [form.get("mean"), form.get("std")] if isinstance(form, dict) and "architecture" in described else [None]
-    if all(isinstance(v, list) and len(v) == 3 and all(isinstance(x, (int, float)) for x in v) for v in given):
-        return name, *given, None
-    if HALF.search(os.path.basename(path)):
-        return name, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), None
-    tagged = re.search(r"\.\w*(in1k|in12k)\b", os.path.basename(path))
-    doubt = None if tagged else "neither a config.json beside the file nor its name has mean and std; ImageNet's"
-    return name, timm.MEAN, timm.STD, doubt
+    if isinstance(form, dict) and "architecture" in described:
+        test = test._replace(resize=timm.RESIZES.get(str(form.get("interpolation")), test.resize))
+        crop = form.get("crop_pct")
+        if isinstance(crop, (int, float)) and 0 < crop <= 1:
+            test = test._replace(crop=float(crop))
+        given = form.get("mean"), form.get("std")
+        if all(isinstance(v, list) and len(v) == 3 and all(isinstance(x, (int, float)) for x in v) for v in given):
+            return name, test._replace(mean=given[0], std=given[1]), None
+    if timm.HALF_NAMES.search(file) or re.search(r"\.\w*(in1k|in12k)\b", file):
+        return name, test, None
+    doubt = "neither a config.json beside the file nor its name has the preprocessing; values of such networks"
+    return name, test, doubt
 
 
 # TensorFlow 1
@@ -454,8 +491,8 @@ def _tf1(path):
     inside, expanded = shapes[needed[2]][2:]
     blocks = {name.split("/")[0] for name in shapes if re.match(r"block[1-7][a-z]/", name)}
     network = _network(
-        path, shapes[needed[0]][-1], shapes[needed[1]][-1], blocks, shapes[needed[3]][2], expanded // inside,
-        norms.published("tf1", proxied="Top/proxy" in shapes),
+        path, shapes[needed[0]][-1], shapes[needed[1]][-2:], blocks, any("/SE/" in name for name in shapes),
+        shapes[needed[3]][2], expanded // inside, norms.published("tf1", proxied="Top/proxy" in shapes),
     )  # fmt: skip
     return Foreign(
         "the authors' TensorFlow 1",
@@ -469,14 +506,16 @@ def _tf1(path):
 # all
 
 
-def _network(path, stem, top, blocks, group_size, expand_ratio, possible):
+def _network(path, stem, top, blocks, excited, group_size, expand_ratio, possible):
     """The fields that shapes fix, with a norm out of those `possible`; UserError where no variant has these widths
-    and this depth."""
-    fitting = [name for name in architecture.VARIANTS if _outline(name) == (stem, top, len(blocks))]
+    and this depth. `top`: the channels into the last 1x1 convolution and out of it."""
+    outline = (stem, *top, len(blocks), excited)
+    fitting = [name for name in architecture.VARIANTS if _outline(name) == outline]
     if not fitting:
         raise UserError(
-            f"init.checkpoint={path}: no variant here has {stem} channels in the stem, {top} at the top and "
-            f"{len(blocks)} blocks; {', '.join(architecture.VARIANTS)} are known"
+            f"init.checkpoint={path}: no variant here has {stem} channels in the stem, {top[1]} at the top, {top[0]} "
+            f"before it and {len(blocks)} blocks {'with' if excited else 'without'} squeeze-and-excite; "
+            f"{', '.join(architecture.VARIANTS)} are known"
         )
     return {
         "model.variant": fitting[0],
@@ -487,14 +526,14 @@ def _network(path, stem, top, blocks, group_size, expand_ratio, possible):
 
 
 def _outline(variant):
-    """What tells variants apart: the channels of the stem and of the top, and the number of blocks."""
-    return (
-        architecture.stem_channels(variant),
-        architecture.top_channels(variant),
-        len(architecture.blocks(variant)),
-    )
+    """What tells variants apart: the channels of the stem, into and out of the top, the number of blocks, and whether
+    they have squeeze-and-excite."""
+    blocks = architecture.blocks(variant)
+    ends = architecture.stem_channels(variant), blocks[-1].out_channels, architecture.top_channels(variant)
+    return (*ends, len(blocks), blocks[0].se_width > 0)
 
 
-def _input(mean, std):
-    """The fields of an input normalised on the scale of 0..1."""
-    return {"model.mean": tuple(255.0 * float(v) for v in mean), "model.std": tuple(255.0 * float(v) for v in std)}
+def _input(test):
+    """The fields of a `timm.Input`, which is normalised on the scale of 0..1."""
+    scale = {f"model.{name}": tuple(255.0 * float(v) for v in getattr(test, name)) for name in ("mean", "std")}
+    return {**scale, "data.eval_resize": test.resize, "data.eval_crop": test.crop}

@@ -9,9 +9,9 @@ import re
 from typing import Any, Dict, Tuple
 
 import numpy as np
-from tensorflow import keras
 
 from g16net import compat
+from g16net.compat import keras
 from g16net.models import efficientnet, norms
 
 

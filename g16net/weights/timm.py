@@ -4,41 +4,66 @@
 
 What equals what, in float32 to rounding:
 
-- `tf_efficientnet_b0` to `b7` (batch norm, 'SAME' padding, epsilon 1e-3): our depthwise network with batch norm, at
-  any image size.
-- `efficientnet_b0` to `b7`, `efficientnet_b0_gn`, `efficientnet_b0_g8_gn`: the same networks but for epsilon 1e-5,
-  group norms of 8 channels a group in `_gn`, and padding that is the same on all sides. Where a stride is 2, 'SAME'
-  padding is the same on all sides for odd sizes only, so these are equal at sizes of 32 m + 1 pixels (225, not 224) and
-  shifted by up to half a pixel a stage at others. Networks with another rounding of widths (`efficientnet_b3_gn`) do
-  not exist here.
+- `tf_efficientnet_b0` to `b7`, `tf_efficientnet_lite0` to `lite4` (batch norm, 'SAME' padding, epsilon 1e-3): our
+  depthwise network with batch norm, at any image size.
+- `efficientnet_b0` to `b7`, `efficientnet_lite0` to `lite4`, `efficientnet_b0_gn`, `efficientnet_b0_g8_gn`: the same
+  networks but for epsilon 1e-5, group norms of 8 channels a group in `_gn`, and padding that is the same on all sides.
+  Where a stride is 2, 'SAME' padding is the same on all sides for odd sizes only, so these are equal at sizes of
+  32 m + 1 pixels (225, not 224) and shifted by up to half a pixel a stage at others. Networks with another rounding of
+  widths (`efficientnet_b3_gn`) do not exist here.
 
 timm's images are (image / 255 - mean) / std; `load` gives the model the same on the scale of 0..255.
 """
 
 import re
-from typing import Any, Dict, Mapping, Tuple, Union
+from typing import Any, Dict, Mapping, NamedTuple, Tuple, Union
 
 import numpy as np
-from tensorflow import keras
 
 from g16net import compat, extras, layers
+from g16net.compat import keras
 from g16net.errors import UserError
 from g16net.models import architecture, efficientnet, norms
 from g16net.models.architecture import Variant
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+HALF_NAMES = re.compile(r"efficientnet_b\d[._](ap|ra4)[._-]|tf_efficientnet_lite")  # models with images of -1..1
+# Crop fractions of the tf_ models, which the TensorFlow code gives as size / (size + 32).
+CROPS = {"b0": 0.875, "b1": 0.882, "b2": 0.89, "b3": 0.904, "b4": 0.922, "b5": 0.934, "b6": 0.942, "b7": 0.949}
+CROPS.update(lite0=0.875, lite1=0.882, lite2=0.89, lite3=0.904, lite4=0.92)
+RESIZES = {"bicubic": "bicubic", "bilinear": "bilinear_antialias"}  # timm's interpolation: `data.eval_resize`
 NORM_EPSILON = {"tf_": 1e-3, None: 1e-5}  # by the beginning of the name
 GROUP_NORM_SIZE = 8  # channels in a group of the norms of efficientnet_b0_gn and _g8_gn
-_NAME = re.compile(r"(tf_)?efficientnet_(b[0-7])(?:_g(\d+))?(_gn)?")
+_NAME = re.compile(r"(tf_)?efficientnet_(b[0-7]|lite[0-4])(?:_g(\d+))?(_gn)?")
 
 
-def load(weights: Any, name: str, mean: Any = MEAN, std: Any = STD, **overrides: Any) -> keras.Model:
+class Input(NamedTuple):
+    """How images become the input: (image / 255 - mean) / std of the centre with the share `crop` of the short side,
+    resized by `resize`, a `data.eval_resize`."""
+
+    mean: Any
+    std: Any
+    resize: str
+    crop: float
+
+
+def preprocessing(name: str) -> Input:
+    """That of timm's model `name`, such as "tf_efficientnet_b0.ap_in1k", as far as the name says it."""
+    scale = (HALF, HALF) if HALF_NAMES.search(name) else (MEAN, STD)
+    model = re.match(r"tf_efficientnet_(b[0-7]|lite[0-4])\b", name)
+    if not model:
+        return Input(*scale, "bicubic", 0.875)
+    return Input(*scale, RESIZES["bilinear" if model[1] in ("lite3", "lite4") else "bicubic"], CROPS[model[1]])
+
+
+def load(weights: Any, name: str, mean: Any = None, std: Any = None, **overrides: Any) -> keras.Model:
     """A network of ours that computes what timm's model `name` computes with `weights`.
 
     Args:
         weights: path of a safetensors file, or a mapping of timm's names to arrays (a state dict of NumPy arrays).
         name: timm's name, such as "tf_efficientnet_b0" (also "tf_efficientnet_b0.ns_jft_in1k").
-        mean, std: of timm's images, after division by 255; the model's `default_cfg` has them.
+        mean, std: of timm's images, after division by 255; the model's `default_cfg` has them. None: by the name.
         **overrides: further arguments of `efficientnet.build`, such as `input_size` or `dropout`. With `num_classes`
             other than the file's, the dense layer keeps its new weights.
 
@@ -46,7 +71,8 @@ def load(weights: Any, name: str, mean: Any = MEAN, std: Any = STD, **overrides:
         ValueError: for a name or a weight that has no counterpart; names it, with its shape.
         UserError: where `safetensors` is missing.
     """
-    arguments = parse(name)
+    arguments, known = parse(name), preprocessing(name)
+    mean, std = known.mean if mean is None else mean, known.std if std is None else std
     weights = read(weights) if isinstance(weights, str) else weights
     if "classifier.bias" not in weights:
         raise ValueError(f"no classifier.bias among the weights; is it a state dict of timm's {name}?")
@@ -62,8 +88,8 @@ def parse(name: str) -> Dict[str, Any]:
     match = _NAME.fullmatch(name.split(".")[0])
     if not match or (match[3] and not match[4]):
         raise ValueError(
-            f"timm's {name!r} has no counterpart here; known are tf_efficientnet_b0 to b7, efficientnet_b0 to b7, "
-            "efficientnet_b0_gn and efficientnet_b0_g8_gn"
+            f"timm's {name!r} has no counterpart here; known are tf_efficientnet_b0 to b7 and lite0 to lite4, the same "
+            "without tf_, efficientnet_b0_gn and efficientnet_b0_g8_gn"
         )
     return {
         "variant": match[2].upper(),
@@ -146,7 +172,8 @@ def shapes(
         if stage != 1:
             convolution((names["expand_conv"], names["expand_norm"]), 1, inside, expanded)
         convolution((names["conv"], names["norm"]), block.kernel, expanded // block.groups, expanded)
-        for part, ends in (("conv_reduce", (block.se_width, expanded)), ("conv_expand", (expanded, block.se_width))):
+        excite = (("conv_reduce", (block.se_width, expanded)), ("conv_expand", (expanded, block.se_width)))
+        for part, ends in excite if block.se_width else ():
             found[f"{names['se']}.{part}.weight"], found[f"{names['se']}.{part}.bias"] = (*ends, 1, 1), ends[:1]
         convolution((names["project_conv"], names["project_norm"]), 1, expanded, block.out_channels)
     convolution(("conv_head", "bn2"), 1, block.out_channels, architecture.top_channels(variant))

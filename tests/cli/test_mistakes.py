@@ -200,6 +200,7 @@ def test_every_mistake_of_the_page_is_made():
     assert len(HOW) >= 30
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("title", HOW)
 def test_the_message_is_the_pages(title, place, capsys, monkeypatch):
     arguments = [part.replace("{}", str(place)).replace("{root}", pages.ROOT) for part in HOW[title]]

@@ -127,3 +127,10 @@ def test_errors():
         counts.count(norm="ln-pn")
     with pytest.raises(ValueError, match="size.*0"):
         counts.count(size=0)
+
+
+def test_lite_has_the_parameters_of_timms_networks():
+    """Of timm's tf_efficientnet_lite0 to lite4."""
+    published = [4_652_008, 5_416_680, 6_092_072, 8_197_096, 13_006_568]
+    assert [counts.count(f"LITE{i}", 1, 6, "bn").params for i in range(5)] == published
+    assert not [row for row in counts.layers("LITE0") if row.kind == "squeeze_excite"]

@@ -20,8 +20,8 @@ def seeded(record, seed):
 
 
 @pytest.fixture(
-    params=["idx", "folder", "records"]
-    + [pytest.param(k, marks=pytest.mark.slow) for k in ("digits", "synthetic", "encoded")]
+    params=["folder", "records"]
+    + [pytest.param(k, marks=pytest.mark.slow) for k in ("idx", "digits", "synthetic", "encoded")]
 )
 def any_source(request, tmp_path):
     return open_kind(request.param, tmp_path)
@@ -81,6 +81,7 @@ def test_order_and_draws_follow_the_seed(kind, tmp_path):
     assert_same(one, batches(source, transform, 8, seed=1, epochs=1, num_parallel_calls=1))
 
 
+@pytest.mark.slow
 def test_workers_with_files_of_their_own(tmp_path):
     folder = record_files(tmp_path, [7, 6, 12, 3, 9, 11, 5], image=jpeg)
     source = open_source("tfrecord", "train", folder, num_classes=3, cycle=2, window=8)

@@ -376,3 +376,30 @@ def test_a_strip_is_not_scaled_to_its_whole_length():
         np.testing.assert_array_equal(found, transforms.eval_image(tf.constant(part), 224))
     usual = tf.constant(strip[:, :128])
     assert transforms._middle(usual).shape == usual.shape
+
+
+@pytest.mark.parametrize("resize, kernel", [("bicubic", Image.BICUBIC), ("bilinear_antialias", Image.BILINEAR)])
+@pytest.mark.parametrize(
+    "height, width, size, crop, share",
+    [(375, 500, 224, 0.875, 1e-3), (90, 71, 97, 0.9, 0.2), (333, 64, 32, 1.0, 0.3)],  # here Pillow begins with the rows
+)
+def test_smooth_resizes_are_pillows(height, width, size, crop, share, resize, kernel):
+    """With the sides and offsets of torchvision's Resize and CenterCrop: timm's evaluation."""
+    image = Image.fromarray(photo(height, width))
+    short = int(size / crop)
+    scale = [int(short * side / min(height, width)) for side in (width, height)]
+    left, top = (int(round((side - size) / 2)) for side in scale)
+    expected = np.asarray(image.resize(scale, kernel).crop((left, top, left + size, top + size)), np.int32)
+    found = np.asarray(transforms.eval_image(tf.constant(np.asarray(image)), size, resize=resize, crop=crop), np.int32)
+    assert np.abs(found - expected).max() <= 1 and np.mean(found != expected) < share
+    if resize == "bicubic":
+        other = transforms.eval_image(tf.constant(np.asarray(image)), size, crop=crop)
+        assert np.mean(found != np.asarray(other, np.int32)) > 0.5
+
+
+def test_smooth_resizes_in_training():
+    for resize in transforms.FILTERS:
+        found = train_graph(48, resize=resize)(tf.constant(JPEG), SEED)
+        usual = train_graph(48)(tf.constant(JPEG), SEED)
+        difference = np.abs(np.asarray(found, np.int32) - np.asarray(usual, np.int32))
+        assert found.dtype == tf.uint8 and 0 < difference.mean() < 6

@@ -10,6 +10,7 @@ from g16net.export import folding, saved_model
 
 
 @pytest.mark.run
+@pytest.mark.once
 @pytest.mark.skipif(compat.TF_VERSION < (2, 12), reason="this Keras has no .keras files")
 def test_blocks_run(tmp_path, monkeypatch):
     scripts = [block.text for block in pages.blocks("README.md") if block.language == "python"]

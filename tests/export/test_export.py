@@ -24,18 +24,21 @@ NAMES = ["ant", "bee", "cat", "dog", "eel", "fly", "gnu"]
 PREPARE = {"size": 32, "fit": "crop", "resize": "bilinear"}
 # A block that does not expand, with a shortcut; one of stride 2 and 5 x 5; the last.
 THREE_BLOCKS = architecture.Variant(0.0625, 0.3, 0.0, 32, stages=(1, 3, 7))
+LITE = THREE_BLOCKS._replace(se_ratio=0.0, activation="relu6")
 NETWORKS = {
     "ln_pn": {"norm": "ln_pn"},
     "gn strided": {"norm": "gn", "strided_groups": True},
     "gn_pn": {"norm": "gn_pn", "quadrature": "gauss_hermite"},
     "bn g1": {"norm": "bn", "group_size": 1, "expand_ratio": 6, "std": (58.0, 57.0, 57.0)},
     "bn relu": {"norm": "bn", "activation": "relu"},
+    "bn lite": {"norm": "bn", "variant": LITE, "std": 1.0},
+    "ln_pn lite": {"norm": "ln_pn", "variant": LITE},
 }
 
 
 def network(**arguments):
     """A small network whose every weight, moving statistics included, has been moved off its initial value."""
-    model = efficientnet.build(THREE_BLOCKS, num_classes=len(NAMES), seed=1, **arguments)
+    model = efficientnet.build(**{"variant": THREE_BLOCKS, "num_classes": len(NAMES), "seed": 1, **arguments})
     rng = np.random.default_rng(0)
     for layer in model.layers:
         for weight in layer.weights:

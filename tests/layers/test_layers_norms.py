@@ -63,7 +63,7 @@ def test_large_mean_and_small_numbers(form):
     "dtype, activation, norm, keep",
     pairs(
         ["float32", "float16", "bfloat16"],
-        ["swish", "relu", None],
+        ["swish", "relu", "relu6", None],
         [(None, False), (1, False), (2, True)],
         ["gbcs", "gc", "b", ""],  # gamma, beta, centre, scale
     ),
@@ -165,7 +165,7 @@ def test_batch_norm_by_hand():
     )
 
 
-@pytest.mark.parametrize("activation", ["swish", "relu"])
+@pytest.mark.parametrize("activation", ["swish", "relu", "relu6"])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_batch_norm_with_its_activation_equals_both_apart(activation, dtype):
     one, bare = BatchNorm(activation=activation, dtype=dtype), BatchNorm(dtype=dtype)
@@ -235,7 +235,7 @@ def test_frozen_batch_norm_leaves_its_averages():
         (lambda: GroupNorm(0), "groups must be a positive integer.*got 0"),
         (lambda: GroupNorm(3).build((None, 4, 4, 8)), r"got 3 for 8 channels; valid counts: \[1, 2, 4, 8\]"),
         (lambda: GroupNorm(epsilon=0), "epsilon must be a number above 0.*got 0"),
-        (lambda: GroupNorm(activation="gelu"), "'swish', 'relu' or None; got 'gelu'"),
+        (lambda: GroupNorm(activation="gelu"), "'swish', 'relu', 'relu6' or None; got 'gelu'"),
         (lambda: BatchNorm(momentum=1.0), r"momentum must lie in \[0, 1\)"),
     ],
 )

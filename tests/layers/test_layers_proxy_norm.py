@@ -10,6 +10,7 @@ from g16net.layers.proxy_norm import proxy_moments, quadrature_points
 GOLDEN = dict(np.load(helpers.GOLDEN / "proxy_norm_layer.npz"))
 NAMES = "gamma", "beta", "proxy_gamma", "proxy_beta"
 ACTIVATIONS = {"swish": lambda u: u / (1 + np.exp(-u)), "relu": lambda u: np.maximum(u, 0)}
+ACTIVATIONS["relu6"] = lambda u: np.clip(u, 0, 6)
 
 
 def built(shape, parameters, **config):
@@ -138,6 +139,7 @@ def exact_moments(gamma, beta, proxy_gamma, proxy_beta, activation):
         ("swish", "gauss_hermite", 32, 1.5e-5, 8e-5),
         ("relu", "quantile", 200, 1.4e-3, 4e-2),
         ("relu", "gauss_hermite", 32, 3e-2, 1.5e-2),
+        ("relu6", "quantile", 200, 1.4e-3, 4e-2),
     ],
 )
 def test_error_against_exact_integration(activation, quadrature, points, mean_error, std_error):
@@ -178,7 +180,7 @@ def test_delayed_scale_is_the_scale():
 @pytest.mark.parametrize(
     "config, message",
     [
-        (dict(activation="gelu"), "'swish', 'relu'; got 'gelu'"),
+        (dict(activation="gelu"), "'swish', 'relu', 'relu6'; got 'gelu'"),
         (dict(activation=None), "got None"),
         (dict(groups=0), "groups must be None .* or a positive integer; got 0"),
         (dict(proxy_epsilon=0.0), "proxy_epsilon must be a number above 0.*got 0.0"),

@@ -67,6 +67,7 @@ def run(function, values, groups=1, strided=False, epsilon=1e-3, activation="swi
         ((1, 4, 4, 3), 3, False, "swish"),
         ((3, 7, 5, 20), 4, True, "swish"),
         ((2, 6, 6, 24), 1, False, "relu"),
+        ((2, 6, 6, 24), 1, False, "relu6"),
         ((2, 9, 4, 48), 4, False, "swish"),
         ((2, 9, 4, 48), 4, True, None),
         ((1, 40, 40, 96), 1, False, "swish"),  # several chunks a sample, one sample
@@ -143,7 +144,7 @@ def test_batch_mates_and_threads_change_no_bit(shape):
 
 
 @needs_native
-@pytest.mark.parametrize("activation", ["swish", "relu", None])
+@pytest.mark.parametrize("activation", ["swish", "relu", "relu6", None])
 def test_not_a_number_stays_in_its_sample_and_is_seen(activation):
     x, _, _, *parameters = case((4, 6, 6, 24), tf.float32)
     gamma, beta, centre, scale = parameters
@@ -248,7 +249,7 @@ def test_group_conv_of_no_images():
 
 @needs_native
 @pytest.mark.parametrize("quadrature", [("quantile", 200), ("gauss_hermite", 32)], ids=lambda pair: pair[0])
-@pytest.mark.parametrize("channels, activation", [(1, "swish"), (20, "relu"), (97, "swish")])
+@pytest.mark.parametrize("channels, activation", [(1, "swish"), (20, "relu"), (24, "relu6"), (97, "swish")])
 def test_proxy_moments(channels, activation, quadrature):
     random = np.random.RandomState(0)
     parameters = [tf.constant(random.randn(channels) * 0.3 + start, tf.float32) for start in (1, 0, 0, 0)]

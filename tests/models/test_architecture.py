@@ -49,6 +49,7 @@ def test_rounding():
 def test_strides():
     assert {name: variant.stride for name, variant in architecture.VARIANTS.items()} == {
         **{f"B{i}": 32 for i in range(8)},
+        **{f"LITE{i}": 32 for i in range(5)},
         "CIFAR": 8,
         "TINY": 16,
         "NANO": 2,

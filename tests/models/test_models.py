@@ -6,6 +6,7 @@ import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
+from backends import network
 from tensorflow import keras
 
 from g16net import compat, layers, models
@@ -15,6 +16,7 @@ from g16net.weights import keras_applications as convert
 
 TABLE = json.loads((helpers.GOLDEN / "cost_table.json").read_text())
 KINDS = {"G1": (1, 6), "G16": (16, 4)}
+LITE = architecture.VARIANTS["NANO"]._replace(se_ratio=0.0, activation="relu6", fixed_ends=True)
 BATCH_FREE = [norm for norm, row in norms.NORMS.items() if not row.over_batch]
 # Formats that keep a whole model. ".keras" came after Keras 2.6.
 FORMATS = [".keras"] if compat.TF_VERSION >= (2, 12) else [".h5", ""]
@@ -41,7 +43,7 @@ def count_params(model):
 
 
 def test_list_by_pattern_and_substring():
-    assert len(models.list()) == len(set(models.list())) == 4 * 11 * 5
+    assert len(models.list()) == len(set(models.list())) == 4 * 16 * 5
     assert models.list("*_g16_b0_*") == [f"efficientnet_g16_b0_{norm}" for norm in norms.NORMS]
     assert models.list("g1_b0_ln") == ["efficientnet_g1_b0_ln", "efficientnet_g1_b0_ln_pn"]
     assert models.list("resnet") == []
@@ -174,11 +176,20 @@ def test_built_model_has_published_counts(variant, kind, norm):
 
 
 @pytest.mark.parametrize(
-    "variant, norm", [("NANO", "gn"), ("NANO", "ln"), ("TINY", "bn"), ("TINY", "gn_pn"), ("CIFAR", "ln_pn")]
+    "variant, norm",
+    [("NANO", "gn"), ("NANO", "ln"), ("TINY", "bn"), ("TINY", "gn_pn"), ("CIFAR", "ln_pn")]
+    + [(LITE, "bn"), (LITE, "ln_pn")],
 )
 def test_small_networks_equal_their_costs(variant, norm):
     model = efficientnet.build(variant, norm=norm, num_classes=10, input_size=(33, 47))
     assert_equals_costs(model, variant=variant, norm=norm, num_classes=10, size=(33, 47))
+
+
+def test_lite_has_one_activation_throughout():
+    for norm in norms.NORMS:
+        found = [getattr(layer, "activation", None) for layer in efficientnet.build(LITE, norm=norm).layers]
+        assert [name for name in found if isinstance(name, str)] == ["relu6"] * 7
+    assert efficientnet.build(LITE, activation="swish").get_layer("top_norm").activation == "swish"
 
 
 # Behaviour
@@ -421,3 +432,13 @@ def test_weights_of_another_network_are_refused(b0_of_keras_applications):
     with pytest.raises(ValueError, match="predictions.*classes"):
         convert.copy_keras_applications_weights(source, target)
     assert all((a == b).all() for a, b in zip(before, target.get_weights()))  # nothing copied by halves
+
+
+@pytest.mark.run
+@pytest.mark.parametrize("name", network.NAMES[:2])
+def test_predicts_and_trains_as_recorded_for_other_backends(name):
+    """tests/backends holds JAX and PyTorch to the same numbers."""
+    golden = np.load(helpers.GOLDEN / "logits.npz")
+    for what, found in network.results(name).items():
+        expected = golden[f"{name}/{what}"]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()), err_msg=what)

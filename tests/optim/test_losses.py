@@ -4,6 +4,7 @@ import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import slow_with_keras3
 from tensorflow import keras
 
 from g16net import compat
@@ -278,7 +279,7 @@ def test_labels_of_a_generator(form):
 
 
 @pytest.mark.parametrize("callback", ["EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau"])
-@pytest.mark.parametrize("mode", ["auto", "min"])
+@pytest.mark.parametrize("mode", ["auto", pytest.param("min", marks=slow_with_keras3)])
 def test_callbacks_know_the_direction(callback, mode, tmp_path):
     """mode="auto" takes the larger accuracy for the better one; a mode that the user sets stands."""
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])

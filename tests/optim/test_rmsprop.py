@@ -366,10 +366,8 @@ for a, b in zip(one, two):
 """
 
 
-replicas = pytest.mark.slow if compat.KERAS3 else pytest.mark.run  # runs on several devices take tf-keras
-
-
-@replicas
+@pytest.mark.slow  # whole runs on two devices: tests/training/test_distributed.py
+@pytest.mark.skipif(compat.KERAS3, reason="runs on several devices take tf-keras")
 def test_two_mirrored_replicas_equal_one():
     env = dict(os.environ, PYTHONPATH=ROOT, CUDA_VISIBLE_DEVICES="-1")
     done = subprocess.run([sys.executable, "-c", MIRRORED], env=env, capture_output=True, text=True, timeout=300)

@@ -205,6 +205,7 @@ def test_an_edit_that_keeps_the_size_makes_another_decoded_cache(tmp_path):
     assert name() != first
 
 
+@pytest.mark.once
 def test_a_decoded_cache_of_which_a_file_is_gone_is_made_again(tmp_path):
     source = open_source("folder", "train", str(photos(tmp_path / "data", ("ant", "bee"), train=4)))
     cache.on_disk(source, 8, str(tmp_path / "cache"))

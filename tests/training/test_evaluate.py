@@ -25,6 +25,7 @@ def tiny():
     return recipe.resolve(experiments.load("g16_ln_pn:demo,variant=NANO"))
 
 
+@pytest.mark.once
 def test_no_weights_and_no_program_are_made_twice_in_one_command(tmp_path, monkeypatch):
     evaluations, networks, programs = [], [], []
     call, model, sums = evaluate.Evaluator.__call__, assemble.model, scoring.Scorer._sums

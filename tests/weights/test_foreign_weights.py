@@ -18,11 +18,12 @@ from tf1_checkpoints import published_variables, write_checkpoint
 from g16net import compat
 from g16net.config import recipe
 from g16net.errors import UserError
-from g16net.models import efficientnet, norms
+from g16net.models import architecture, efficientnet, norms
 from g16net.run import assemble, resolve
 from g16net.training import warm_start
 from g16net.weights import detect as foreign_weights
 from g16net.weights import keras_applications as convert
+from g16net.weights import lukemelas
 from g16net.weights import timm as timm_weights
 
 NETWORK = {"model.variant": "TINY", "model.group_size": 1, "model.expand_ratio": 6, "model.norm": "bn"}
@@ -99,15 +100,83 @@ def test_the_advice_gives_the_network():
         assert advice == f"--experiment=g16_ln_pn:variant=B0 {more}".strip()
 
 
+def test_names_of_efficientnet_pytorch():
+    outputs = [16, 24, 24, 40]  # of the blocks: stages 1, 2 and 3
+    shapes = {f"_blocks.{i}._project_conv.weight": (out, 8, 1, 1) for i, out in enumerate(outputs)}
+    expected = {
+        "_conv_stem.weight": "conv_stem.weight",
+        "_bn0.running_var": "bn1.running_var",
+        "_blocks.0._depthwise_conv.weight": "blocks.0.0.conv_dw.weight",
+        "_blocks.0._bn1.bias": "blocks.0.0.bn1.bias",
+        "_blocks.0._bn2.bias": "blocks.0.0.bn2.bias",
+        "_blocks.0._project_conv.weight": "blocks.0.0.conv_pw.weight",
+        "_blocks.1._bn0.weight": "blocks.1.0.bn1.weight",
+        "_blocks.2._expand_conv.weight": "blocks.1.1.conv_pw.weight",
+        "_blocks.2._se_expand.bias": "blocks.1.1.se.conv_expand.bias",
+        "_blocks.3._bn2.weight": "blocks.2.0.bn3.weight",
+        "_conv_head.weight": "conv_head.weight",
+        "_bn1.weight": "bn2.weight",
+        "_fc.bias": "classifier.bias",
+        "_blocks.0._expand_conv.weight": "_blocks.0._expand_conv.weight",  # has no place in the first stage
+        "other": "other",
+    }
+    names = lukemelas.names({**dict.fromkeys(expected, (1,)), **shapes})
+    assert {name: names[name] for name in expected} == expected
+
+
+LITE = architecture.Variant(0.5, 0.3, 0.0, 32, se_ratio=0.0, activation="relu6")
+
+
+def test_efficientnet_pytorch_starts_a_run(tmp_path, monkeypatch):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    monkeypatch.setitem(architecture.VARIANTS, "LITE0", LITE)
+    model = efficientnet.build(LITE, 1, 6, "bn", 5, mean=127.5, std=127.5, seed=2)
+    state = timm_weights.state_dict(model)
+    # as each block there has its parts in timm's order, so has the whole
+    inner = [("expand_conv", "bn0"), ("depthwise_conv", "bn1"), ("project_conv", "bn2")]
+    places = [re.findall(r"block(\d)([a-z])_project_conv", layer.name) for layer in model.layers]
+    parts = [("_conv_stem", "_bn0")]
+    for number, (stage, _) in enumerate(sum(places, [])):
+        parts += [(f"_blocks.{number}._{conv}", f"_blocks.{number}._{bn}") for conv, bn in inner[int(stage == "1") :]]
+    parts += [("_conv_head", "_bn1")]
+    kinds = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    theirs = [n for conv, bn in parts for n in (f"{conv}.weight", *(f"{bn}.{kind}" for kind in kinds))]
+    theirs += ["_fc.weight", "_fc.bias"]
+    assert len(theirs) == len(state)
+    path = str(tmp_path / "efficientnet-lite0-57934424.safetensors")
+    safetensors.save_file(dict(zip(theirs, state.values())), path)
+    config = settled(path, "g1_bn:variant=LITE0", data__eval_size="32")
+    assert (config.data.eval_resize, config.data.eval_crop) == ("bicubic", 0.875)
+    assert (config.model.mean, config.model.std) == ((127.5,) * 3, (127.5,) * 3)
+    started = assemble.model(config, 5)
+    assert not warm_start.load(config, started)[1]
+    images = pixels(2, 32)
+    np.testing.assert_allclose(np.asarray(started(images)), np.asarray(model(images)), atol=1e-5)
+
+
+def test_preprocessing_of_published_weights():
+    assert timm_weights.preprocessing("tf_efficientnet_lite0.in1k") == ((0.5,) * 3, (0.5,) * 3, "bicubic", 0.875)
+    assert timm_weights.preprocessing("tf_efficientnet_lite3")[2:] == ("bilinear_antialias", 0.904)
+    assert timm_weights.preprocessing("tf_efficientnet_b4.ap_in1k") == ((0.5,) * 3, (0.5,) * 3, "bicubic", 0.922)
+    assert timm_weights.preprocessing("efficientnet_b1")[::3] == (timm_weights.MEAN, 0.875)
+    b0, doubt = lukemelas.preprocessing("efficientnet-b0-355c32eb.safetensors", "B0")
+    assert b0 == (timm_weights.MEAN, timm_weights.STD, "bicubic", 1.0) and not doubt
+    b0, doubt = lukemelas.preprocessing("adv-efficientnet-b0-b64d5a18.safetensors", "B0")
+    assert b0.mean == (0.5,) * 3 and not doubt
+    assert lukemelas.preprocessing("mine.safetensors", "LITE0")[1]
+
+
 def test_what_the_user_sets_stays(timm_file):
     assert settled(timm_file[0], model__std="1,1,1").model.std == (1.0, 1.0, 1.0)
 
 
 def test_the_hubs_description_is_read(timm_file, tmp_path):
-    described = {"architecture": "efficientnet_b0", "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    form = {"mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 0.95, "interpolation": "bilinear"}
+    described = {"architecture": "efficientnet_b0", "pretrained_cfg": form}
     (tmp_path / "config.json").write_text(json.dumps(described))
     config = settled(timm_file[0])
     assert (config.model.mean, config.model.norm_epsilon) == ((127.5,) * 3, 1e-5)
+    assert (config.data.eval_resize, config.data.eval_crop) == ("bilinear_antialias", 0.95)
 
 
 def test_a_description_of_other_types_is_none(timm_file, tmp_path):
@@ -123,12 +192,13 @@ def test_a_description_of_other_types_is_none(timm_file, tmp_path):
 
 def test_what_a_name_tells_and_what_is_assumed(timm_file, tmp_path, caplog):
     source = pathlib.Path(timm_file[0])
+    preprocessing = "model.mean", "model.std", "data.eval_resize", "data.eval_crop"
     for name, mean, warned in (
         ("tf_efficientnet_b0.ap_in1k.safetensors", 127.5, ()),
         ("efficientnet_b0.ra4_e3600_r224_in1k.safetensors", 127.5, ()),
         ("tf_efficientnet_b0.ns_jft_in1k.safetensors", 123.675, ()),
-        ("tf_efficientnet_b0.safetensors", 123.675, ("model.mean", "model.std")),
-        ("model.safetensors", 123.675, ("model.mean", "model.std", "model.norm_epsilon")),
+        ("tf_efficientnet_b0.safetensors", 123.675, preprocessing),
+        ("model.safetensors", 123.675, (*preprocessing, "model.norm_epsilon")),
     ):
         caplog.clear()
         source = source.rename(tmp_path / name)
@@ -138,8 +208,10 @@ def test_what_a_name_tells_and_what_is_assumed(timm_file, tmp_path, caplog):
         told = " ".join(record.getMessage() for record in caplog.records if "are assumed" in record.msg)
         assert re.findall(r"--config\.(\S+)=", told) == list(warned)
     caplog.clear()
-    settled(source, model__mean="1,1,1", model__std="1,1,1", model__norm_epsilon="1e-5")
+    own = {"model__mean": "1,1,1", "model__std": "1,1,1", "data__eval_resize": "tf1", "data__eval_crop": "1"}
+    settled(source, model__norm_epsilon="1e-5", **own)
     assert "assumed" not in caplog.text
+    assert "data.eval_resize=tf1, as you set it, is not the bicubic of timm's weights" in caplog.text
 
 
 def test_sizes_that_shift_timms_own_padding_are_told(timm_file, tmp_path, caplog):
@@ -320,7 +392,7 @@ def other_files(folder):
     "name, match",
     [
         ("torch.pth", "pickle"),
-        ("new_torch.pth", "pickle of torch.*safetensors.torch.save_file"),
+        ("new_torch.pth", "pickle of torch.*safetensors.torch as st.*weights_only=True"),
         ("text.txt", "no file of weights"),
         ("cut.safetensors", "no whole safetensors file: its header is longer"),
         ("empty", "holds no whole checkpoint; it takes a workdir"),
@@ -388,11 +460,12 @@ def test_other_networks_of_timm_are_told_by_their_weights(timm_file, tmp_path):
     conditional["blocks.6.0.conv_pw.weight"] = np.zeros((4, 6), np.float32)
     evonorm = {name: value for name, value in state.items() if "running" not in name and "tracked" not in name}
     evonorm["bn1.v"] = np.zeros(8, np.float32)
-    matches = ("blocks.0.0.se.conv_reduce.weight is missing", r"conv_pw.weight is \(4, 6\)", "bn1.v has no place")
+    kind = "another kind of network of timm.*"
+    matches = "blocks without squeeze-and-excite", rf"{kind}conv_pw.weight is \(4, 6\)", f"{kind}bn1.v has no place"
     for other, match in zip((without_se, conditional, evonorm), matches):
         path = str(tmp_path / "tf_efficientnet_b0.safetensors")
         pytest.importorskip("safetensors.numpy").save_file(other, path)
-        with pytest.raises(UserError, match=f"another kind of network of timm.*{match}"):
+        with pytest.raises(UserError, match=match):
             foreign_weights.inspect(path)
 
 

@@ -6,6 +6,8 @@ Parquet) permute the files, read some side by side and permute windows of what t
 anywhere without replaying what came before.
 """
 
+from g16net.compat import tensorflow_only  # noqa: F401  isort: skip  says first what is missing
+
 from typing import Any, Callable, Dict, Optional
 
 from g16net.data.sources.arrays import open_digits, open_idx, open_synthetic
