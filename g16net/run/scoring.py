@@ -1,6 +1,6 @@
 """What an evaluation adds up: top-1, top-5, cross-entropy and weight of every image, in float64."""
 
-from typing import Any, Callable, Optional
+from typing import Any, Callable, List, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -48,7 +48,7 @@ class Scorer:
         for batch in self._data:
             yield [values.numpy() for values in self._step(batch, each)]
 
-    def in_order(self, rows):
+    def in_order(self, rows: List[Any]) -> Any:
         """The rows of all batches in the order of the source's examples: float32 [examples, 4] of true class,
         predicted class, its probability, and weight, 0 where the image could not be read."""
         shares = np.stack(rows).reshape(len(rows), self.devices.shard[1], -1, rows[0].shape[-1])  # one a worker
