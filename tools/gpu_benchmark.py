@@ -73,6 +73,9 @@ def child(options):
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options["tf32"]
         torch.backends.cudnn.benchmark = True  # tries the forms of a convolution once for each shape
         torch.manual_seed(0)
+        if options["form"] == "compiled":  # all layers of Keras go through the same functions, compiled for each
+            torch._dynamo.config.recompile_limit = torch._dynamo.config.cache_size_limit = 1024
+            torch._dynamo.config.accumulated_recompile_limit = 1024
     else:
         import jax
 
@@ -154,8 +157,11 @@ def made_by_torch(options, task, size, batch):
             return torch.autocast(device, torch.bfloat16)
         return contextlib.nullcontext()
 
+    # torch.compile refuses Keras' constants in inference mode: "Guard failed on the same frame it was created"
+    no_gradients = torch.no_grad if options["library"] == "ours" else torch.inference_mode
+
     def infer():
-        with torch.inference_mode(), precision():
+        with no_gradients(), precision():
             return run(images)
 
     labels = torch.randint(CLASSES, (batch,), device=device)
@@ -184,7 +190,7 @@ def made_by_torch(options, task, size, batch):
         import torch._dynamo.utils as books
 
         if not training:
-            with torch.inference_mode(), precision():
+            with no_gradients(), precision():
                 facts["compiled_from_eager"] = difference(numbers(run(images)), numbers(plain(images)))
         else:
             train()
@@ -442,9 +448,9 @@ def say(text):
 class Benchmark:
     """A run of the tool: its options, folder, search path of the children and end of the budget."""
 
-    def __init__(self, options, folder, path, backends):
+    def __init__(self, options, folder, path, backends, started):
         self.options, self.folder, self.path, self.backends = options, folder, path, backends
-        self.started = time.monotonic()
+        self.started = started
         self.rows, self.checks, self.skipped = [], [], []
 
     def left(self):
@@ -681,7 +687,7 @@ def arguments(given=None):
 
 
 def main():
-    options = arguments()
+    options, started = arguments(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         path = [ROOT] + ([unpacked(options.wheels, os.path.join(folder, "wheels"))] if options.wheels else [])
         sys.path[1:1] = path[1:]
@@ -692,7 +698,7 @@ def main():
             sys.exit(
                 "Keras 3 cannot be imported on torch or JAX here (see above); give its wheels with --wheels=FOLDER"
             )
-        benchmark = Benchmark(options, folder, path, found)
+        benchmark = Benchmark(options, folder, path, found, started)
         print(json.dumps({"versions": found, "options": vars(options)}), flush=True)
         groups = [(variant, dtype) for variant in options.networks for dtype in options.precisions]
         if not options.no_checks:

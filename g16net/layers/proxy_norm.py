@@ -132,12 +132,13 @@ class ProxyNormActivation(keras.layers.Layer):
         for name in ("gamma", "beta", "proxy_gamma", "proxy_beta"):
             initializer = "ones" if name == "gamma" else "zeros"
             setattr(self, name, compat.add_weight(self, name, (channels,), initializer, autocast=False))
+        self.rule = quadrature_points(self.quadrature, self.points)  # once: torch.compile would trace the computation
         super().build(input_shape)
 
     def proxy_statistics(self) -> Tuple[Any, Any]:
         """(mean, 1 / sqrt(variance + proxy_epsilon)) of the proxy activation: float32 [channels]."""
         weights: Any = [ops.convert_to_tensor(w) for w in (self.gamma, self.beta, self.proxy_gamma, self.proxy_beta)]
-        nodes, shares = quadrature_points(self.quadrature, self.points)
+        nodes, shares = self.rule
         with ops.name_scope("proxy"):
             if native.enabled():
                 return native.proxy_moments(*weights, self.activation, nodes, shares, self.proxy_epsilon)
