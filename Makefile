@@ -2,6 +2,9 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+# What pip is asked for as torch in `make test-backends`. The build of the default index brings CUDA, some GB of it; that
+# for CPUs alone has a file or an index of its own: make test-backends TORCH="torch --index-url=..."
+TORCH ?= torch
 # Tests at a time; each may take 1.5 GB. A file's tests stay together, since they share what they made.
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile --no-loadscope-reorder tests
@@ -45,8 +48,9 @@ $(VENV)/.installed: setup.cfg
 	$(BIN)/pip install -q -e ".[dev]"
 	touch $@
 
-.venv-backends/.installed: setup.cfg  # the CPU builds, if the index has them: `pip install torch` of its own takes GB
+.venv-backends/.installed: setup.cfg
 	$(PYTHON) -m venv .venv-backends
+	.venv-backends/bin/pip install -q $(TORCH)
 	.venv-backends/bin/pip install -q -e ".[dev,backends]"
 	touch $@
 

@@ -10,6 +10,8 @@ import pytest
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Compiling is what tests on JAX take their time for: half of it without what makes programs fast.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # `make test-backends`: Keras on JAX or PyTorch, in processes that import no TensorFlow.
 collect_ignore = [] if os.environ.get("KERAS_BACKEND") in ("jax", "torch") else ["backends"]
 

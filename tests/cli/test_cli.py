@@ -28,6 +28,17 @@ def test_onednn_is_on_where_the_user_says_nothing(given):
     assert done.stdout.decode().split() == [given or ("1" if x86 else "None")]
 
 
+@pytest.mark.run
+@pytest.mark.once
+@pytest.mark.parametrize("flag", ["--dry_run", "--mode=train"])
+def test_another_backend_is_refused_in_one_sentence(flag, tmp_path):
+    arguments = "--experiment=g16_ln_pn:demo", f"--workdir={tmp_path}/run", flag
+    done = launch(*arguments, KERAS_BACKEND="jax", TF_USE_LEGACY_KERAS="0")
+    assert done.returncode == 2 and not os.listdir(tmp_path)
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "backend is" in done.stderr and "Set KERAS_BACKEND=tensorflow" in done.stderr
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(
     "installed, expected",

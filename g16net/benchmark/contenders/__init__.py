@@ -28,6 +28,7 @@ class Work(NamedTuple):
     layers: Optional[Callable[[], Dict[str, float]]] = None
     extra: Optional[Callable[[], Dict[str, float]]] = None  # further figures of a turn; called before and after it
     memory: Optional[Callable[[Callable[[], Any]], Optional[int]]] = None  # of a step; None: `peak_memory`
+    release: Optional[Callable[[], Any]] = None  # gives back what an accelerator keeps between turns
 
 
 def serve(make):
@@ -51,6 +52,8 @@ def serve(make):
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"}
         trim()
+        if cell in cells and cells[cell].release:
+            cells[cell].release()
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
     os._exit(0)  # libraries take their time to leave
@@ -71,14 +74,14 @@ def timed(work, seconds):
 
 
 def settle(result):
-    """Waits until a step's `result`, tensors of TensorFlow in any nest, is there: reads a number of the last one.
+    """Waits until a step's `result`, tensors of TensorFlow, torch or JAX in any nest, is there: reads a number of the
+    last one.
 
-    On an accelerator a step returns before it is done; the steps before it are done when the last one is. torch works
-    on the CPU here, where a step returns when it is done.
+    On an accelerator a step returns before it is done; the steps before it are done when the last one is.
     """
     while isinstance(result, (tuple, list, dict)) and result:
         result = list(result.values() if isinstance(result, dict) else result)[-1]
-    if hasattr(result, "numpy"):
+    if hasattr(result, "numpy") or hasattr(result, "block_until_ready"):
         float(result[(0,) * len(result.shape)])
 
 
