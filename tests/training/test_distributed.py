@@ -14,7 +14,7 @@ from g16net import compat
 from g16net.config.batches import split
 from g16net.errors import ConfigError
 from g16net.run import records
-from g16net.training import train
+from g16net.training import evaluate, train
 
 pytestmark = [
     pytest.mark.run,
@@ -90,9 +90,12 @@ def assert_same_trajectory(workdir, reference):
 def alone(tmp_path_factory):
     """The workdir of a run on one device."""
     workdir = tmp_path_factory.mktemp("alone")
-    config = helpers.tiny(run__epochs=2, regularise__survival_prob=1.0, regularise__dropout=0.0)
-    train.train(config, str(workdir))
+    train.train(as_alone(), str(workdir))
     return workdir
+
+
+def as_alone(**changes):
+    return helpers.tiny(run__epochs=2, regularise__survival_prob=1.0, regularise__dropout=0.0, **changes)
 
 
 def test_two_workers_train_as_one_and_the_chief_alone_writes(alone, tmp_path):
@@ -134,9 +137,14 @@ def test_batch_norm_on_two_workers_saves_equal_statistics(tmp_path):
     [["--config.runtime.virtual_cpus=2"], pytest.param(["--config.runtime.virtual_cpus=1"], marks=pytest.mark.slow)],
 )
 def test_mirrored_devices_train_as_one(options, alone, tmp_path):
-    output = finish(start(tmp_path, "--config.runtime.strategy=mirrored", *options, *PLAIN))
+    options = ["--config.runtime.strategy=mirrored", "--config.eval.per_class=true", *options, *PLAIN]
+    output = finish(start(tmp_path, *options, mode="train,evaluate"))
     assert_same_trajectory(tmp_path, alone)
-    assert ("2 replicas in 1 process" in output) == ("=2" in options[0])
+    assert ("2 replicas in 1 process" in output) == ("virtual_cpus=2" in str(options))
+    page = tmp_path / "classes" / "average-32px.html"  # names the files of the worst mistakes
+    mirrored = page.read_text()
+    evaluate.evaluate(as_alone(eval__per_class=True), str(tmp_path))
+    assert page.read_text() == mirrored
 
 
 @pytest.mark.slow
