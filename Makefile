@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # What pip is asked for as torch in `make test-backends`. The build of the default index brings CUDA, some GB of it; that
 # for CPUs alone has a file or an index of its own: make test-backends TORCH="torch --index-url=..."
 TORCH ?= torch
-# Tests at a time; each may take 1.5 GB. A file's tests stay together, since they share what they made.
+# Tests at a time; each may take 2.5 GB. A file's tests stay together, since they share what they made.
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile --no-loadscope-reorder tests
 export CUDA_VISIBLE_DEVICES ?= -1
