@@ -498,11 +498,20 @@ def parse_value(key: str, text: str) -> Any:
 
 
 def override(config: ConfigDict, assignments: Sequence[Tuple[str, str]]) -> None:
-    """Sets `[(key, text), ...]`, as they stand on the command line, in `config`."""
+    """Sets `[(key, text), ...]`, as they stand on the command line, in `config`.
+
+    Another optimizer leaves open what `config` had for the one before, for `recipe.resolve` to fill in.
+    """
+    given, before = {key for key, _ in assignments}, optimizers.chosen(config)
     for key, text in assignments:
         value = parse_value(key, text)
         section, name = key.split(".")
         config[section][name] = value
+    after = optimizers.chosen(config)
+    for section, names in optimizers.OWN.items():
+        for name in names:
+            if after[section] != before[section] and f"{section}.{name}" not in given:
+                config[section][name] = None
 
 
 def parse_arg(text: Optional[str], **spec: Any) -> ConfigDict:

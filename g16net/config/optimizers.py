@@ -1,6 +1,6 @@
 """The optimizers of a run, a row each, with what is derived where a field is left open. No TensorFlow."""
 
-from typing import NamedTuple, Optional
+from typing import Any, Dict, NamedTuple, Optional
 
 
 class Rule(NamedTuple):
@@ -26,6 +26,8 @@ OPTIMIZERS = {
     "lamb": Rule(5e-3 / 2048, 0.999, 1e-6, 0.02),
     "lion": Rule(2e-4 / 1024, 0.99, 1e-7, 0.25),
 }
+# The fields whose numbers suit one optimizer alone, of training and of fine-tuning.
+OWN = {"optim": ("learning_rate", "decay", "epsilon", "weight_decay"), "finetune": ("learning_rate", "decay")}
 KERAS = "keras:"  # begins the name of one of Keras' own
 KERAS_RULE = Rule(None, 0.0, 1e-3, 0.0)
 
@@ -38,3 +40,8 @@ def known(name: str) -> bool:
 def rule(name: str) -> Rule:
     """The row of the optimizer called `name`."""
     return OPTIMIZERS.get(name, KERAS_RULE)
+
+
+def chosen(config: Any) -> Dict[str, str]:
+    """The names of the optimizers of training and of fine-tuning, by section."""
+    return {"optim": config.optim.name, "finetune": config.finetune.optimizer or config.optim.name}
