@@ -29,6 +29,17 @@ from g16net.run import assemble
 
 PEERS = ("timm", "keras")
 PRODUCT, ROWS = "matrix product", 2048
+# Formats of exported files that are timed (`contenders.exported`), and those that a peer's users make of its networks
+FORMATS = {
+    "saved_model": "SavedModel",
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "tflite": "LiteRT",
+    "tflite:float16": "LiteRT float16",
+    "tflite:int8": "LiteRT int8",
+}
+OF_PEERS = {"timm": ("onnx", "openvino"), "keras": ("saved_model", "openvino", "tflite")}
+PACKAGES = {"onnx": ("export", "onnx", "onnxruntime"), "openvino": ("openvino", "onnx", "openvino")}  # extra, modules
 # timm's networks: name with the variant's letter -> (group size, expand ratio, norm) for the count of multiply-adds
 TIMM = {
     "efficientnet_b{}": (1, 6, "bn"),
@@ -51,11 +62,21 @@ def check(config, peers=()):
         )
     for batch in config.benchmark.batches:
         batches.split(batch, 1, config.runtime.micro_batch, config.runtime.grad_accumulation)
+    for format in formats(config):
+        extra, *modules = PACKAGES.get(format, ("",))
+        for module in modules:
+            extras.find(module, extra, f"benchmark.formats={format}")
     ours(config), foreign(config, peers)
 
 
+def formats(config):
+    """The formats of `benchmark.formats`."""
+    return list(filter(None, config.benchmark.formats.split(",")))
+
+
 def benchmark(config, workdir, peers=()):
-    """Times every contender in every cell: each of `benchmark.tasks`, `.sizes`, `.batches` and `.precisions`.
+    """Times every contender in every cell: each of `benchmark.tasks`, `.sizes`, `.batches` and `.precisions`. Those of
+    `benchmark.formats` are exported files in their own runtimes; their task is "serve", their precision the file's.
 
     Returns the figures: `rows`, `ratios` of our rows over the others of the same task, size, batch and dtype, and
     `text`, the table. Several sizes, batches or variants are drawn to WORKDIR/benchmark.png too. A row of
@@ -65,9 +86,11 @@ def benchmark(config, workdir, peers=()):
         RunError: a contender's process ended; with the end of its log.
     """
     contenders = [*ours(config), *foreign(config, peers)]
+    contenders += exported(config, contenders)
     product = ("product", PRODUCT, lambda dtype: {"dtype": dtype})
     sizes = config.benchmark.sizes or (config.data.train_size,)
     tasks = config.benchmark.tasks.split(",")
+    tasks += ["serve"] if formats(config) else []
     cells = [(task, size, batch) for task in tasks for size in sizes for batch in config.benchmark.batches]
     precisions = config.benchmark.precisions.split(",")
     logging.info("Timing %d contenders in %d cells, %s", len(contenders), len(cells), ", ".join(precisions))
@@ -85,15 +108,18 @@ def benchmark(config, workdir, peers=()):
             for module, name, options in [product, *contenders]:
                 if module in PEERS and precision == "mixed_float16":
                     continue
+                if module == "exported" and precision != precisions[0]:
+                    continue
                 common = {"threads": config.benchmark.threads or native.cores(), "num_classes": config.data.num_classes}
                 given = dict(common, **options(precision if module == "ours" else recipe.dtype_of(precision)))
                 network = None
-                if module == "ours":
+                if "config" in given:
                     network = runs.network(runs.flat(given["config"].to_dict()))
                     path = os.path.join(folder, f"{len(running)}.json")
                     config_lib.save(given["config"], path)
                     given["config"] = path
-                contender = Contender(module, name, recipe.dtype_of(precision), given, folder, network)
+                dtype = given.pop("dtype", None) if module == "exported" else recipe.dtype_of(precision)
+                contender = Contender(module, name, dtype, given, folder, network)
                 running.append(stack.enter_context(contender))
         rows = prepare(running, cells, config.benchmark.input)
         for turn in range(config.benchmark.rounds):
@@ -174,11 +200,31 @@ def foreign(config, peers):
     return found
 
 
+def exported(config, contenders):
+    """The files of `benchmark.formats` of those among `contenders` that have such files."""
+
+    def options(format, module, of):
+        def chosen(dtype):
+            dtype = format.partition(":")[2] or "float32"
+            more = of("float32") if module == "ours" else {"peer": module, **of("float32")}
+            return {**more, "format": format, "dtype": dtype}
+
+        return chosen
+
+    return [
+        ("exported", f"{name} in {FORMATS[format]}", options(format, module, of))
+        for format in formats(config)
+        for module, name, of in contenders
+        if format in OF_PEERS.get(module, FORMATS)
+    ]
+
+
 class Contender:
     """A process of `benchmark.contenders`; a context that ends it. `network`: what it times, where it is ours."""
 
     def __init__(self, module, name, dtype, options, folder, network=None):
         self.module, self.name, self.dtype, self.network = module, name, dtype, network
+        self.format = options.get("format", "")
         self.facts = {}
         self.log = os.path.join(folder, f"{module}-{name}-{dtype}.log".replace(" ", "_").replace("/", "_"))
         path = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
@@ -256,6 +302,11 @@ class Row:
         self.layers = self.contender.ask("layers", *self.cell)
 
     @property
+    def comparable(self):
+        """What a row has to have in common with another for their ratio to mean something."""
+        return self.in_cell, self.contender.dtype, self.contender.format
+
+    @property
     def speeds(self):
         return np.array([turn["images"] / turn["seconds"] for turn in self.turns])
 
@@ -266,6 +317,8 @@ def prepare(running, cells, with_input):
     for task, size, batch in cells:
         for contender in running:
             feeds = with_input and contender.module == "ours" and task == "train"
+            if contender.module != "product" and (contender.module == "exported") != (task == "serve"):
+                continue
             rows.append(Row(contender, (task, size, batch), feeds))
     return rows
 
@@ -292,7 +345,8 @@ def summaries(rows):
     ]
     for row in own:
         task, size, batch = row.in_cell
-        limit = limits[row.in_cell + (row.contender.dtype,)]
+        of_cell = {key[-1]: limit for key, limit in limits.items() if key[:-1] == row.in_cell}
+        limit = of_cell.get(row.contender.dtype, next(iter(of_cell.values())))  # of files in 8 bits: float32's
         seconds = [turn["cpu_seconds"] / turn["images"] for turn in row.turns]
         facts = {key: value for key, value in row.facts.items() if key not in ("multiply_adds", "peak_memory")}
         memory = row.facts["peak_memory"]
@@ -334,8 +388,7 @@ def summaries(rows):
         }
         for index, one in enumerate(own)
         for other in own[index + 1 :]
-        if one.contender.module == "ours"
-        and (one.in_cell, one.contender.dtype) == (other.in_cell, other.contender.dtype)
+        if one.contender.network and one.comparable == other.comparable
     ]
     return {"rows": results, "ratios": ratios}
 

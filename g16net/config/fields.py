@@ -51,14 +51,14 @@ def _sizes(default, comment, low=8):
     return Field(default, tuple, comment, f"whole pixels, each at least {low}", lambda v: all(s >= low for s in v))
 
 
-def _choices(default, choices, comment):
-    """A text of some of `choices` with commas between them."""
+def _choices(default, choices, comment, empty=False):
+    """A text of some of `choices` with commas between them; `empty`: or of none."""
     return Field(
         default,
         str,
         comment,
-        "one or more of " + ", ".join(choices),
-        lambda v: bool(v) and all(part in choices for part in v.split(",")),
+        ("any of " if empty else "one or more of ") + ", ".join(choices),
+        lambda v: (empty and not v) or all(part in choices for part in v.split(",")),
     )
 
 
@@ -91,7 +91,11 @@ FIELDS = {
         (), "training pixels over equal parts of the epochs, the last train_size; empty: train_size throughout"
     ),
     "data.eval_size": _at_least(None, 8, "test pixels; None: the variant's native size", optional=True),
-    "data.crop": _one_of("box", ("box", "pad"), "box: ImageNet's random box; pad: resize, shift by up to 1/8 (CIFAR)"),
+    "data.crop": _one_of(
+        "box",
+        ("box", "pad", "reflect"),
+        "box: ImageNet's random box; pad, reflect: resize, shift by up to 1/8, and fill with zeros or the mirror image",
+    ),
     "data.area_min": _fraction(0.05, "smallest area of the random box, as a share of the image"),
     "data.flip": Field(True, bool, "mirror half of the training images"),
     "data.resize": _one_of(
@@ -395,7 +399,9 @@ FIELDS = {
     "eval.sizes": _sizes((), "test sizes in pixels; empty: data.eval_size"),
     # export
     "export.format": _one_of(
-        "saved_model", ("saved_model", "tflite", "onnx", "keras", "ipu_serving"), "what --mode=export writes"
+        "saved_model",
+        ("saved_model", "tflite", "onnx", "openvino", "keras", "ipu_serving"),
+        "what --mode=export writes",
     ),
     "export.precision": _one_of(
         "float16", ("float32", "float16", "int8"), "TFLite: precision of the weights; int8: of activations too"
@@ -408,6 +414,12 @@ FIELDS = {
     "benchmark.tasks": _choices("train,infer", ("train", "infer"), "what to time"),
     "benchmark.precisions": _choices(
         "float32", ("float32", "mixed_bfloat16", "mixed_float16"), "precisions of compute to time"
+    ),
+    "benchmark.formats": _choices(
+        "",
+        ("saved_model", "onnx", "openvino", "tflite", "tflite:float16", "tflite:int8"),
+        "exported files to time in their own runtimes; empty: none",
+        empty=True,
     ),
     "benchmark.batches": Field((16,), tuple, "images per step", "whole numbers above 0", lambda v: v and min(v) >= 1),
     "benchmark.sizes": _sizes((), "image sizes in pixels; empty: data.train_size"),

@@ -149,6 +149,7 @@ def small_image(
     resize: str = "bilinear",
     max_pixels: int = MAX_PIXELS,
     exif: bool = False,
+    reflect: bool = False,
 ) -> Any:
     """Training preprocessing for sources of a few pixels (digits, CIFAR), which a random box would ruin.
 
@@ -156,11 +157,13 @@ def small_image(
         image: encoded bytes or array, see above.
         size: side of the result in pixels.
         seed: int32 [2].
-        pad: shift by up to so many pixels of the result each way; zeros come in.
+        pad: shift by up to so many pixels of the result each way; zeros come in, or with `reflect` the mirror image.
         flip: mirror left to right with probability one half; never for digits.
         resize: see `scale`.
         max_pixels: most pixels of the image.
         exif: turn and mirror the image as its EXIF orientation says, before anything else.
+        reflect: see `pad`. A norm over each image takes its statistics from what comes in too; zeros, which test
+            images do not have, make those of training others.
 
     Returns:
         uint8 [size, size, 3].
@@ -168,7 +171,7 @@ def small_image(
     image = eval_image(image, size, "resize", resize, max_pixels, exif)
     if pad:
         begin = tf.random.stateless_uniform([2], seed, maxval=2 * pad + 1, dtype=tf.int32)
-        image = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
+        image = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]], "REFLECT" if reflect else "CONSTANT")
         image = tf.slice(image, [begin[0], begin[1], 0], [size, size, 3])
     if flip:
         image = random_flip(image, derive(seed, 1))

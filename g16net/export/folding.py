@@ -1,7 +1,8 @@
 """From a model to the steps of its forward pass, with everything folded that no longer changes: what formats write.
 
-The statistics of the proxies become numbers a channel, batch norm goes into the convolution before it, and what acts in
-training only is gone. Arrays are float32 NumPy; a step's input is the result of the step before it.
+The statistics of the proxies become numbers a channel, and their scale goes into the kernel behind where that is next;
+batch norm goes into the convolution before it, and what acts in training only is gone. Arrays are float32 NumPy; a
+step's input is the result of the step before it.
 """
 
 import re
@@ -101,8 +102,31 @@ def fold(model: keras.Model) -> List[Any]:
             steps.append(Keep())
         step, delayed = _step(layer, steps, delayed)
         if step is not None:
-            steps.append(step)
+            steps.append(_with_proxy(step, steps))
     return steps
+
+
+def _with_proxy(step, steps):
+    """`step` with as much of the centre and scale of a `Norm` before it, in the last of `steps`, as is exact.
+
+    A convolution takes the scale; not the centre, for its zero padding comes after that. Means over pixels let both
+    through to the last layer.
+    """
+    norm = steps[-1] if steps else None
+    if not isinstance(norm, Norm) or not isinstance(step, (Conv, Dense)):
+        return step
+    kernel = np.float64(step.kernel)
+    if norm.scale is not None:
+        width = step.kernel.shape[-2]  # channels in a group; filter f sees those from first[f] on
+        groups = step.groups if isinstance(step, Conv) else 1
+        first = np.arange(kernel.shape[-1]) // (kernel.shape[-1] // groups) * width
+        kernel *= norm.scale[first + np.arange(width)[:, None]]
+    if isinstance(step, Conv):
+        steps[-1] = norm._replace(scale=None)
+        return step._replace(kernel=_array(kernel))
+    bias = step.bias if norm.centre is None else step.bias - norm.centre @ kernel
+    steps[-1] = norm._replace(scale=None, centre=None)
+    return step._replace(kernel=_array(kernel), bias=_array(bias))
 
 
 def _step(layer, steps, delayed):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from g16net import compat, extras
 from g16net.errors import ConfigError, UserError
-from g16net.export import compare, folding, onnx_graph, runners, saved_model, tflite
+from g16net.export import compare, folding, onnx_graph, openvino_ir, runners, saved_model, tflite
 from g16net.models import portable
 from g16net.run import assemble
 from g16net.run.workdir import Workdir
@@ -75,6 +75,11 @@ def _check_onnx(config):
         extras.need(module, "export", "--format=onnx")
 
 
+def _check_openvino(config):
+    extras.need("onnx", "export", "--format=openvino")
+    extras.need("openvino", "openvino", "--format=openvino")
+
+
 def _check_keras(config):
     if compat.TF_VERSION < (2, 12):
         raise UserError("--format=keras needs Keras 2.12 or newer, which brought the format; use --format=saved_model")
@@ -101,6 +106,12 @@ FORMATS = {
         runners.onnx,
         _check_onnx,
     ),
+    "openvino": Format(
+        "openvino",
+        lambda path, job: openvino_ir.save(path, job.steps, job.class_names, job.preprocessing),
+        runners.openvino,
+        _check_openvino,
+    ),
     "keras": Format(
         "model.keras",
         lambda path, job: portable.save(job.model, path, job.class_names),
@@ -110,8 +121,9 @@ FORMATS = {
     "ipu_serving": Format("ipu_serving", None, None, _check_ipu),
 }
 
-LOADERS = {os.path.splitext(row.file)[1]: row.load for row in FORMATS.values() if row.load}
-ENDINGS = ", ".join(filter(None, LOADERS))
+LOADERS = {os.path.splitext(row.file)[1]: row.load for row in FORMATS.values() if row.load and "." in row.file}
+ENDINGS = ", ".join(LOADERS)
+FOLDERS = {"saved_model.pb": runners.saved_model, openvino_ir.FILE: runners.openvino}  # by the file that is in it
 
 
 def path_of(config: ConfigDict, workdir: str) -> str:
@@ -130,8 +142,11 @@ def load(path: str) -> Any:
         UserError: where there is no export of a known format, or its runtime is missing.
     """
     check_file(path)
+    loader: Any = LOADERS.get(os.path.splitext(path)[1])
+    if os.path.isdir(path):
+        loader = next(load for file, load in FOLDERS.items() if os.path.exists(os.path.join(path, file)))
     run: Any
-    run, class_names = LOADERS["" if os.path.isdir(path) else os.path.splitext(path)[1]](path)
+    run, class_names = loader(path)
     run.class_names = class_names
     return run
 
@@ -141,8 +156,11 @@ def check_file(path: str) -> None:
     if not os.path.exists(path):
         raise UserError(f"no exported file at {path!r}; write one with --mode=export --format=FORMAT")
     if os.path.isdir(path):
-        if not os.path.exists(os.path.join(path, "saved_model.pb")):
-            raise UserError(f"{path!r} is a folder without saved_model.pb; name a SavedModel, or a file of {ENDINGS}")
+        if not any(os.path.exists(os.path.join(path, file)) for file in FOLDERS):
+            raise UserError(
+                f"{path!r} is a folder without {' or '.join(FOLDERS)}; name a SavedModel, an OpenVINO export, or a "
+                f"file of {ENDINGS}"
+            )
         return
     ending = os.path.splitext(path)[1]
     if not ending or ending not in LOADERS:  # of what has no ending only a folder is one

@@ -16,12 +16,19 @@ from g16net.export import folding
 OPSET = 17
 
 
-def convert(steps: List[Any], class_names: Sequence[str], preprocessing: Dict[str, Any]) -> bytes:
-    """The bytes of the ONNX file; arguments as in `tflite.convert`."""
+def convert(steps: List[Any], class_names: Sequence[str], preprocessing: Dict[str, Any], fuses: bool = False) -> bytes:
+    """The bytes of the ONNX file; the first arguments are as in `tflite.convert`.
+
+    fuses: whether the runtime turns a chain of element-wise operations into one pass, as OpenVINO does. Norms are then
+    such chains. ONNX Runtime's CPU does each by itself, and is faster with its instance norm, by which OpenVINO loses
+    the layout of its convolutions.
+    """
     import onnx
 
-    graph = _Graph(onnx.helper)
-    kept, x = None, graph.op("Cast", ["images"], to=onnx.TensorProto.FLOAT)
+    graph = _Graph(onnx.helper, fuses)
+    # Channels first while the images are bytes: less to move, and the mean's planes are each in one piece.
+    kept, x = None, graph.op("Transpose", ["images"], perm=[0, 3, 1, 2])
+    x = graph.op("Cast", [x], to=onnx.TensorProto.FLOAT)
     for step in steps:
         if isinstance(step, folding.Keep):
             kept = x
@@ -53,8 +60,8 @@ def convert(steps: List[Any], class_names: Sequence[str], preprocessing: Dict[st
 class _Graph:
     """The nodes and the constants written so far."""
 
-    def __init__(self, helper):
-        self.helper, self.nodes, self.initializers = helper, [], []
+    def __init__(self, helper, fuses):
+        self.helper, self.fuses, self.nodes, self.initializers = helper, fuses, [], []
 
     def op(self, kind, inputs, output=None, name=None, **attributes):
         """Adds a node; arrays among its inputs become constants. Returns the name of its output."""
@@ -77,10 +84,8 @@ def _channels(array):
 
 
 def _normalize(graph, step, x):
-    x = graph.op("Sub", [x, step.mean], name="normalize")
-    if (step.inv_std != 1).any():
-        x = graph.op("Mul", [x, step.inv_std])
-    return graph.op("Transpose", [x], perm=[0, 3, 1, 2])
+    x = graph.op("Sub", [x, _channels(step.mean)], name="normalize")
+    return graph.op("Mul", [x, _channels(step.inv_std)]) if (step.inv_std != 1).any() else x
 
 
 def _conv(graph, step, x):
@@ -106,39 +111,59 @@ def _activation(graph, name, x):
 
 
 def _norm(graph, step, x):
-    if step.strided and step.groups > 1:
+    if graph.fuses:
+        x = _chain(graph, step, x)
+    elif step.strided and step.groups > 1:
         x = _strided(graph, step, x)
     else:
         x = _grouped(graph, step, x)
-    x = graph.op("Mul", [x, _channels(step.gamma)])
-    x = graph.op("Add", [x, _channels(step.beta)])
     x = _activation(graph, step.activation, x) if step.activation else x
     x = x if step.centre is None else graph.op("Sub", [x, _channels(step.centre)])
     return x if step.scale is None else graph.op("Mul", [x, _channels(step.scale)])
 
 
 def _grouped(graph, step, x):
-    """Each group as one channel of an instance norm."""
+    """Each group as one channel of an instance norm, then gamma and beta in one pass by a batch norm."""
     ones, zeros = np.ones(step.groups, np.float32), np.zeros(step.groups, np.float32)
     rows = graph.op("Reshape", [x, np.array([0, step.groups, -1], np.int64)])
     rows = graph.op("InstanceNormalization", [rows, ones, zeros], name=step.name, epsilon=step.epsilon)
-    return graph.op("Reshape", [rows, graph.op("Shape", [x])])
+    x = graph.op("Reshape", [rows, graph.op("Shape", [x])])
+    mean, variance = np.zeros_like(step.gamma), np.ones_like(step.gamma)
+    return graph.op("BatchNormalization", [x, step.gamma, step.beta, mean, variance], epsilon=0.0)
 
 
 def _strided(graph, step, x):
-    """Means of channels, then of the channels that are equal modulo the groups, by a matrix."""
-    channels = len(step.gamma)
-    same = np.arange(channels)[:, None] % step.groups == np.arange(channels) % step.groups
-    matrix = (same * (step.groups / channels)).astype(np.float32)
+    x = graph.op("Sub", [x, _means(graph, step, x)], name=step.name)
+    variance = _means(graph, step, graph.op("Mul", [x, x]))
+    factor = graph.op("Mul", [_inverse_root(graph, step, variance), _channels(step.gamma)])
+    return graph.op("Add", [graph.op("Mul", [x, factor]), _channels(step.beta)])
 
-    def means(y):
-        y = graph.op("ReduceMean", [y], axes=[2, 3], keepdims=0)
-        y = graph.op("MatMul", [y, matrix])
-        return graph.op("Unsqueeze", [y, np.array([2, 3], np.int64)])
 
-    x = graph.op("Sub", [x, means(x)], name=step.name)
-    variance = graph.op("Add", [means(graph.op("Mul", [x, x])), np.float32(step.epsilon)])
-    return graph.op("Div", [x, graph.op("Sqrt", [variance])])
+def _chain(graph, step, x):
+    """x * factor + offset, each [batch, channels, 1, 1]: the pass of the activation can do that too."""
+    mean = _means(graph, step, x)
+    variance = _means(graph, step, graph.op("Pow", [graph.op("Sub", [x, mean]), np.float32(2)]))
+    factor = graph.op("Mul", [_inverse_root(graph, step, variance), _channels(step.gamma)])
+    offset = graph.op("Sub", [_channels(step.beta), graph.op("Mul", [mean, factor])])
+    return graph.op("Add", [graph.op("Mul", [x, factor], name=step.name), offset])
+
+
+def _inverse_root(graph, step, variance):
+    deviation = graph.op("Sqrt", [graph.op("Add", [variance, np.float32(step.epsilon)])])
+    return graph.op("Reciprocal", [deviation])
+
+
+def _means(graph, step, x):
+    """Means over the pixels and channels of each group, for each channel [batch, channels, 1, 1]; over all with one
+    group [batch, 1, 1, 1]. Channels of a group are averaged by a matrix."""
+    if step.groups == 1:
+        return graph.op("ReduceMean", [x], axes=[1, 2, 3], keepdims=1)
+    channels = np.arange(len(step.gamma))
+    group = channels % step.groups if step.strided else channels // (len(channels) // step.groups)
+    matrix = (group[:, None] == group) * (step.groups / len(channels))
+    means = graph.op("ReduceMean", [x], axes=[2, 3], keepdims=0)
+    means = graph.op("MatMul", [means, matrix.astype(np.float32)])
+    return graph.op("Unsqueeze", [means, np.array([2, 3], np.int64)])
 
 
 def _gate(graph, step, x):

@@ -5,6 +5,7 @@ class names in the file (None where it has none).
 """
 
 import json
+import os
 import warnings
 import zipfile
 from typing import Any, Callable, List, Optional, Tuple
@@ -55,6 +56,16 @@ def onnx(path: str) -> Tuple[Callable, Optional[List[str]]]:
     session = extras.need("onnxruntime", "export", "ONNX").InferenceSession(path, providers=["CPUExecutionProvider"])
     names = session.get_modelmeta().custom_metadata_map.get("class_names")
     return lambda images: session.run(["logits"], {"images": images})[0], names and json.loads(names)
+
+
+def openvino(path: str) -> Tuple[Callable, Optional[List[str]]]:
+    core = extras.need("openvino", "openvino", "OpenVINO").Core()
+    model = core.read_model(os.path.join(path, "model.xml"))
+    names = None
+    if model.has_rt_info(["g16net", "class_names"]):
+        names = json.loads(model.get_rt_info(["g16net", "class_names"]).astype(str))
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda images: np.array(compiled([images])["logits"]), names
 
 
 def keras(path: str) -> Tuple[Callable, Optional[List[str]]]:

@@ -146,7 +146,7 @@ def judge(config: ConfigDict, jpeg: bool = False) -> Callable:
 def eval_preprocessing(config: ConfigDict, size: int) -> Dict[str, Any]:
     """How an image becomes the test image of `size` pixels, as arguments of `transforms.eval_image`."""
     data = config.data
-    fit = "resize" if data.crop == "pad" else "crop"
+    fit = "crop" if data.crop == "box" else "resize"
     how = {"fit": fit, "resize": data.eval_resize, "crop": data.eval_crop}
     return {"size": size, **how, "max_pixels": data.max_pixels, "exif": data.exif}
 
@@ -221,6 +221,7 @@ def train_transform(config: ConfigDict, size: Optional[int] = None) -> Callable:
             size,
             seed,
             pad=size // 8,
+            reflect=data.crop == "reflect",
             flip=data.flip,
             resize=data.resize,
             max_pixels=data.max_pixels,
@@ -228,7 +229,7 @@ def train_transform(config: ConfigDict, size: Optional[int] = None) -> Callable:
         )
         return image if policy is None else policy(image, transforms.derive(seed, 3))
 
-    prepare = {"box": box, "pad": pad}[data.crop]
+    prepare = box if data.crop == "box" else pad
     return lambda record, seed: dict(record, image=prepare(record, seed))
 
 

@@ -93,6 +93,35 @@ def test_benchmark(tmp_path):
     json.dumps(figures)
 
 
+@pytest.mark.slow
+def test_exported_files_take_their_turns_in_their_runtimes(tmp_path):
+    pytest.importorskip("onnxruntime")
+    config = run_of(
+        "g16_ln_pn:variant=NANO",
+        benchmark__tasks="infer",
+        benchmark__formats="saved_model,onnx,tflite:int8",
+        benchmark__experiments="g16_bn:variant=NANO",
+        benchmark__sizes=(32,),
+        benchmark__batches=(2,),
+        benchmark__rounds=1,
+        benchmark__seconds=0.05,
+    )
+    figures = benchmark.benchmark(config, str(tmp_path))
+    rows = [row for row in figures["rows"] if row["task"] == "serve"]
+    runtimes = ["SavedModel", "ONNX Runtime", "LiteRT int8"]
+    assert [row["name"] for row in rows] == [f"NANO G16 {norm} in {of}" for of in runtimes for norm in ("ln_pn", "bn")]
+    assert all(row["images_per_second"]["min"] > 0 and row["bytes"] > 1000 for row in rows)
+    assert [row["dtype"] for row in rows] == ["float32"] * 4 + ["int8"] * 2
+    serving = [(row["name"], row["over"]) for row in figures["ratios"] if row["task"] == "serve"]
+    assert serving == [(f"NANO G16 ln_pn in {of}", f"NANO G16 bn in {of}") for of in runtimes]
+
+
+def test_exported_files_need_their_runtimes(monkeypatch):
+    monkeypatch.setattr(benchmark.extras.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"benchmark.formats=openvino needs .*pip install 'g16net\[openvino\]'"):
+        benchmark.check(run_of(benchmark__formats="openvino"))
+
+
 def test_time_is_divided_among_what_runs():
     found = [(0.0, 4.0, "convolution"), (1.0, 3.0, "proxy"), (2.0, 3.0, "other"), (5.0, 6.0, "input")]
     seconds = ours.divide(found)

@@ -285,10 +285,13 @@ def test_small_images_are_only_resized(shape):
     np.testing.assert_array_equal(transforms.small_image(tf.constant(pixels), 32, SEED), ours)
 
 
-def test_small_images_shift_and_flip():
+@pytest.mark.parametrize("reflect", [False, True])
+def test_small_images_shift_and_flip(reflect):
     pixels = np.random.default_rng(0).integers(1, 256, [32, 32, 3], np.uint8)
-    shift = tf.function(lambda seed: transforms.small_image(tf.constant(pixels), 32, seed, pad=4, flip=True))
-    padded = np.pad(pixels, [[4, 4], [4, 4], [0, 0]])
+    shift = tf.function(
+        lambda seed: transforms.small_image(tf.constant(pixels), 32, seed, pad=4, flip=True, reflect=reflect)
+    )
+    padded = np.pad(pixels, [[4, 4], [4, 4], [0, 0]], "reflect" if reflect else "constant")
     views = {
         view.tobytes(): (y, x, mirror)
         for y in range(9)

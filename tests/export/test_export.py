@@ -17,7 +17,7 @@ from helpers import tiny, untrained_run
 from g16net import compat, config, export, extras, native
 from g16net.data import transforms
 from g16net.errors import UserError
-from g16net.export import folding, formats, onnx_graph, saved_model, tf_graph, tflite, verify
+from g16net.export import folding, formats, onnx_graph, openvino_ir, saved_model, tf_graph, tflite, verify
 from g16net.models import architecture, efficientnet
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fly", "gnu"]
@@ -105,6 +105,14 @@ def test_batch_norm_goes_into_the_convolutions(made):
     _, steps = made("bn relu")
     assert not [step for step in steps if isinstance(step, folding.Norm)]
     assert all(step.bias is not None for step in steps if isinstance(step, folding.Conv))
+
+
+def test_scales_of_proxies_go_into_the_kernels_behind(made):
+    _, steps = made("ln_pn")
+    before = [step for step, after in zip(steps, steps[1:]) if isinstance(after, (folding.Conv, folding.Dense))]
+    norms = [step for step in before if isinstance(step, folding.Norm)]
+    assert len(norms) >= 4 and all(step.scale is None for step in norms)
+    assert norms[-1].centre is None and norms[0].centre is not None  # the last layer takes both
 
 
 def test_foreign_layers_are_named():
@@ -233,12 +241,13 @@ def test_saved_model_runs_as_tensorflow_serving_loads_it(plain, exported, tmp_pa
 # ONNX
 
 
+@pytest.mark.parametrize("fuses", [False, True])
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_onnx_runs_in_its_runtime_with_equal_logits(kind, made, tmp_path):
+def test_onnx_runs_in_its_runtime_with_equal_logits(kind, fuses, made, tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     model, steps = made(kind)
-    (tmp_path / "model.onnx").write_bytes(onnx_graph.convert(steps, NAMES, PREPARE))
+    (tmp_path / "model.onnx").write_bytes(onnx_graph.convert(steps, NAMES, PREPARE, fuses))
     run = formats.load(str(tmp_path / "model.onnx"))
     for images in (pixels(3, 32), pixels(2, 47, 33)):
         np.testing.assert_allclose(run(images), logits_of(model, images), atol=2e-5)
@@ -258,6 +267,21 @@ def test_onnx_keeps_grouped_convolutions_and_says_what_it_is(plain):
     assert max(groups.values()) > 1
     properties = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert properties == {"class_names": NAMES, "preprocessing": PREPARE}
+
+
+# OpenVINO
+
+
+@pytest.mark.parametrize("kind", ["ln_pn", "gn strided", "bn g1"])
+def test_openvino_runs_with_equal_logits(kind, made, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("openvino")
+    model, steps = made(kind)
+    openvino_ir.save(str(tmp_path / "openvino"), steps, NAMES, PREPARE)
+    run = formats.load(str(tmp_path / "openvino"))
+    assert run.class_names == NAMES
+    for images in (pixels(3, 32), pixels(2, 47, 33)):
+        np.testing.assert_allclose(run(images), logits_of(model, images), atol=2e-5)
 
 
 # TFLite
@@ -373,7 +397,7 @@ def test_verify_export_finds_the_weights_of_another_checkpoint(run, tmp_path):
     "name, message",
     [
         ("nothing.onnx", "no exported file"),
-        ("empty", "without saved_model.pb"),
+        ("empty", "without saved_model.pb or model.xml"),
         ("model.pb", "known format"),
         ("model", "known format"),
     ],
