@@ -40,7 +40,7 @@ ALLOWED = {
     "training": "compat config costs data errors ipu models optim report run weights",
     "export": "compat data errors extras ipu layers models native run training",
     "diagnostics": "compat data errors layers report run training",
-    "benchmark": "__init__ compat config costs data errors extras layers models native report run training",
+    "benchmark": "__init__ compat config costs data errors export extras layers models native report run training",
     "sweep": "__init__ config errors extras run",
     "cli": "__init__ compat config costs data errors export report run sweep training",
     "search": "cli extras run sweep",
