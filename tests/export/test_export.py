@@ -331,14 +331,15 @@ def test_tflite_in_int8_stays_near(kind, made, tmp_path):
 
 @needs_tflite
 def test_blocks_of_the_serving_docs_run(made, tmp_path, monkeypatch):
-    for module in ("onnx", "onnxruntime", "ai_edge_litert"):
+    for module in ("onnx", "onnxruntime", "openvino", "ai_edge_litert"):
         pytest.importorskip(module)
     steps = made("ln_pn")[1]
+    openvino_ir.save(str(tmp_path / "openvino"), steps, NAMES, PREPARE)
     (tmp_path / "model.onnx").write_bytes(onnx_graph.convert(steps, NAMES, PREPARE))
     (tmp_path / "model_float16.tflite").write_bytes(tflite.convert(steps, NAMES, PREPARE))
     monkeypatch.chdir(tmp_path)
     blocks = [b.text for b in pages.blocks("docs/serving.md") if b.language == "python" and b.mark == "tested"]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(block, {"__name__": "__main__"})
 
