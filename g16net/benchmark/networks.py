@@ -24,6 +24,7 @@ from g16net import extras, native
 from g16net.config import batches, experiments, recipe
 from g16net.costs import counts
 from g16net.errors import ConfigError, RunError, UserError
+from g16net.export import formats as export_formats
 from g16net.report import runs, scaling
 from g16net.run import assemble
 
@@ -66,6 +67,8 @@ def check(config, peers=()):
         extra, *modules = PACKAGES.get(format, ("",))
         for module in modules:
             extras.find(module, extra, f"benchmark.formats={format}")
+        if format.startswith("tflite"):
+            export_formats.FORMATS["tflite"].check(config)
     ours(config), foreign(config, peers)
 
 
@@ -112,6 +115,7 @@ def benchmark(config, workdir, peers=()):
                     continue
                 common = {"threads": config.benchmark.threads or native.cores(), "num_classes": config.data.num_classes}
                 given = dict(common, **options(precision if module == "ours" else recipe.dtype_of(precision)))
+                given.update({"folder": folder} if module == "exported" else {})
                 network = None
                 if "config" in given:
                     network = runs.network(runs.flat(given["config"].to_dict()))

@@ -128,8 +128,9 @@ def _grouped(graph, step, x):
     rows = graph.op("Reshape", [x, np.array([0, step.groups, -1], np.int64)])
     rows = graph.op("InstanceNormalization", [rows, ones, zeros], name=step.name, epsilon=step.epsilon)
     x = graph.op("Reshape", [rows, graph.op("Shape", [x])])
-    mean, variance = np.zeros_like(step.gamma), np.ones_like(step.gamma)
-    return graph.op("BatchNormalization", [x, step.gamma, step.beta, mean, variance], epsilon=0.0)
+    least = 1e-5  # of epsilon: cuDNN takes none below, and ONNX Runtime on a GPU would raise it
+    mean, variance = np.zeros_like(step.gamma), np.full_like(step.gamma, 1 - least)
+    return graph.op("BatchNormalization", [x, step.gamma, step.beta, mean, variance], epsilon=least)
 
 
 def _strided(graph, step, x):

@@ -1,9 +1,9 @@
 """Exported networks in their own runtimes, ours and peers', inference alone.
 
-Options: `format`, `threads`, `num_classes`, and `config`, the path of a saved config of ours, or `peer` ("timm",
-"keras") and `model`, with `multiply_adds` at a size as a dict. All have random weights. A peer's file is made as its
-users make it: timm's by `torch.onnx.export`, which OpenVINO reads too; those of keras.applications as a SavedModel, and
-from that by the converter of the runtime.
+Options: `format`, `folder` for the files, `threads`, `num_classes`, and `config`, the path of a saved config of ours,
+or `peer` ("timm", "keras") and `model`, with `multiply_adds` at a size as a dict. All have random weights. A peer's
+file is made as its users make it: timm's by `torch.onnx.export`, which OpenVINO reads too; those of keras.applications
+as a SavedModel, and from that by the converter of the runtime.
 """
 
 import functools
@@ -27,7 +27,7 @@ def main(options):
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
-    folder = tempfile.mkdtemp()
+    folder = tempfile.mkdtemp(dir=options["folder"])
 
     @functools.lru_cache(maxsize=None)
     def file(size):
