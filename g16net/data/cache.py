@@ -97,7 +97,13 @@ def on_disk(source, size, folder, max_corrupt=0.01, max_pixels=transforms.MAX_PI
             data = tf.numpy_function(pixels.read, [row["id"]], tf.uint8)
         return {"image": tf.reshape(data, [size, size, 3]), "label": label, "id": row["id"]}
 
-    return _like(source, read, encoded=False, example_bytes=one, held_bytes=0.0)._replace(fault=_remembered(reasons))
+    def read_many(rows):
+        found = tf.gather(all_labels, rows["id"])
+        data, there = tf.numpy_function(pixels.read_many, [rows["id"], found >= 0], (tf.uint8, tf.bool))
+        return tf.reshape(data, [-1, size, size, 3]), tf.where(tf.reshape(there, [-1]), found, -1)
+
+    cached = _like(source, read, encoded=False, example_bytes=one, held_bytes=0.0)
+    return cached._replace(fault=_remembered(reasons), shape=(size, size), read_many=read_many)
 
 
 class _Records:
@@ -110,6 +116,16 @@ class _Records:
     def __init__(self, path, header, size):
         self.path, self.header, self.size = path, header, size
         self.file = open(path, "rb", buffering=0)  # kept for as long as a graph holds `read`
+
+    def read_many(self, indices, wanted):
+        """uint8 [indices, size], and whether each was wanted and could be read; else it is 0."""
+        found, there = np.zeros([len(indices), self.size], np.uint8), np.array(wanted)
+        for i in np.flatnonzero(wanted):
+            try:
+                found[i] = self.read(indices[i])
+            except (OSError, ValueError):
+                there[i] = False
+        return found, there
 
     def read(self, index):
         data = os.pread(self.file.fileno(), self.size, self.header + int(index) * self.size)  # others run meanwhile

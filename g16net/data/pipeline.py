@@ -63,6 +63,7 @@ def train_batches(
     num_parallel_calls: Optional[int] = None,
     service: Optional[str] = None,
     judge: Callable = transforms.reason,
+    many: Optional[Callable] = None,
 ) -> Any:
     """Shuffled training batches, without a pause between epochs.
 
@@ -88,6 +89,9 @@ def train_batches(
             `epochs` None with it: the end of a finite stream waits until a dead worker is back.
         judge: encoded bytes that the transform raised on -> (why: string, large: bool, whether that is the size alone),
             as `transforms.reason`.
+        many: for a source with `read_many`: `(images, seeds) -> images`, what `transform` makes of each, uint8
+            [rows, size, size, 3], with seeds int32 [rows, 2]; a batch then takes no operations for each image. None:
+            images one by one.
 
     Returns:
         A tf.data.Dataset of (images: uint8 [batch, size, size, 3], targets: int32 [batch], or what `mix` gives).
@@ -142,7 +146,7 @@ def train_batches(
     with native.disabled() if service else contextlib.nullcontext():  # its workers know TensorFlow's operations alone
         data = _batches(
             source, transform, rows.map(with_seeds), batch, finish, max_corrupt * order.stop / order.count, corrupt_log,
-            num_parallel_calls, repair=True, judge=judge,
+            num_parallel_calls, repair=True, judge=judge, many=None if service else many,
         )  # fmt: skip
     if service:
         share = tf.data.experimental.service.distribute(
@@ -162,6 +166,7 @@ def eval_batches(
     corrupt_log: Optional[str] = None,
     num_parallel_calls: Optional[int] = None,
     judge: Callable = transforms.reason,
+    many: Optional[Callable] = None,
 ) -> Any:
     """Every example of the source exactly once over all workers, each worker with the same number of batches.
 
@@ -200,12 +205,14 @@ def eval_batches(
 
     data = _batches(
         source, transform, rows.map(with_seeds), batch, finish, max_corrupt * (end - begin), corrupt_log,
-        num_parallel_calls, repair=False, judge=judge,
+        num_parallel_calls, repair=False, judge=judge, many=many,
     )  # fmt: skip
     return data.prefetch(PREFETCH).with_options(_options())
 
 
-def _batches(source, transform, rows, batch, finish, most_corrupt, corrupt_log, num_parallel_calls, repair, judge):
+def _batches(
+    source, transform, rows, batch, finish, most_corrupt, corrupt_log, num_parallel_calls, repair, judge, many
+):
     """From rows (vectors of at most `batch` examples' places) to what `finish` makes of each batch.
 
     `finish` gets {"image", "label", "sound": bool [batch]} and the rows.
@@ -217,8 +224,18 @@ def _batches(source, transform, rows, batch, finish, most_corrupt, corrupt_log, 
         done = transform(source.read(row), row["seed"])
         return {"slot": slot, "image": done["image"], "label": tf.cast(done["label"], tf.int32)}
 
+    def at_once(rows):
+        """What `step` has of all `example`s, with the blank."""
+        images, labels = source.read_many(rows)
+        slots = tf.cast(tf.where(labels >= 0)[:, 0], tf.int32)
+        images = many(images, rows["seed"])
+        done = {"slot": slots, "image": tf.gather(images, slots), "label": tf.gather(labels, slots)}
+        return {name: tf.concat([v, tf.zeros([1, *v.shape[1:]], v.dtype)], 0) for name, v in done.items()}
+
     def step(rows):
         count = tf.size(rows["id"])
+        if many:
+            return tf.data.Dataset.from_tensors(rows).map(at_once).map(lambda done: whole(done, rows, count))
         images = tf.data.Dataset.from_tensor_slices((tf.range(count), rows))
         images = images.map(example, num_parallel_calls=calls, deterministic=True)
         if not images.element_spec["image"].shape.is_fully_defined():

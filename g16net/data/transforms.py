@@ -37,7 +37,11 @@ RATIOS = (2, 4, 8)  # by which the JPEG decoder can divide the size
 
 def derive(seed: Any, stream: int) -> Any:
     """A seed for a purpose of its own, int32 [2]; stream 0 is `seed` itself."""
-    return tf.bitwise.bitwise_xor(seed, [stream * 0x9E3779B1 % 2**31, 0])
+    return tf.bitwise.bitwise_xor(seed, [_stream(stream), 0])
+
+
+def _stream(stream):
+    return stream * 0x9E3779B1 % 2**31
 
 
 def train_image(
@@ -176,6 +180,19 @@ def small_image(
     if flip:
         image = random_flip(image, derive(seed, 1))
     return tf.ensure_shape(image, [size, size, 3])
+
+
+def small_images(images: Any, seeds: Any, pad: int = 0, flip: bool = False, reflect: bool = False) -> Any:
+    """`small_image` of a whole batch, for images that have their size already; needs `native.available()`.
+
+    One by one, a few pixels cost 0.2 ms of a core, nearly all of it TensorFlow's for its operations.
+
+    Args:
+        images: uint8 [batch, size, size, 3].
+        seeds: int32 [batch, 2].
+        pad, flip, reflect: as of `small_image`, whose bytes these are.
+    """
+    return native.small_images(images, seeds, pad, flip, reflect, _stream(1))
 
 
 def decode(image: Any, max_pixels: int = MAX_PIXELS, exif: bool = False, target: Any = None) -> Any:

@@ -1,9 +1,9 @@
 """Native CPU operations for what costs the most passes over memory, the norm-activation and the gate of SE layers; for
 the most nodes of the graph, the proxy's moments and the optimizer's update; for the grouped convolution of large maps;
-and for the resize of the input side.
+and for the resize and the small images of the input side.
 
 They are compiled on first use, where there is a C++ compiler (see `build`), and give what TensorFlow's operations give:
-the resize byte for byte, the others to rounding. Layers ask `enabled` and go the plain way otherwise: without a
+the input side's byte for byte, the others to rounding. Layers ask `enabled` and go the plain way otherwise: without a
 compiler, on accelerators, in float16, and while a SavedModel is written, which so needs nothing but TensorFlow to load.
 The input side, which has the CPU beside any accelerator, asks `available`. The environment variable `G16NET_NATIVE` set
 to 0 switches them off.
@@ -184,6 +184,14 @@ def resize(image, extent, half_pixel_centers, flip=False):
     known = tf.get_static_value(extent)
     resized.set_shape([*([None, None] if known is None else known), image.shape[2]])
     return resized
+
+
+@compat.as_written
+def small_images(images, seeds, pad, flip, reflect, flip_stream):
+    """As `data.transforms.small_images`; `flip_stream`: what is xored to a seed to draw whether to mirror."""
+    return library().g16_small_images(
+        images=images, seeds=seeds, pad=pad, flip=flip, reflect=reflect, flip_stream=flip_stream
+    )
 
 
 @_gradient_of("G16NormActivation")

@@ -1,5 +1,5 @@
 // The kernels as TensorFlow operations for the CPU: G16NormActivation, G16Gate, G16ProxyMoments, G16GroupConv (of CPUs
-// with AVX-512) and their gradients; G16RMSProp; G16Resize.
+// with AVX-512) and their gradients; G16RMSProp; G16Resize; G16SmallImages.
 //
 // Only TensorFlow's C API is used, the same binary interface in every version from 2.6 on. The gradients are tied to
 // their operations in Python.
@@ -12,6 +12,7 @@
 #include "kernels.h"
 #include "proxy.h"
 #include "resize.h"
+#include "small.h"
 #include "update.h"
 #include "tensorflow/c/kernels.h"
 #include "tensorflow/c/ops.h"
@@ -369,6 +370,46 @@ void compute_resize(void* kernel, TF_OpKernelContext* context) {
          *static_cast<TF_Bool*>(kernel), to);
 }
 
+struct Small {
+  int64_t pad, flip_stream;
+  TF_Bool flip, reflect;
+};
+
+void* create_small(TF_OpKernelConstruction* construction) {
+  return configured(construction, new Small{}, [=](Small* small, TF_Status* status) {
+    TF_OpKernelConstruction_GetAttrInt64(construction, "pad", &small->pad, status);
+    if (TF_GetCode(status) == TF_OK)
+      TF_OpKernelConstruction_GetAttrInt64(construction, "flip_stream", &small->flip_stream, status);
+    if (TF_GetCode(status) == TF_OK) TF_OpKernelConstruction_GetAttrBool(construction, "flip", &small->flip, status);
+    if (TF_GetCode(status) == TF_OK)
+      TF_OpKernelConstruction_GetAttrBool(construction, "reflect", &small->reflect, status);
+  });
+}
+
+void destroy_small(void* small) { delete static_cast<Small*>(small); }
+
+// On the thread that calls it: tf.data makes several batches at once.
+void compute_small(void* kernel, TF_OpKernelContext* context) {
+  const Small& small = *static_cast<Small*>(kernel);
+  Call call(context);
+  TF_Tensor* images = call.input(0);
+  if (!call.ok()) return;
+  const std::vector<int64_t> from = Call::dims(images);
+  if (from.size() != 4 || from[3] != 3 || small.pad < 0 || small.pad >= from[1] || small.pad >= from[2]) {
+    call.fail("images must be [batch, height, width, 3], larger than the shift");
+    return;
+  }
+  const int32_t* seeds = call.input<int32_t>(1, {from[0], 2});
+  uint8_t* to = call.output<uint8_t>(0, from);
+  if (!call.ok()) return;
+  const uint8_t* pixels = static_cast<const uint8_t*>(TF_TensorData(images));
+  const int64_t one = from[1] * from[2] * 3;
+  std::vector<int64_t> columns(from[2]);
+  for (int64_t i = 0; i < from[0]; ++i)
+    small_image(pixels + i * one, from[1], from[2], seeds + 2 * i, small.pad, small.flip, small.reflect,
+                int32_t(small.flip_stream), columns, to + i * one);
+}
+
 // The first output is like the first input, [batch, height, width, channels]. The shapes of the others are set in
 // Python, for in TensorFlow 2.6 this interface knows the first of each only.
 void like_first_input(TF_ShapeInferenceContext* context, TF_Status* status) {
@@ -449,6 +490,12 @@ void define_resize() {
   define_kernel("G16Resize", create_resize, compute_resize, destroy_resize);
 }
 
+void define_small() {
+  define_operation("G16SmallImages", {"images: uint8", "seeds: int32"}, {"shifted: uint8"},
+                   {"pad: int", "flip: bool", "reflect: bool", "flip_stream: int"}, like_first_input);
+  define_kernel("G16SmallImages", create_small, compute_small, destroy_small);
+}
+
 __attribute__((constructor)) void define_all() {
   define("G16NormActivation", {"x: T", "gamma: float", "beta: float", "centre: float", "scale: float"},
          {"y: T", "mean: float", "inv_std: float", "pooled: float"}, true, compute<float>, compute<BFloat16>);
@@ -470,6 +517,7 @@ __attribute__((constructor)) void define_all() {
 #endif
   define_update();
   define_resize();
+  define_small();
 }
 
 }  // namespace

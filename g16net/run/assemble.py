@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 from ml_collections import ConfigDict
 from tensorflow import keras
 
-from g16net import compat
+from g16net import compat, native
 from g16net.config import optimizers as optimizer_rules
 from g16net.config import recipe
 from g16net.data import augment as augment_lib
@@ -105,8 +105,9 @@ def train_batches(
     `shard`: (index, count) of this worker; `size`: pixels, by default `data.train_size`. Targets are class ids, or ids
     and weights where the batch is mixed.
     """
+    source = kept(config, source)
     return pipeline.train_batches(
-        kept(config, source),
+        source,
         train_transform(config, size),
         config.run.global_batch,
         config.run.seed,
@@ -118,6 +119,7 @@ def train_batches(
         num_parallel_calls=config.data.parallel,
         service=config.data.service or None,
         judge=judge(config, config.data.jpeg and config.data.crop == "box"),
+        many=train_many(config, source, size),
     )
 
 
@@ -135,6 +137,7 @@ def eval_batches(
         shard=shard,
         max_corrupt=config.data.max_corrupt,
         judge=judge(config),
+        many=eval_many(config, source, size),
     )
 
 
@@ -155,6 +158,12 @@ def eval_transform(config: ConfigDict, size: int) -> Callable:
     """`(record, seed) -> record` with the test image of `size` pixels; draws nothing."""
     preprocessing = eval_preprocessing(config, size)
     return lambda record, seed: dict(record, image=transforms.eval_image(record["image"], **preprocessing))
+
+
+def eval_many(config: ConfigDict, source: Source, size: int) -> Optional[Callable]:
+    """What `eval_transform` does to many images of `source` at once: nothing, where they have their size; else None."""
+    same = source.shape == (size, size) and eval_preprocessing(config, size)["fit"] == "resize"
+    return (lambda images, seeds: images) if same else None
 
 
 def kept(config: ConfigDict, source: Source) -> Source:
@@ -231,6 +240,15 @@ def train_transform(config: ConfigDict, size: Optional[int] = None) -> Callable:
 
     prepare = box if data.crop == "box" else pad
     return lambda record, seed: dict(record, image=prepare(record, seed))
+
+
+def train_many(config: ConfigDict, source: Source, size: Optional[int] = None) -> Optional[Callable]:
+    """What `train_transform` does to many images of `source` at once, or None where it takes them one by one."""
+    data, size = config.data, size or config.data.train_size
+    if data.crop == "box" or augment(config) or source.shape != (size, size) or not native.available():
+        return None
+    shifts = {"pad": size // 8, "flip": data.flip, "reflect": data.crop == "reflect"}
+    return lambda images, seeds: transforms.small_images(images, seeds, **shifts)
 
 
 def progressive_parts(config: ConfigDict, first: int = 0, last: Optional[int] = None) -> List[Tuple[int, int, int]]:

@@ -6,8 +6,9 @@ import tensorflow as tf
 from made_data import assert_same, batches, class_folders, jpeg, mark, open_kind, transform
 from PIL import Image
 
-from g16net.data import cache
-from g16net.data.sources import open_source
+from g16net import native
+from g16net.data import cache, pipeline, transforms
+from g16net.data.sources import base, open_source
 
 pytestmark = [pytest.mark.once, pytest.mark.usefixtures("cache_home")]
 
@@ -104,6 +105,43 @@ def test_a_file_cut_off_is_no_image(tmp_path):
     os.truncate(str(images), images.stat().st_size - 10)
     with pytest.raises((ValueError, tf.errors.OpError), match="cut off at record 5"):
         cached.read({"id": tf.constant(5, tf.int64)})
+
+
+@pytest.mark.parametrize("reflect", [False, True])
+def test_batches_at_once_are_those_of_images_one_by_one(reflect, tmp_path):
+    if not native.available():
+        pytest.skip("no C++ compiler: there is no operation for a whole batch")
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        folder = tmp_path / "data" / "train" / ("ant" if i < 30 else "bee")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(str(folder / f"{i:03d}.png"))
+    (tmp_path / "data" / "train" / "bee" / "041.png").write_bytes(b"no image")
+    source = open_source("folder", "train", str(tmp_path / "data"))
+    cached = cache.on_disk(source, 16, str(tmp_path / "decoded"), max_corrupt=0.1)
+    arrays = base.arrays("digits", "train", pixels, np.arange(60) // 30, ["ant", "bee"])
+    (file,) = (path for path in (tmp_path / "decoded").glob("*.npy") if ".labels" not in path.name)
+    os.truncate(str(file), file.stat().st_size - 10)  # the last image cannot be read any more
+    shifts = {"pad": 2, "flip": True, "reflect": reflect}
+
+    def one(record, seed):
+        return dict(record, image=transforms.small_image(record["image"], 16, seed, **shifts))
+
+    def many(images, seeds):
+        return transforms.small_images(images, seeds, **shifts)
+
+    options = {"seed": 5, "epochs": 2, "max_corrupt": 0.1, "start_step": 1, "corrupt_log": str(tmp_path / "log")}
+    for some in (cached, arrays, base.relabelled(cached, ["bee", "wasp", "ant"])):
+        found = batches(some, one, 12, many=many, **options)
+        assert len(found) == 9
+        assert_same(found, batches(some, one, 12, **options))
+    log = (tmp_path / "log").read_text().splitlines()
+    assert sum("041.png" in line for line in log) == sum("059.png" in line for line in log) >= 4
+    tested = [list(pipeline.eval_batches(cached, one, 25, max_corrupt=0.1, many=how)) for how in (None, lambda x, _: x)]
+    for (_, labels, weights), (images, same_labels, same_weights) in zip(*tested):
+        np.testing.assert_array_equal(weights, same_weights)
+        np.testing.assert_array_equal(labels, same_labels)
+        assert images.shape == (25, 16, 16, 3) and not images.numpy()[weights.numpy() == 0].any()
 
 
 def test_disk_remembers_why_an_image_is_left_out(tmp_path, capfd):

@@ -53,17 +53,17 @@ def test_golden(case):
 
 
 @pytest.mark.parametrize(
-    "alpha, cutmix, batch",
-    [(0.1, None, 2), (0.1, None, 8), (0.0, 1, 2), (0.0, 2, 3), (0.2, 1, 3), (0.2, 2, 2)],
+    "alpha, cutmix, batch, width",
+    [(0.1, None, 2, 17), (0.1, None, 8, 400), (0.0, 1, 2, 17), (0.0, 2, 3, 17), (0.2, 1, 3, 17), (0.2, 2, 2, 400)],
 )
-def test_uint8_equals_numpy(alpha, cutmix, batch):
+def test_uint8_equals_numpy(alpha, cutmix, batch, width):
     """Rounded uint8 against a computation in NumPy from the same draws, inside a tf.data pipeline."""
     rng = np.random.default_rng(batch)
-    images = rng.integers(0, 256, [batch, 12, 17, 3], np.uint8)
+    images = rng.integers(0, 256, [batch, 12, width, 3], np.uint8)
     labels = rng.integers(0, 1000, [batch], np.int32)
 
     def both(images, labels, seed):
-        m, box = mixing.draw(tf.shape(images)[0], 12, 17, seed, alpha, cutmix, 0.7)
+        m, box = mixing.draw(tf.shape(images)[0], 12, width, seed, alpha, cutmix, 0.7)
         mixed, targets = mixing.mix(images, labels, m, box)
         return mixed, targets, tf.ones([batch]) if m is None else m, tf.zeros([4], tf.int32) if box is None else box
 
@@ -78,7 +78,7 @@ def test_uint8_equals_numpy(alpha, cutmix, batch):
         assert np.abs(mixed - expected).max() <= 0.5 + 1e-4
         np.testing.assert_allclose(targets[..., 1].sum(1), 1, atol=1e-6)
         distribution = np.zeros([batch, 1000])
-        pasted = (bottom - top) * (right - left) / (12 * 17)
+        pasted = (bottom - top) * (right - left) / (12 * width)
         for shift, share in ((0, 1 - pasted), (1 if batch == 2 else 2, pasted)):
             for i in range(batch):
                 distribution[i, labels[(i - shift) % batch]] += share * m[(i - shift) % batch]

@@ -1,7 +1,7 @@
 """What a source is, and the engine of sources that read any example by its index."""
 
 import functools
-from typing import Any, Callable, NamedTuple, Optional, Sequence
+from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -26,6 +26,9 @@ class Source(NamedTuple):
             which examples come next, at most one step's (`Order.local_batch`) at a time. Cheap: pixels are not read.
         read: one row (scalars) -> record {"image", "label": int32, "id": int64} and, where the data has them, "boxes":
             float32 [objects, 4] (ymin, xmin, ymax, xmax in 0..1). Raises on what cannot be read.
+        shape: (height, width) of all images, where they are arrays of one size and of three channels.
+        read_many: with `shape`: rows (vectors) -> (uint8 [rows, height, width, 3], labels int32 [rows]), what `read`
+            gives of each; where that would raise the label is -1.
         locate: ids (int64) -> strings that say where a person finds these examples.
         example_bytes: mean stored bytes per image.
         labels: int32 [num_examples] in the order of ids, where they are known without reading the images.
@@ -53,6 +56,8 @@ class Source(NamedTuple):
     contents: Optional[Callable[[], dict]] = None
     fault: Optional[Callable] = None
     files: Optional[Callable[[], Sequence[str]]] = None
+    shape: Optional[Tuple[int, int]] = None
+    read_many: Optional[Callable[[dict], tuple]] = None
 
 
 def indexed(
@@ -112,13 +117,18 @@ def relabelled(source: "Source", class_names: Sequence[str]) -> "Source":
         why = f"{identity.quoted(unknown)} unknown" if unknown else "a name stands for several classes"
         raise UserError(f"{source.name}, split {source.split}: its classes cannot be matched by name: {why}")
     places = np.array([place[identity.plain(name)] for name in source.class_names], np.int32)
-    table = tf.constant(np.append(places, -1))  # the last for labels that are out of range, which stay so
+    table = tf.constant(np.append(places, np.int32(-1)))  # the last for labels that are out of range, which stay so
 
     def read(row):
         record = source.read(row)
         label = record["label"]
         known = (label >= 0) & (label < source.num_classes)
         return dict(record, label=tf.gather(table, tf.where(known, label, source.num_classes)))
+
+    def read_many(rows):
+        images, labels = source.read_many(rows)
+        known = (labels >= 0) & (labels < source.num_classes)
+        return images, tf.where(known, tf.gather(table, tf.where(known, labels, source.num_classes)), labels)
 
     def part(index, count):
         return relabelled(source.part(index, count), class_names)
@@ -131,6 +141,7 @@ def relabelled(source: "Source", class_names: Sequence[str]) -> "Source":
         num_classes=len(class_names),
         class_names=tuple(class_names),
         read=read,
+        read_many=source.read_many and read_many,
         labels=None if source.labels is None else places[source.labels],
         part=source.part and part,
         contents=once(contents) if same and source.contents else None,
@@ -148,14 +159,18 @@ def arrays(name: str, split: str, images: Any, labels: Any, class_names: Sequenc
     def read(row):
         return {"image": images[row["id"]], "label": all_labels[row["id"]], "id": row["id"]}
 
+    def read_many(rows):
+        return tf.gather(images, rows["id"]), tf.gather(all_labels, rows["id"])
+
     def locate(ids):
         return tf.strings.join([f"{name}/{split}[", tf.strings.as_string(ids), "]"])
 
     size = images.nbytes if hasattr(images, "nbytes") else images.numpy().nbytes
-    return indexed(
+    source = indexed(
         name, split, len(labels), class_names, read, locate, False, size / len(labels), labels, held_bytes=size,
         contents=lambda: identity.of_arrays(class_names, images, labels),
     )  # fmt: skip
+    return source._replace(shape=tuple(images.shape[1:3]), read_many=read_many) if images.shape[-1] == 3 else source
 
 
 def held_out(labels: Any, fraction: float, seed: int = 0) -> Any:
