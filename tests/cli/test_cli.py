@@ -11,6 +11,10 @@ from helpers import ROOT, call, launch, slow_with_keras3
 
 from g16net import compat
 from g16net.cli import environment
+from g16net.cli import main as cli
+from g16net.config import FIELDS
+from g16net.errors import RunError, UserError
+from g16net.run.signals import Stopped
 
 # launch.py chooses the Keras generation itself
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
@@ -70,6 +74,33 @@ def test_list_and_help_need_no_tensorflow(tmp_path):
     assert "g16_ln_pn" in listed.stdout and "paper's network" in listed.stdout
     helped = launch("--help", PYTHONPATH=str(tmp_path))
     assert "--experiment" in helped.stdout and "--workdir" in helped.stdout
+
+
+@pytest.mark.once
+def test_help_on_a_mode_and_on_everything(capsys):
+    status, text = call(capsys, "--help=all")
+    assert status == 0
+    for field in FIELDS:
+        assert f"--config.{field}=" in text, field
+    assert "--workdir" in text and "g16_ln_pn_progressive" in text
+    status, text = call(capsys, "--help=predict")
+    assert status == 0 and "--images" in text and "--config.predict.top=5" in text
+    assert "--config.optim" not in text and "Needs a trained run" in text
+    status, text = call(capsys, "--help=predct")
+    assert status == 2 and "no such mode" in text and "predict" in text
+
+
+@pytest.mark.parametrize(
+    "error, expected", [(RunError("it broke"), 1), (UserError("no"), 2), (Stopped("SIGTERM", 7, "runs/x"), 143)]
+)
+@pytest.mark.once
+def test_how_a_command_ends_is_in_its_status(error, expected, capsys, monkeypatch):
+    def execute(*_):
+        raise error
+
+    monkeypatch.setattr(cli.command, "execute", execute)
+    status, text = call(capsys, "--experiment=g16_ln_pn")
+    assert status == expected and str(error) in text
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,8 @@ def test_the_tutorial_runs(tmp_path):
         )
         assert result.returncode == 0, f"{command}\n{result.stdout}"
         if "--config.init.checkpoint=runs/photos" in command:
-            assert re.search(r"Started from runs/photos: \d+ of \d+ weights loaded; new: predictions", result.stdout)
+            started = r"Started from runs/photos: (\d+) of \1 weights loaded; the classifier by name"
+            assert re.search(started, result.stdout)
     for name in (
         "curves.png",
         "saved_model",

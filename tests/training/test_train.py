@@ -190,6 +190,31 @@ def test_optimizer_loss_and_network_have_the_values_of_the_config():
     assert any(found.get("rate") == 0.16 for found in layers.values())
 
 
+@pytest.mark.parametrize(
+    "name, fields, kept",
+    [
+        ("sgd", {}, {"momentum": 0.8}),
+        ("adamw", {"decay": 0.95, "epsilon": 1e-5}, {"beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-5}),
+        ("lamb", {"decay": 0.95}, {"beta_1": 0.8, "beta_2": 0.95}),
+        ("lion", {"decay": 0.95}, {"beta_1": 0.8, "beta_2": 0.95}),
+    ],
+)
+def test_each_optimizer_has_the_values_of_the_config(name, fields, kept):
+    fields = {"name": name, "momentum": 0.8, "learning_rate": 0.3, "weight_decay": 0.02, "clip_norm": 2.0, **fields}
+    optimizer = assemble.optimizer(tiny(**{f"optim__{key}": value for key, value in fields.items()}), STEPS)
+    found = optimizer.get_config()
+    assert type(optimizer).__name__.split(">")[-1].lower() == name
+    assert {key: found[key] for key in kept} == kept
+    assert found["weight_decay"] == 0.02 and found["clip_norm"] == 2.0
+
+
+def test_an_optimizer_of_keras_by_its_name():
+    config = tiny(optim__name="keras:Adamax", optim__learning_rate=0.3)
+    assert "Adamax" in [kind.__name__ for kind in type(assemble.optimizer(config, STEPS)).__mro__]
+    with pytest.raises(config_lib.ConfigError, match="optim.name=keras:Adamix: .*no optimizer 'Adamix'"):
+        assemble.optimizer(tiny(optim__name="keras:Adamix", optim__learning_rate=0.3), STEPS)
+
+
 @pytest.mark.skipif(compat.KERAS3, reason="TensorFlow 1's learning-rate form is read from Keras 2 optimizers")
 def test_learning_rate_of_a_step():
     config = tiny(run__epochs=10)
