@@ -164,11 +164,12 @@ def test_each_optimizer_has_its_own_numbers(changes, numbers):
 @pytest.mark.parametrize(
     "assignments, numbers",
     [
-        ([], (0.01, 0.9, 1e-3, 1e-5, 2**-6, 0.9)),
-        ([("optim.name", "adamw")], (32e-3 / 1024, 0.999, 1e-7, 0.05, 8 * 32e-3 / 1024, 0.999)),
-        ([("optim.decay", "0.5"), ("optim.name", "lion")], (64e-4 / 1024, 0.5, 1e-7, 0.25, 8 * 64e-4 / 1024, 0.99)),
-        ([("finetune.optimizer", "adamw")], (0.01, 0.9, 1e-3, 1e-5, 8 * 32e-3 / 1024, 0.999)),
-        ([("optim.name", "rmsprop")], (0.01, 0.9, 1e-3, 1e-5, 2**-6, 0.9)),
+        ([], (0.05, 0, 1e-3, 5e-4, 2**-6, 0.9)),
+        ([("optim.name", "adamw")], (32e-3 / 1024, 0.999, 1e-7, 0.05, 2**-6, 0.9)),
+        ([("optim.decay", "0.5"), ("optim.name", "lion")], (64e-4 / 1024, 0.5, 1e-7, 0.25, 2**-6, 0.9)),
+        ([("finetune.optimizer", "adamw")], (0.05, 0, 1e-3, 5e-4, 8 * 32e-3 / 1024, 0.999)),
+        ([("optim.name", "rmsprop")], (2**-9, 1 - 2**-9, 1e-3, 1e-5, 2**-6, 0.9)),
+        ([("optim.name", "sgd")], (0.05, 0, 1e-3, 5e-4, 2**-6, 0.9)),
     ],
 )
 def test_another_optimizer_does_not_take_the_numbers_of_the_one_before(assignments, numbers):
@@ -181,7 +182,7 @@ def test_fine_tuning_a_stored_run_with_another_optimizer_does_not_take_its_numbe
     config = recipe.resolve(recipe.get_config("small")).copy_and_resolve_references().unlock()
     config_lib.override(config, [("finetune.optimizer", "adamw")])
     found = own_numbers(recipe.resolve(config))
-    assert found == pytest.approx((0.01, 0.9, 1e-3, 1e-5, 8 * 32e-3 / 1024, 0.999))
+    assert found == pytest.approx((0.05, 0, 1e-3, 5e-4, 8 * 32e-3 / 1024, 0.999))
 
 
 def own_numbers(config):
