@@ -79,8 +79,7 @@ def get_config(arg=""):
 
 def small(config):
     """For sets of hundreds to thousands of images. Some hundred updates are too few for an average of 0.97 per epoch, 5
-    epochs of warm-up or a mean square of 0.998. On photographs SGD is far ahead of RMSProp, most with layer norm: see
-    docs/training.md."""
+    epochs of warm-up or a mean square of 0.998. SGD: see docs/training.md."""
     config.run.epochs = 30
     config.run.global_batch = 32
     config.optim.name = "sgd"
