@@ -467,10 +467,10 @@ def test_workers_with_different_data_are_told(place):
 def test_a_run_goes_on_with_changed_data_where_it_is_told_to_and_its_checkpoints_say_so(place, capsys):
     run = place / "trained"
     arguments = [f"--experiment={TINY}", f"--workdir={run}", f"--data={place / 'photos'}", "--mode=train"]
-    arguments += ["--config.run.epochs=2", "--config.run.global_batch=4", "--config.data.train_size=32"]
+    arguments += ["--config.run.epochs=2", "--config.run.global_batch=5", "--config.data.train_size=32"]
     status, printed = launch(capsys, *arguments)
     assert status == 0, printed
-    shutil.rmtree(run / "checkpoints" / "00000012")  # as if killed in the second epoch
+    shutil.rmtree(run / "checkpoints" / "00000008")  # as if killed in the second epoch
     os.remove(place / "photos/train/bee/3.png")
     assemble._open.cache_clear()
     status, printed = launch(capsys, *arguments)
