@@ -45,6 +45,18 @@ TOGETHER = 3  # networks in a group
 AHEAD = 2  # groups that are compiled while one trains
 EVAL_BATCH = 500
 OWN = ("run.seed", "optim.learning_rate")  # fields in which networks of a group may differ
+# Fields that would change a training here, and the values that are written
+KNOWN = {
+    "optim.name": ["sgd"],
+    "optim.clip_norm": [0.0],
+    "optim.layer_decay": [1.0],
+    "schedule.name": ["cosine"],
+    "data.crop": ["reflect", "pad"],
+    "data.augment": ["none"],
+    "data.cutmix": [1.0],
+    "data.progressive": [[]],
+    "init.checkpoint": [""],
+}
 LEVEL = 0.003  # top-1 by which the usual rate may be below the best
 
 
@@ -109,7 +121,7 @@ def groups(rows):
     return [rows[i : i + TOGETHER] for rows in found.values() for i in range(0, len(rows), TOGETHER)]
 
 
-def network(config, seed):
+def network(config, seed, num_classes):
     from g16net import compat
     from g16net.models import efficientnet
     from g16net.models.architecture import get_variant
@@ -126,7 +138,7 @@ def network(config, seed):
     with compat.policy(config["runtime.precision"]):
         return efficientnet.build(
             variant._replace(**changed),
-            num_classes=10,
+            num_classes=num_classes,
             input_size=config["data.train_size"],
             dropout=config["regularise.dropout"],
             survival_prob=config["regularise.survival_prob"],
@@ -220,16 +232,20 @@ class Group:
 
         self.jax, self.rows, self.data = jax, rows, data
         self.config = config = flat(rows[0]["config"])
-        if config["optim.name"] != "sgd" or config["data.cutmix"] != 1 or config["schedule.name"] != "cosine":
-            raise ValueError("only SGD with a cosine and without CutMix is written here")
+        for key, values in KNOWN.items():
+            if config[key] not in values:
+                raise ValueError(f"{rows[0]['name']}: {key}={config[key]!r} is not written here, only {values}")
+        if not config["regularise.ema"]:
+            raise ValueError(f"{rows[0]['name']}: regularise.ema=0: the average here is by updates")
+        classes = int(data["train"][1].max()) + 1
         self.batch, self.epochs = config["run.global_batch"], config["run.epochs"]
         self.steps = len(data["train"][1]) // self.batch
         with building, jax.default_device(jax.devices("cpu")[0]):  # many small programs, each to be compiled
-            models = [network(config, row["config"]["run"]["seed"]) for row in rows]
+            models = [network(config, row["config"]["run"]["seed"], classes) for row in rows]
             self.optimizer = SGD(1.0, momentum=config["optim.momentum"], weight_decay=config["optim.weight_decay"])
             self.optimizer.build(models[0].trainable_variables)
         self.model = models[0]
-        self.loss = SmoothedCrossEntropy(10, label_smoothing=config["regularise.label_smoothing"])
+        self.loss = SmoothedCrossEntropy(classes, label_smoothing=config["regularise.label_smoothing"])
         slots = self.optimizer.variables
         (self.rate,) = [i for i, slot in enumerate(slots) if slot is self.optimizer._learning_rate]
 
@@ -262,7 +278,8 @@ class Group:
 
             logits, new = jax.vmap(one)(parts, jax.numpy.arange(len(parts), dtype="uint32"))
             logits = logits.reshape(-1, logits.shape[-1])
-            momentum, count = 0.97, len(parts)  # each pass after the other moves the averages
+            (momentum,) = {layer.momentum for layer in self.model.layers if hasattr(layer, "momentum")}
+            count = len(parts)  # each pass after the other moves the averages
             kept = (momentum ** jax.numpy.arange(count - 1, -1, -1)).astype("float32")
             new = [
                 momentum**count * old + jax.numpy.tensordot(kept, values - momentum * old, 1)

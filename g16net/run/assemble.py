@@ -229,9 +229,7 @@ def train_transform(config: ConfigDict, size: Optional[int] = None) -> Callable:
             record["image"],
             size,
             seed,
-            pad=size // 8,
-            reflect=data.crop == "reflect",
-            flip=data.flip,
+            **shifts(config, size),
             resize=data.resize,
             max_pixels=data.max_pixels,
             exif=data.exif,
@@ -242,13 +240,17 @@ def train_transform(config: ConfigDict, size: Optional[int] = None) -> Callable:
     return lambda record, seed: dict(record, image=prepare(record, seed))
 
 
+def shifts(config: ConfigDict, size: int) -> Dict[str, Any]:
+    """How images of a few pixels are shifted and mirrored, as arguments of `transforms.small_image`."""
+    return {"pad": size // 8, "flip": config.data.flip, "reflect": config.data.crop == "reflect"}
+
+
 def train_many(config: ConfigDict, source: Source, size: Optional[int] = None) -> Optional[Callable]:
     """What `train_transform` does to many images of `source` at once, or None where it takes them one by one."""
     data, size = config.data, size or config.data.train_size
     if data.crop == "box" or augment(config) or source.shape != (size, size) or not native.available():
         return None
-    shifts = {"pad": size // 8, "flip": data.flip, "reflect": data.crop == "reflect"}
-    return lambda images, seeds: transforms.small_images(images, seeds, **shifts)
+    return lambda images, seeds: transforms.small_images(images, seeds, **shifts(config, size))
 
 
 def progressive_parts(config: ConfigDict, first: int = 0, last: Optional[int] = None) -> List[Tuple[int, int, int]]:

@@ -135,6 +135,9 @@ def test_batches_at_once_are_those_of_images_one_by_one(reflect, tmp_path):
         found = batches(some, one, 12, many=many, **options)
         assert len(found) == 9
         assert_same(found, batches(some, one, 12, **options))
+    beyond = arrays._replace(read_many=lambda rows: (arrays.read_many(rows)[0], tf.fill(tf.shape(rows["id"]), 2)))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="label outside 0..3"):  # no class of the longer list
+        batches(base.relabelled(beyond, ["ant", "bee", "wasp", "fly"]), one, 12, many=many, **options)
     log = (tmp_path / "log").read_text().splitlines()
     assert sum("041.png" in line for line in log) == sum("059.png" in line for line in log) >= 4
     tested = [list(pipeline.eval_batches(cached, one, 25, max_corrupt=0.1, many=how)) for how in (None, lambda x, _: x)]

@@ -119,16 +119,18 @@ def relabelled(source: "Source", class_names: Sequence[str]) -> "Source":
     places = np.array([place[identity.plain(name)] for name in source.class_names], np.int32)
     table = tf.constant(np.append(places, np.int32(-1)))  # the last for labels that are out of range, which stay so
 
+    def placed(label):
+        known = (label >= 0) & (label < source.num_classes)
+        return tf.gather(table, tf.where(known, label, source.num_classes))
+
     def read(row):
         record = source.read(row)
-        label = record["label"]
-        known = (label >= 0) & (label < source.num_classes)
-        return dict(record, label=tf.gather(table, tf.where(known, label, source.num_classes)))
+        return dict(record, label=placed(record["label"]))
 
     def read_many(rows):
         images, labels = source.read_many(rows)
-        known = (labels >= 0) & (labels < source.num_classes)
-        return images, tf.where(known, tf.gather(table, tf.where(known, labels, source.num_classes)), labels)
+        found = placed(labels)  # of these, -1 is an image that cannot be read, and no label out of range
+        return images, tf.where((found < 0) & (labels >= 0), len(class_names), found)
 
     def part(index, count):
         return relabelled(source.part(index, count), class_names)
