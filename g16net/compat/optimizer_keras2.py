@@ -18,6 +18,7 @@ class _Updates:
 
     slots: Dict[str, Any] = {}
     _factor = None  # of the update that is being traced
+    after_update = None  # called behind each weight update
 
     def rate_factor(self, variable):
         """Factor of the learning rate for `variable`, a number; for subclasses."""
@@ -52,11 +53,20 @@ class _Updates:
         def count():
             return self.iterations.assign_add(1, read_value=False)
 
+        def followed(done):
+            if self.after_update is None:
+                return done
+            with tf.control_dependencies(tf.nest.flatten([done])):
+                self.after_update()
+            return done
+
         def apply(pairs):
             self._factor = self._shrink(distribution, pairs)
             if self._update_all(pairs, apply_state, name) is not None:
-                return count()
-            return super(_Updates, self)._distributed_apply(distribution, pairs, apply_state=apply_state, name=name)
+                return followed(count())
+            return followed(
+                super(_Updates, self)._distributed_apply(distribution, pairs, apply_state=apply_state, name=name)
+            )
 
         if self.accumulation == 1 and self.guard == "none":
             return apply(grads_and_vars)
@@ -64,7 +74,7 @@ class _Updates:
             finite = self._update_all(grads_and_vars, apply_state, name)
             if finite is not None:
                 note_finite(self, finite)
-                return count()
+                return followed(count())
         good = tf.constant(True)
         if self.guard != "none":
             local = distribution.experimental_local_results

@@ -332,7 +332,10 @@ FIELDS = {
         "float32", ("float32", "mixed_bfloat16", "mixed_float16"), "precision of compute; weights are float32"
     ),
     "runtime.deterministic": Field(False, bool, "use deterministic operations only, at some cost in speed"),
-    "runtime.steps_per_execution": _at_least(1, 1, "weight updates per call of the device"),
+    "runtime.steps_per_execution": _at_least(
+        None, 1, "weight updates per call of the device; None: 16 on a GPU or TPU, otherwise 1", optional=True
+    ),
+    "runtime.jit": Field(False, bool, "compile the train step by XLA, on a GPU; a TPU and IPUs always do"),
     "runtime.recompute": Field(
         False, bool, "keep only the input of each block and compute the rest again in the backward pass: less memory"
     ),

@@ -256,7 +256,7 @@ def _check(config, stages):
 
 def check_steps(config: ConfigDict, updates_per_epoch: int) -> None:
     """Raises ConfigError where an epoch does not consist of whole calls of the device, or a counter would overflow."""
-    calls = config.runtime.steps_per_execution
+    calls = config.runtime.steps_per_execution or 1
     if updates_per_epoch % calls:
         whole = [n for n in range(1, updates_per_epoch + 1) if updates_per_epoch % n == 0]
         near = min(whole, key=lambda n: (abs(n - calls), n))
@@ -279,7 +279,7 @@ def check_rest(config: ConfigDict, updates_per_epoch: int, done: int) -> None:
 
     The SDK shortens a call that is longer than that, and refuses a remainder.
     """
-    calls, left = config.runtime.steps_per_execution, updates_per_epoch - done
+    calls, left = config.runtime.steps_per_execution or 1, updates_per_epoch - done
     if not left or left % min(calls, left) == 0:
         return
     fits = [n for n in range(1, updates_per_epoch + 1) if updates_per_epoch % n == 0 and left % min(n, left) == 0]

@@ -13,6 +13,7 @@ from g16net.config import ipu as ipu_settings
 from g16net.errors import ConfigError, suggest
 from g16net.models import architecture
 
+COMPILED = ("tpu", *ipu_settings.STRATEGIES)  # strategies of devices whose compiler takes whole train steps
 RATE_PER_IMAGE = 2.0**-14  # learning rate, and 1 - decay of the mean square, for each image of the global batch
 FINETUNE_BATCH, FINETUNE_FACTOR = 512, 8  # 2^-11 for each image with RMSProp
 
@@ -223,10 +224,16 @@ def _check_combinations(config):
             f"schedule.warmup_epochs={config.schedule.warmup_epochs:g} leaves nothing of "
             f"run.epochs={config.run.epochs}; set --config.schedule.warmup_epochs={config.run.epochs / 10:g}"
         )
-    if config.regularise.ema and config.runtime.steps_per_execution > 1:
+    calls, strategy = config.runtime.steps_per_execution or 1, config.runtime.strategy
+    if config.regularise.ema and calls > 1 and strategy in COMPILED:
         raise ConfigError(
-            "regularise.ema averages after each weight update, and runtime.steps_per_execution="
-            f"{config.runtime.steps_per_execution} makes several in one call: leave it 1, or average by epochs"
+            f"regularise.ema averages after each weight update, and runtime.steps_per_execution={calls} makes several "
+            f"in one call of runtime.strategy={strategy}: leave it 1, or average by epochs"
+        )
+    if config.runtime.jit and strategy != "default":
+        raise ConfigError(
+            f"runtime.jit is for one device, and runtime.strategy is {strategy}; set --config.runtime.jit=false"
+            + (": the device's compiler takes every step anyway" if strategy in COMPILED else "")
         )
     for field in ("optim.layer_decay", "finetune.layer_decay"):
         section, name = field.split(".")

@@ -195,6 +195,33 @@ def small_images(images: Any, seeds: Any, pad: int = 0, flip: bool = False, refl
     return native.small_images(images, seeds, pad, flip, reflect, _stream(1))
 
 
+def small_boxes(
+    images: Any, seeds: Any, size: int, area: Tuple[float, float] = AREA, flip: bool = True, resize: str = "bilinear"
+) -> Any:
+    """`train_image` of a whole batch of small images, uint8 [batch, size, size, 3]; needs `native.available()`.
+
+    Args:
+        images: uint8 [batch, height, width, 3].
+        seeds: int32 [batch, 2].
+        size, area, flip: as of `train_image`, whose bytes these are.
+        resize: "bilinear" or "tf1".
+    """
+    return native.small_boxes(
+        images,
+        seeds,
+        size,
+        attempts=ATTEMPTS,
+        flip_stream=_stream(1),
+        area_min=area[0],
+        area_max=area[1],
+        aspect_min=ASPECT[0],
+        aspect_max=ASPECT[1],
+        covered=OBJECT_COVERED,
+        flip=flip,
+        half_pixel_centers=resize == "bilinear",
+    )
+
+
 def decode(image: Any, max_pixels: int = MAX_PIXELS, exif: bool = False, target: Any = None) -> Any:
     """The whole image as uint8 [height, width, 3]; the right way up by its EXIF orientation with `exif`.
 

@@ -164,6 +164,11 @@ class Session(Devices):
         model.set_pipeline_stage_assignment(assignment)
 
     on_ipu = True
+    looks = 1  # a call of the device is as many updates as the user wants to wait for
+
+    @property
+    def per_execution(self):
+        return self.config.runtime.steps_per_execution or 1
 
     @property
     def updates(self):
@@ -172,7 +177,7 @@ class Session(Devices):
             self.plan.micro_batch,
             self.plan.accumulation,
             self.local_replicas,
-            self.config.runtime.steps_per_execution,
+            self.per_execution,
             draws_each=True,
             in_optimizer=False,
         )

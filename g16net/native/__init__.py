@@ -194,6 +194,13 @@ def small_images(images, seeds, pad, flip, reflect, flip_stream):
     )
 
 
+@compat.as_written
+def small_boxes(images, seeds, size, **options):
+    """As `data.transforms.small_boxes`; the options are the attributes of the operation."""
+    boxes = library().g16_small_boxes(images=images, seeds=seeds, size=size, **options)
+    return tf.ensure_shape(boxes, [images.shape[0], size, size, 3])
+
+
 @_gradient_of("G16NormActivation")
 def _norm_activation_gradient(op, dy, _mean, _inv_std, dpooled):
     x, gamma, beta, centre, scale = op.inputs

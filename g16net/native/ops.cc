@@ -1,5 +1,5 @@
 // The kernels as TensorFlow operations for the CPU: G16NormActivation, G16Gate, G16ProxyMoments, G16GroupConv (of CPUs
-// with AVX-512) and their gradients; G16RMSProp; G16Resize; G16SmallImages.
+// with AVX-512) and their gradients; G16RMSProp; G16Resize; G16SmallImages; G16SmallBoxes.
 //
 // Only TensorFlow's C API is used, the same binary interface in every version from 2.6 on. The gradients are tied to
 // their operations in Python.
@@ -410,6 +410,57 @@ void compute_small(void* kernel, TF_OpKernelContext* context) {
                 int32_t(small.flip_stream), columns, to + i * one);
 }
 
+void* create_boxes(TF_OpKernelConstruction* construction) {
+  return configured(construction, new Boxes{}, [=](Boxes* boxes, TF_Status* status) {
+    const auto whole = [=](const char* name, int64_t* value) {
+      if (TF_GetCode(status) == TF_OK) TF_OpKernelConstruction_GetAttrInt64(construction, name, value, status);
+    };
+    const auto number = [=](const char* name, float* value) {
+      if (TF_GetCode(status) == TF_OK) TF_OpKernelConstruction_GetAttrFloat(construction, name, value, status);
+    };
+    const auto flag = [=](const char* name, bool* value) {
+      TF_Bool found = 0;
+      if (TF_GetCode(status) == TF_OK) TF_OpKernelConstruction_GetAttrBool(construction, name, &found, status);
+      *value = found;
+    };
+    whole("size", &boxes->size);
+    whole("attempts", &boxes->attempts);
+    whole("flip_stream", &boxes->flip_stream);
+    number("area_min", &boxes->area_min);
+    number("area_max", &boxes->area_max);
+    number("aspect_min", &boxes->aspect_min);
+    number("aspect_max", &boxes->aspect_max);
+    number("covered", &boxes->covered);
+    flag("flip", &boxes->flip);
+    flag("half_pixel_centers", &boxes->half_pixel_centers);
+  });
+}
+
+void destroy_boxes(void* boxes) { delete static_cast<Boxes*>(boxes); }
+
+// On the thread that calls it, as `compute_small`.
+void compute_boxes(void* kernel, TF_OpKernelContext* context) {
+  const Boxes& boxes = *static_cast<Boxes*>(kernel);
+  Call call(context);
+  TF_Tensor* images = call.input(0);
+  if (!call.ok()) return;
+  const std::vector<int64_t> from = Call::dims(images);
+  const int64_t most = 1 << 12;
+  if (from.size() != 4 || from[3] != 3 || from[1] < 1 || from[2] < 1 || std::max(from[1], from[2]) > most ||
+      boxes.size < 1 || boxes.size > most) {
+    call.fail("images must be [batch, height, width, 3], of 1 to 4096 pixels each way as is their new size");
+    return;
+  }
+  const int32_t* seeds = call.input<int32_t>(1, {from[0], 2});
+  uint8_t* to = call.output<uint8_t>(0, {from[0], boxes.size, boxes.size, 3});
+  if (!call.ok()) return;
+  const uint8_t* pixels = static_cast<const uint8_t*>(TF_TensorData(images));
+  std::vector<uint8_t> cut;
+  for (int64_t i = 0; i < from[0]; ++i)
+    small_box(pixels + i * from[1] * from[2] * 3, from[1], from[2], seeds + 2 * i, boxes, cut,
+              to + i * boxes.size * boxes.size * 3);
+}
+
 // The first output is like the first input, [batch, height, width, channels]. The shapes of the others are set in
 // Python, for in TensorFlow 2.6 this interface knows the first of each only.
 void like_first_input(TF_ShapeInferenceContext* context, TF_Status* status) {
@@ -494,6 +545,11 @@ void define_small() {
   define_operation("G16SmallImages", {"images: uint8", "seeds: int32"}, {"shifted: uint8"},
                    {"pad: int", "flip: bool", "reflect: bool", "flip_stream: int"}, like_first_input);
   define_kernel("G16SmallImages", create_small, compute_small, destroy_small);
+  define_operation("G16SmallBoxes", {"images: uint8", "seeds: int32"}, {"boxes: uint8"},
+                   {"size: int", "attempts: int", "flip_stream: int", "area_min: float", "area_max: float",
+                    "aspect_min: float", "aspect_max: float", "covered: float", "flip: bool",
+                    "half_pixel_centers: bool"});
+  define_kernel("G16SmallBoxes", create_boxes, compute_boxes, destroy_boxes);
 }
 
 __attribute__((constructor)) void define_all() {

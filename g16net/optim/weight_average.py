@@ -96,6 +96,11 @@ class WeightAverage(_Base):
             average.assign(decay * average.numpy() + (1 - decay) * weight.numpy().astype(np.float32))
         self.updates.assign_add(1)
 
+    def follow(self, optimizer: Any) -> None:
+        """Lets an optimizer of g16net do what `update` does after each weight update, as a part of it, however many of
+        them `fit` makes in one call of the device. For averages over updates on Keras 2.6 and tf-keras."""
+        optimizer.after_update = functools.partial(self._take, self._pairs(None))
+
     def _take(self, pairs):
         """Takes the weights into their averages as one program, on the device."""
         done = tf.cast(self.updates, tf.float32)

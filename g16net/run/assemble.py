@@ -25,6 +25,8 @@ from g16net.optim.weight_average import WeightAverage
 from g16net.run import checkpoint, run_data
 from g16net.run.workdir import Workdir
 
+SMALL = 64  # pixels of images whose random boxes one core makes a batch at a time: image by image, calls cost the most
+
 
 def title(config: ConfigDict) -> str:
     """The run in words: `B0 G16 ln_pn`."""
@@ -248,9 +250,15 @@ def shifts(config: ConfigDict, size: int) -> Dict[str, Any]:
 def train_many(config: ConfigDict, source: Source, size: Optional[int] = None) -> Optional[Callable]:
     """What `train_transform` does to many images of `source` at once, or None where it takes them one by one."""
     data, size = config.data, size or config.data.train_size
-    if data.crop == "box" or augment(config) or source.shape != (size, size) or not native.available():
+    if augment(config) or source.shape is None or not native.available():
         return None
-    return lambda images, seeds: transforms.small_images(images, seeds, **shifts(config, size))
+    if data.crop != "box":
+        small = source.shape == (size, size)
+        return (lambda images, seeds: transforms.small_images(images, seeds, **shifts(config, size))) if small else None
+    if max(*source.shape, size) > SMALL or data.resize in transforms.FILTERS:
+        return None
+    options = {"area": (data.area_min, 1.0), "flip": data.flip, "resize": data.resize}
+    return lambda images, seeds: transforms.small_boxes(images, seeds, size, **options)
 
 
 def progressive_parts(config: ConfigDict, first: int = 0, last: Optional[int] = None) -> List[Tuple[int, int, int]]:

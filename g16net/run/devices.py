@@ -1,10 +1,11 @@
 """The devices that train together, as far as TensorFlow itself runs them: CPUs, GPUs, TPUs, several processes."""
 
+import contextlib
 import functools
 import json
 import os
 import re
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import tensorflow as tf
 from absl import logging
@@ -12,12 +13,16 @@ from ml_collections import ConfigDict
 from tensorflow import keras
 
 from g16net import compat, native
-from g16net.config import batches
+from g16net.config import batches, recipe
 from g16net.data.sources.base import Source
-from g16net.errors import RunError, UserError
+from g16net.errors import ConfigError, RunError, UserError
 from g16net.optim.losses import Top1
 from g16net.run import scoring, workers
 from g16net.run.updates import Updates
+
+# Of an accelerator, which runs ahead of this process as long as nobody asks for a value:
+PER_EXECUTION = 16  # weight updates in a call, where the config says nothing
+LOOKS = 64  # weight updates between two looks at the loss and the flags of gradients that are not finite
 
 
 def connect(config: ConfigDict) -> None:
@@ -130,7 +135,23 @@ class Devices:
         parts = batches.split(
             self.config.run.global_batch, self.replicas, runtime.micro_batch, runtime.grad_accumulation
         )
-        return Updates(*parts, replicas=self.local_replicas, per_execution=runtime.steps_per_execution)
+        return Updates(*parts, replicas=self.local_replicas, per_execution=self.per_execution)
+
+    @property
+    def per_execution(self) -> int:
+        """Weight updates in one call of the device."""
+        runs_ahead = not compat.on_cpu() and (self.averages_inside or not self.config.regularise.ema)
+        return self.config.runtime.steps_per_execution or (PER_EXECUTION if runs_ahead else 1)
+
+    @property
+    def looks(self) -> int:
+        """Weight updates between two looks at values that live on the device: where they cost nothing, 1."""
+        return 1 if compat.on_cpu() else LOOKS
+
+    @property
+    def averages_inside(self) -> bool:
+        """Whether the optimizer itself can take each update's weights into their average, which lies beside them."""
+        return not compat.KERAS3 and self.config.runtime.strategy not in recipe.COMPILED
 
     @property
     def chief(self) -> bool:
@@ -141,9 +162,32 @@ class Devices:
         """Replicas of this process."""
         return self.replicas // self.shard[1]
 
+    @property
+    def compiling(self) -> Dict[str, Any]:
+        """Arguments of `compile` for `runtime.jit`; ConfigError where that cannot be."""
+        if not self.config.runtime.jit:
+            return {}
+        if compat.TF_VERSION < (2, 8):
+            raise ConfigError(
+                f"runtime.jit needs TensorFlow 2.8 or newer, and this is {tf.__version__}; leave it false"
+            )
+        if native.enabled():
+            raise ConfigError(
+                "runtime.jit is for GPUs: XLA does not know the native operations of CPUs, and compiles grouped "
+                "convolutions to slow code there; leave it false, or try it with the environment variable "
+                "G16NET_NATIVE=0"
+            )
+        return {"jit_compile": True}
+
     def check(self, updates_per_epoch: int) -> None:
         """Raises ConfigError where an epoch of so many weight updates cannot be run; before a model is built."""
-        self.updates  # noqa: B018
+        self.updates, self.compiling  # noqa: B018
+        if self.config.regularise.ema and self.per_execution > 1 and not self.averages_inside:
+            raise ConfigError(
+                f"regularise.ema averages after each weight update, and runtime.steps_per_execution="
+                f"{self.per_execution} makes several in one call, which Keras {compat.KERAS_VERSION} takes as one: "
+                "leave it 1, or train with tf-keras"
+            )
 
     def check_rest(self, updates_per_epoch: int, done: int) -> None:
         """Raises ConfigError where an epoch cannot be continued after `done` weight updates; Keras takes any."""
@@ -164,6 +208,19 @@ class Devices:
     def metrics(self, loss: Any) -> List[Any]:
         """The metrics to compile with."""
         return [Top1()]
+
+    def compile(self, model: keras.Model, optimizer: Any, loss: Any, updates: Updates) -> None:
+        """Readies `model` for `fit`, in which `updates` are made."""
+        # Keras reads the number of steps in a call before each, which would wait for an accelerator that keeps it.
+        host = tf.device("CPU:0") if self.config.runtime.strategy == "default" else contextlib.nullcontext()
+        with host:
+            model.compile(
+                optimizer,
+                loss=loss,
+                metrics=self.metrics(loss),
+                steps_per_execution=updates.steps_per_execution,
+                **self.compiling,
+            )
 
     def feed(self, data: Any) -> Any:
         """From batches of this process's images of a weight update to what `fit` takes."""

@@ -63,7 +63,16 @@ def cut(data: Any, size: int) -> Any:
     return data.map(reshape).unbatch()
 
 
-class CountUpdates(keras.callbacks.Callback):
+class Callback(keras.callbacks.Callback):
+    """A callback that takes a step's loss and metrics as the device's tensors. Keras fetches them from the device after
+    every step, and so waits for it, where any callback does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._supports_tf_logs = True
+
+
+class CountUpdates(Callback):
     """Hands Keras' calls, which count micro-batches, to callbacks that count weight updates."""
 
     def __init__(self, callbacks: List[keras.callbacks.Callback], accumulation: Optional[int]) -> None:

@@ -8,26 +8,27 @@ from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 import tensorflow as tf
 from absl import logging
 from ml_collections import ConfigDict
-from tensorflow import keras
 
 from g16net import compat
 from g16net.errors import RunError
 from g16net.run import records
 from g16net.run.devices import Devices
 from g16net.run.signals import Stopped
+from g16net.run.updates import Callback
 from g16net.run.workdir import Workdir
 
 
-class Position(keras.callbacks.Callback):
+class Position(Callback):
     """How far the run is: `epoch` whole epochs and `in_epoch` weight updates of the next; `step` in all.
 
-    The first of the callbacks, so that the others see the present.
+    The first of the callbacks, so that the others see the present. `looking` tells them whether values that live on the
+    device are looked at now: after every `looks` updates, and at the end of an epoch.
     """
 
-    def __init__(self, steps: int, manifest: Optional[Dict[str, Any]] = None) -> None:
+    def __init__(self, steps: int, manifest: Optional[Dict[str, Any]] = None, looks: int = 1) -> None:
         super().__init__()
         manifest = manifest or {}
-        self.steps = steps
+        self.steps, self.looks, self.looking = steps, looks, True
         self.epoch, self.in_epoch = manifest.get("epoch", 0), manifest.get("in_epoch", 0)
         self.resumed = manifest if self.in_epoch else {}
         self._first = self.in_epoch
@@ -49,14 +50,17 @@ class Position(keras.callbacks.Callback):
         self.in_epoch = self._first
 
     def on_train_batch_end(self, batch, logs=None):
-        self.in_epoch = self._first + batch + 1
+        before, self.in_epoch = self.step, self._first + batch + 1
+        self.looking = self.step // self.looks > before // self.looks or self.in_epoch == self.steps
 
     def finish_epoch(self) -> None:
         self.epoch, self.in_epoch, self.resumed = self.epoch + 1, 0, {}
 
 
-class StopOnNotFinite(keras.callbacks.Callback):
+class StopOnNotFinite(Callback):
     """Ends the run, naming the step and the variables, when the loss or a gradient is not finite.
+
+    It looks when the position does, and whenever `look` is called, as before a checkpoint.
 
     It does so with `NotFinite`, a RunError. Up to `max_skipped` updates with such gradients, which the optimizer leaves
     out, are only told. The last good checkpoint stays.
@@ -74,9 +78,17 @@ class StopOnNotFinite(keras.callbacks.Callback):
         self.optimizer, self.position, self.max_skipped, self.rate = optimizer, position, max_skipped, rate
         self.names = [compat.name_of(variable) for variable in variables]
         self.skipped = 0
+        self.looked = position.step
 
     def on_train_batch_end(self, batch, logs=None):
-        step = self.position.step
+        if self.position.looking:
+            self.look(logs)
+
+    def look(self, logs: Optional[Dict[str, Any]] = None) -> None:
+        """Raises `NotFinite` where the run shall end; `logs` are those of its latest step."""
+        first, last = self.looked + 1, self.position.step
+        self.looked = last
+        step = f"step {last}" if first >= last else f"a step from {first} to {last}"
         loss = float((logs or {}).get("loss", 0.0))
         if self.optimizer.guard != "none":
             skipped = int(self.optimizer.skipped.numpy())
@@ -87,8 +99,8 @@ class StopOnNotFinite(keras.callbacks.Callback):
                 if skipped > self.max_skipped:
                     raise NotFinite(step, f"the gradients of {named} are not finite", loss, self.rate)
                 logging.warning(
-                    "Step %d: the gradients of %s are not finite; update left out, %d of %d that may be.",
-                    step, named, skipped, self.max_skipped,
+                    "The gradients of %s are not finite at %s; update left out, %d of %d that may be.",
+                    named, step, skipped, self.max_skipped,
                 )  # fmt: skip
                 return
         if not -float("inf") < loss < float("inf") and not self.skipped:
@@ -98,15 +110,15 @@ class StopOnNotFinite(keras.callbacks.Callback):
 class NotFinite(RunError, FloatingPointError):
     """Values of the training that are not finite."""
 
-    def __init__(self, step: int, what: str, loss: Any, rate: Any = "optim.learning_rate") -> None:
+    def __init__(self, step: str, what: str, loss: Any, rate: Any = "optim.learning_rate") -> None:
         super().__init__(
-            f"{what} at step {step} (loss {loss:.4g}); the checkpoint before it is kept. Lower "
+            f"{what} at {step} (loss {loss:.4g}); the checkpoint before it is kept. Lower "
             f"--config.{rate}, use --config.runtime.precision=float32, or let some such updates be left "
             "out: --config.runtime.max_skipped=10"
         )
 
 
-class Progress(keras.callbacks.Callback):
+class Progress(Callback):
     """Images per second, the share of the time that went into waiting for them and that of the CPU time that went into
     preparing them, and time left: a bar on a terminal, otherwise `lines` log lines per epoch.
 
@@ -124,7 +136,7 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self.first = epoch, None
-        self.shown = 0.0
+        self.shown, self.loss = 0.0, ""
 
     def on_train_batch_end(self, batch, logs=None):
         now, done, steps = time.monotonic(), self.position.in_epoch, self.position.steps
@@ -136,11 +148,13 @@ class Progress(keras.callbacks.Callback):
         if not due and done < steps:
             return
         self.shown = now
+        if self.position.looking:
+            self.loss = f"loss {float(logs['loss']):.4f} "
         passed = max(now - self.first[0], 1e-9)
         speed = (done - self.first[1]) / passed
         left = ((self.epochs - self.epoch) * steps - done) / speed
         text = (
-            f"epoch {self.epoch + 1}/{self.epochs} step {done}/{steps} loss {float(logs['loss']):.4f} "
+            f"epoch {self.epoch + 1}/{self.epochs} step {done}/{steps} {self.loss}"
             f"{speed * self.global_batch:.0f} images/s, "
         )
         shares = input_shares(self.costs, input_costs(self.waiting), passed)
@@ -182,7 +196,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-class Bookkeeping(keras.callbacks.Callback):
+class Bookkeeping(Callback):
     """At the end of each epoch average, evaluation, record and checkpoint, in this order; checkpoints in between.
 
     Only the chief writes. It raises `Stopped` where a signal came.
@@ -200,9 +214,10 @@ class Bookkeeping(keras.callbacks.Callback):
         devices: Devices,
         signals: Any,
         waiting: Any,
+        finite: StopOnNotFinite,
     ) -> None:
         super().__init__()
-        self.waiting = waiting
+        self.waiting, self.finite = waiting, finite
         self.config, self.workdir, self.position, self.saved = config, workdir, position, saved
         self.average, self.evaluator, self.optimizer = average, evaluator, optimizer
         self.devices, self.signals = devices, signals
@@ -217,7 +232,7 @@ class Bookkeeping(keras.callbacks.Callback):
         self.before = self.resumed.get("seconds", 0.0)
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.average.over == "updates":
+        if self.average.over == "updates" and not self.devices.averages_inside:
             self.average.update()
         done = self.position.in_epoch
         if self.first_step_done is None:
@@ -226,8 +241,10 @@ class Bookkeeping(keras.callbacks.Callback):
         if done == self.position.steps:
             return  # the epoch's end saves, with its figures
         every = self.config.checkpoint.every_steps
-        stop = self.devices.any(self.signals.received)
+        alone = self.devices.shard[1] == 1  # several workers ask each other, which waits for their devices
+        stop = (alone or self.position.looking) and self.devices.any(self.signals.received)
         if stop or every and self.position.step // every > (self.position.step - self._updates()) // every:
+            self.finite.look(logs)
             self.saved.save(
                 self.position.step,
                 epoch=self.position.epoch,
@@ -240,7 +257,7 @@ class Bookkeeping(keras.callbacks.Callback):
             self._stop()
 
     def _updates(self):
-        return self.config.runtime.steps_per_execution
+        return self.devices.per_execution
 
     def _stop(self):
         self.saved.wait()

@@ -32,7 +32,7 @@ from g16net.models import split
 from g16net.optim.schedules import Cosine
 from g16net.run import assemble, checkpoint, records, run_data
 from g16net.run.devices import Devices
-from g16net.run.updates import Updates
+from g16net.run.updates import Callback, Updates
 from g16net.run.workdir import Workdir
 from g16net.training import callbacks, evaluate, loop, runtime, train
 
@@ -142,16 +142,11 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
     trunk.trainable = False
     batches, evaluator, model, kept = inputs(config, size, train_source, eval_source, trunk, head, devices)
     prepared = time.time() - started
-    updates = Updates(config.finetune.global_batch, per_execution=config.runtime.steps_per_execution)
+    updates = Updates(config.finetune.global_batch, per_execution=devices.per_execution)
     loss = assemble.loss(config, train_source.num_classes)
     inner = assemble.finetuning_optimizer(config, schedule(config, steps))
     optimizer = devices.optimizer(inner)
-    model.compile(
-        optimizer,
-        loss=loss,
-        metrics=devices.metrics(loss),
-        steps_per_execution=updates.steps_per_execution,
-    )
+    devices.compile(model, optimizer, loss, updates)
     saved = checkpoint.Checkpoints(
         files.checkpoints,
         checkpoint.state(network, optimizer),
@@ -160,7 +155,7 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
     )
     manifest = saved.restore_latest()
     train.check_resumed(manifest, steps, devices)
-    position = callbacks.Position(steps, manifest)
+    position = callbacks.Position(steps, manifest, devices.looks)
     epoch = position.epoch
     logging.info(
         "fine-tuning of %s at %d px: %s parameters of %s; epochs %d to %d of %d steps, batch %d; features %s",
@@ -300,7 +295,7 @@ def fits(config: ConfigDict, trunk: keras.Model, *sources: Source) -> bool:
     return fit
 
 
-class EpochEnd(keras.callbacks.Callback):
+class EpochEnd(Callback):
     """Evaluation, record and checkpoint of each epoch, in this order."""
 
     def __init__(self, size: int, lines: str, saved: Any, evaluator: Any, position: Any) -> None:

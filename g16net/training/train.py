@@ -53,6 +53,8 @@ def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
         run_data.keep(config, workdir, train_source)
     model, trainer, inner, optimizer = build(config, devices, train_source.num_classes, steps)
     average = assemble.average(config, model)  # outside the scope: on the host
+    if average.over == "updates" and devices.averages_inside:
+        average.follow(inner)
     with devices.strategy.scope():
         saved = checkpoint.Checkpoints(
             files.checkpoints,
@@ -70,7 +72,7 @@ def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
             compat.recount(inner, manifest.get("accumulation", saved.accumulation), saved.accumulation)
         if manifest is None and config.init.checkpoint:
             warm_start.load(config, model, class_names)
-    position = callbacks.Position(steps, manifest)
+    position = callbacks.Position(steps, manifest, devices.looks)
     if not devices.equal(position.step):
         raise RunError(
             f"the workers found different checkpoints in {workdir!r} (this one step {position.step}); the workdir must "
@@ -83,13 +85,14 @@ def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     shared = compat.on_cpu() and not config.data.service and steps * config.run.global_batch >= TIMED_IMAGES
     waiting = waiting_lib.Waiting(cpu=shared) if watched else None
     with Signals() as signals:
+        finite = callbacks.StopOnNotFinite(inner, model.trainable_variables, position, config.runtime.max_skipped)
         bookkeeping = callbacks.Bookkeeping(
-            config, workdir, position, saved, average, evaluator, optimizer, devices, signals, waiting
+            config, workdir, position, saved, average, evaluator, optimizer, devices, signals, waiting, finite
         )
         watching = [
             position,
             callbacks.Progress(position, config.run.epochs, config.run.global_batch, waiting=waiting),
-            callbacks.StopOnNotFinite(inner, model.trainable_variables, position, config.runtime.max_skipped),
+            finite,
             bookkeeping,
         ]
 
@@ -171,12 +174,7 @@ def build(config: ConfigDict, devices: Devices, num_classes: int, steps: int) ->
         optimizer = devices.optimizer(inner)
         loss = assemble.loss(config, num_classes)
         trainer = assemble.training_model(config, model)
-        trainer.compile(
-            optimizer,
-            loss=loss,
-            metrics=devices.metrics(loss),
-            steps_per_execution=devices.updates.steps_per_execution,
-        )
+        devices.compile(trainer, optimizer, loss, devices.updates)
         trainer.distribute_reduction_method = "first"  # metrics are reduced over replicas before they are logged
     return Built(model, trainer, inner, optimizer)
 

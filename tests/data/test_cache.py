@@ -1,3 +1,4 @@
+import functools
 import os
 
 import numpy as np
@@ -105,6 +106,21 @@ def test_a_file_cut_off_is_no_image(tmp_path):
     os.truncate(str(images), images.stat().st_size - 10)
     with pytest.raises((ValueError, tf.errors.OpError), match="cut off at record 5"):
         cached.read({"id": tf.constant(5, tf.int64)})
+
+
+@pytest.mark.parametrize("height, width, size", [(32, 32, 24), (28, 20, 32), (9, 33, 8)])
+@pytest.mark.parametrize("area", [(0.05, 1.0), (0.35, 1.0), (0.98, 1.0)])
+def test_boxes_of_a_batch_are_those_of_images_one_by_one(height, width, size, area):
+    if not native.available():
+        pytest.skip("no C++ compiler: there is no operation for a whole batch")
+    rng = np.random.default_rng(height)
+    images = rng.integers(0, 256, (60, height, width, 3), np.uint8)
+    seeds = rng.integers(-(2**31), 2**31, (60, 2)).astype(np.int32)
+    for options in ({}, {"resize": "tf1", "flip": False}):
+        one = tf.function(functools.partial(transforms.train_image, size=size, area=area, **options))
+        found = transforms.small_boxes(tf.constant(images), tf.constant(seeds), size, area, **options)
+        for i in range(60):
+            np.testing.assert_array_equal(found[i], one(tf.constant(images[i]), seed=tf.constant(seeds[i])))
 
 
 @pytest.mark.parametrize("reflect", [False, True])

@@ -73,9 +73,9 @@ def main(options):
         )
 
     def inference(size, batch):
-        run, _, model, _ = network(size, batch)
+        run, devices, model, _ = network(size, batch)
         batch_images = images(size, batch)
-        call = tf.function(lambda x: model(x, training=False))
+        call = tf.function(lambda x: model(x, training=False), **devices.compiling)
         step = lambda: call(batch_images)  # noqa: E731
         facts = {"multiply_adds": macs(run, size), "native": native.enabled()}
         return contenders.Work(step, batch, facts, layers=lambda: layer_seconds(step), memory=contenders.peak_tensors)

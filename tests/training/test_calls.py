@@ -1,0 +1,168 @@
+"""What a train step asks of its device: how many updates a call makes, which values are fetched, what XLA compiles."""
+
+import os
+import traceback
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import tiny
+
+from g16net import compat
+from g16net.errors import ConfigError
+from g16net.run import assemble, devices
+from g16net.training import callbacks, runtime, train
+
+pytestmark = pytest.mark.skipif(compat.KERAS3, reason="launch.py trains with tf-keras")
+PLAIN = {"regularise__survival_prob": 1.0, "regularise__dropout": 0.0}
+
+
+def ending(workdir):
+    """{name: array} of the newest checkpoint of a run."""
+    folder = sorted(os.listdir(workdir / "checkpoints"))[-1]
+    reader = tf.train.load_checkpoint(str(workdir / "checkpoints" / folder / "state"))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "CHECKPOINT" not in name}
+
+
+@pytest.mark.run
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__norm": "bn"},
+        pytest.param({"runtime__grad_accumulation": 2}, marks=pytest.mark.slow),
+        pytest.param({"runtime__max_skipped": 2}, marks=pytest.mark.slow),
+        pytest.param({"runtime__precision": "mixed_float16"}, marks=pytest.mark.slow),
+        pytest.param({"runtime__strategy": "mirrored"}, marks=pytest.mark.slow),
+        pytest.param({"optim__name": "keras:Adam", "optim__learning_rate": 1e-3}, marks=pytest.mark.slow),
+    ],
+)
+def test_averages_over_updates_are_those_of_updates_one_by_one(changes, tmp_path, monkeypatch):
+    changes = {"regularise__ema": 0.9, **PLAIN, **changes}
+    train.train(tiny(**changes, runtime__steps_per_execution=3), str(tmp_path / "calls"))  # of four: one is left
+    monkeypatch.setattr(devices.Devices, "averages_inside", False)
+    train.train(tiny(**changes), str(tmp_path / "one by one"))
+    calls, alone = ending(tmp_path / "calls"), ending(tmp_path / "one by one")
+    assert sorted(calls) == sorted(alone)
+    for name, value in alone.items():
+        np.testing.assert_allclose(calls[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.fixture
+def fetches(monkeypatch):
+    """The steps of epochs, in a list, after which a value was fetched from TensorFlow while an epoch ran."""
+    fetched, state = [], {"running": False, "position": None}
+    (kind,) = [base for base in type(tf.constant(0)).__mro__ if "_numpy" in vars(base)]
+    fetch, begin, end = kind._numpy, callbacks.Bookkeeping.on_epoch_begin, callbacks.Bookkeeping.on_epoch_end
+
+    def counted(tensor):
+        asking = traceback.extract_stack(limit=4)
+        if state["running"] and not any("data_adapter" in frame.filename for frame in asking):  # of a count on the host
+            fetched.append(state["position"].in_epoch)
+        return fetch(tensor)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        begin(self, epoch, logs)
+        state.update(running=True, position=self.position)
+
+    def on_epoch_end(self, epoch, logs=None):
+        state.update(running=False)
+        end(self, epoch, logs)
+
+    monkeypatch.setattr(kind, "_numpy", counted)
+    monkeypatch.setattr(callbacks.Bookkeeping, "on_epoch_begin", on_epoch_begin)
+    monkeypatch.setattr(callbacks.Bookkeeping, "on_epoch_end", on_epoch_end)
+    return fetched
+
+
+def test_values_are_fetched_at_looks_alone(tmp_path, monkeypatch, fetches):
+    monkeypatch.setattr(devices.Devices, "looks", 3)
+    monkeypatch.setattr(callbacks.Progress, "__init__", quiet(callbacks.Progress.__init__))
+    train.train(tiny(run__global_batch=8, regularise__ema=0.9), str(tmp_path))
+    assert set(fetches) - {0} == {
+        1,
+        3,
+        6,
+        8,
+    }  # 0: tracing makes constants; 1: the costs of input until then, on the host
+
+
+def quiet(initialise):
+    """Progress once an epoch instead of four times."""
+    return lambda self, *args, **kwargs: initialise(self, *args, **{**kwargs, "lines": 1})
+
+
+@pytest.mark.parametrize("saving, first, last", [(None, 1, 4), (2, 1, 2)])
+def test_a_late_look_says_where_values_ceased_to_be_finite_and_saves_none_of_them(
+    saving, first, last, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(devices.Devices, "looks", 4)
+    config = tiny(optim__learning_rate=1e30, checkpoint__every_steps=saving)
+    with pytest.raises(FloatingPointError, match=f"at a step from {first} to {last} "):
+        train.train(config, str(tmp_path))
+    assert not os.path.exists(tmp_path / "checkpoints") or not os.listdir(tmp_path / "checkpoints")
+
+
+def test_updates_in_a_call_are_chosen_by_the_device(monkeypatch):
+    assert runtime.setup(tiny()).per_execution == 1
+    monkeypatch.setattr(compat, "on_cpu", lambda: False)
+    assert runtime.setup(tiny(regularise__ema=0.9)).per_execution == devices.PER_EXECUTION > 1
+    assert runtime.setup(tiny(runtime__steps_per_execution=5)).updates.steps_per_execution == 5
+    tpu = devices.Devices(tiny())
+    for ema, calls in ((0.9, 1), (0.0, devices.PER_EXECUTION)):
+        tpu.config = tiny(runtime__strategy="tpu", regularise__ema=ema)
+        assert tpu.per_execution == calls
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model__norm": "bn", "model__group_size": 1},
+        *(
+            pytest.param({"model__norm": norm, "model__group_size": size}, marks=pytest.mark.slow)
+            for norm in ("bn", "gn", "ln", "gn_pn", "ln_pn")
+            for size in (1, 16)
+        ),
+        pytest.param({"runtime__max_skipped": 2, "optim__clip_norm": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"data__mixup": 0.2, "data__mix_on_device": True}, marks=pytest.mark.slow),
+        pytest.param({"runtime__recompute": True}, marks=pytest.mark.slow),
+    ],
+    ids=lambda changes: ",".join(map(str, changes.values())),
+)
+@pytest.mark.skipif(compat.TF_VERSION < (2, 8), reason="compile's jit_compile came with 2.8")
+def test_xla_compiles_the_whole_step_to_what_the_plain_one_gives(changes, monkeypatch):
+    monkeypatch.setenv("G16NET_NATIVE", "0")
+    plain, compiled = (steps(tiny(**PLAIN, regularise__ema=0.9, runtime__jit=jit, **changes)) for jit in (False, True))
+    for name, value in plain.items():
+        np.testing.assert_allclose(compiled[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def steps(config):
+    """{name: array}: loss and weights, averages among them, after three updates of `config`."""
+    run = runtime.setup(config)
+    with compat.policy(config.runtime.precision):
+        built = train.build(config, run, 5, 3)
+    average = assemble.average(config, built.model)
+    average.follow(built.inner)
+    made = run.feed(assemble.train_batches(config, assemble.open_source_of(config, "train")))
+    history = built.trainer.fit(made, steps_per_epoch=3, verbose=0).history
+    assert bool(built.trainer.jit_compile) == config.runtime.jit
+    averages = {f"average {name}": variable.numpy() for name, variable in average.named().items()}
+    weights = {compat.name_of(weight): weight.numpy() for weight in built.model.weights}
+    return {"loss": history["loss"], **averages, **weights}
+
+
+@pytest.mark.run
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({}, "runtime.jit is for GPUs.*G16NET_NATIVE=0"),
+        ({"runtime__strategy": "mirrored"}, "runtime.jit is for one device, and runtime.strategy is mirrored"),
+        ({"runtime__strategy": "tpu"}, "compiler takes every step anyway"),
+    ],
+)
+def test_xla_is_refused_where_it_cannot_be(changes, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices.native, "enabled", lambda: True)
+    with pytest.raises(ConfigError, match=message):
+        train.train(tiny(runtime__jit=True, **changes), str(tmp_path))
+    assert not os.listdir(tmp_path)
