@@ -212,7 +212,7 @@ def claims_table(found, sizes):
         means = [f"{statistics.fmean(differences[s]):+.2f}" if s in differences else "–" for s in sizes]
         rows.append([text, span, *means, len(values), verdict(differences, level)])
     short = [size.split(" ", 1)[-1] for size in sizes]
-    return _table(["claim", "difference, mean (range)", *short, "pairs", "these runs"], rows)
+    return markdown(["claim", "difference, mean (range)", *short, "pairs", "these runs"], rows)
 
 
 def accuracy_table(found, sizes):
@@ -221,9 +221,9 @@ def accuracy_table(found, sizes):
         cells = []
         for size in sizes:
             of = [r for r in found if (r.network, r.kind, r.size) == (network, kind, size)]
-            cells.append(_spread([r.accuracy for r in of if r.accuracy is not None]))
+            cells.append(spread([r.accuracy for r in of if r.accuracy is not None]))
         rows.append([network, TRAINED[kind], *cells])
-    return _table(["network", "trained", *(size.split(" ", 1)[-1] for size in sizes)], rows)
+    return markdown(["network", "trained", *(size.split(" ", 1)[-1] for size in sizes)], rows)
 
 
 def sizes_table(found, sizes):
@@ -234,10 +234,10 @@ def sizes_table(found, sizes):
     for network, kind in _networks(several):
         for size in sizes:
             of = [r for r in several if (r.network, r.kind, r.size) == (network, kind, size)]
-            cells = [_spread([r.top1[at, False] for r in of if (at, False) in r.top1]) for at in tested]
+            cells = [spread([r.top1[at, False] for r in of if (at, False) in r.top1]) for at in tested]
             if of:
                 rows.append([network, kind, size.split(" ", 1)[-1], *cells])
-    return _table(["network", "trained", "size", *(f"{size} px" for size in tested)], rows)
+    return markdown(["network", "trained", "size", *(f"{size} px" for size in tested)], rows)
 
 
 def costs_table(everything, speeds, sizes):
@@ -254,7 +254,7 @@ def costs_table(everything, speeds, sizes):
                 cells = ["" if value is None else look.short(value) for value in (macs, *of_training, *infer)]
                 rows.append([network, size.split(" ", 1)[-1], *cells])
     header = ["network", "size", "multiply-adds", *(f"train images/s, {at} px" for at in train)]
-    return _table(header + [f"infer images/s, {at} px" for at in native], rows)
+    return markdown(header + [f"infer images/s, {at} px" for at in native], rows)
 
 
 def _networks(found):
@@ -267,7 +267,7 @@ def _networks(found):
     return sorted(dict.fromkeys((run.network, run.kind) for run in found), key=place)
 
 
-def _spread(values):
+def spread(values):
     """Mean, range and number of seeds."""
     if not values:
         return ""
@@ -275,18 +275,20 @@ def _spread(values):
     return f"{statistics.fmean(values):.2f}{span}"
 
 
-def _table(header, rows):
+def markdown(header, rows):
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def fill(page, texts):
-    """Writes the parts of `page` anew. Returns their names."""
+    """Writes those parts of `page` anew that `texts` has. Returns their names."""
     with open(page, encoding="utf-8") as file:
         text = file.read()
     names = []
 
     def replaced(match):
+        if match[2] not in texts:
+            return match[0]
         names.append(match[2])
         return f"{match[1]}\n\n{texts[match[2]]}\n\n<!-- end -->"
 

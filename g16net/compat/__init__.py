@@ -14,7 +14,7 @@ from g16net.compat.versions import (  # isort: skip  says first what is missing
     need_tensorflow,
     tf,
 )
-from g16net.compat.callbacks import follow_directions
+from g16net.compat.callbacks import accumulation, follow_directions, steps_per_execution
 from g16net.compat.graphs import (
     as_written,
     compiled_device,
@@ -53,6 +53,7 @@ __all__ = [
     "Optimizer",
     "Random",
     "TF_VERSION",
+    "accumulation",
     "add_moving_average",
     "add_weight",
     "as_written",
@@ -83,6 +84,7 @@ __all__ = [
     "set_deterministic",
     "set_seed",
     "single_element",
+    "steps_per_execution",
     "tf",
     "write_optimizer_state",
 ]

@@ -8,6 +8,19 @@ import numpy as np
 from g16net.compat.versions import KERAS3, keras, tf
 
 
+def steps_per_execution(model):
+    """Batches after which Keras calls its callbacks, of a compiled model."""
+    steps = model.steps_per_execution if KERAS3 else model._steps_per_execution
+    return int(steps.numpy() if hasattr(steps, "numpy") else steps or 1)
+
+
+def accumulation(optimizer):
+    """Batches of a weight update of an optimizer, which may scale the loss."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    ours, keras3 = (getattr(optimizer, name, None) for name in ("accumulation", "gradient_accumulation_steps"))
+    return ours or keras3 or 1
+
+
 def follow_directions():
     """Makes callbacks with mode="auto" (early stopping and its like) ask the monitored metric which way is better.
 

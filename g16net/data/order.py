@@ -81,7 +81,10 @@ def permuted(position: Any, n: Any, key: Any) -> Any:
     return tf.ensure_shape(_permuted(position, tf.cast(n, tf.int64), key), position.shape)
 
 
-@tf.function(input_signature=[tf.TensorSpec(None, tf.int64), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int64)])
+@tf.function(
+    input_signature=[tf.TensorSpec(None, tf.int64), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int64)],
+    autograph=False,
+)
 def _permuted(position, n, key):
     columns = tf.cast(tf.math.ceil(tf.sqrt(tf.cast(n, tf.float64))), tf.int64)
     rows = (n + columns - 1) // columns

@@ -151,11 +151,26 @@ def _averaged(model):
 
 
 class AverageWeights(keras.callbacks.Callback):
-    """Updates a `WeightAverage` at the end of each epoch of `fit`, or after each batch, as it is over."""
+    """Updates a `WeightAverage` at the end of each epoch of `fit`, or after each weight update, as it is over.
+
+    Raises:
+        ValueError: when training begins, where Keras calls it more or less often than once a weight update.
+    """
 
     def __init__(self, average: Any) -> None:
         super().__init__()
         self.average = average
+        self._supports_tf_logs = True  # or Keras fetches the losses from the device after every step
+
+    def on_train_begin(self, logs=None):
+        steps, passes = compat.steps_per_execution(self.model), compat.accumulation(self.model.optimizer)
+        if self.average.over == "updates" and steps != passes:
+            raise ValueError(
+                f"an average over updates is taken once a weight update, for which the optimizer has {passes} "
+                f"batches; the model was compiled with steps_per_execution={steps}. Compile it with "
+                f"steps_per_execution={passes}, or with tf-keras leave this callback out and call "
+                "average.follow(optimizer)"
+            )
 
     def on_train_batch_end(self, batch, logs=None):
         if self.average.over == "updates":

@@ -9,6 +9,7 @@ host, in milliseconds, and writes them in a thread beside the training; `tf.trai
 step for half a second, and its own asynchronous form loses the optimizer's state in the first save (TensorFlow 2.21).
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -94,10 +95,9 @@ class Checkpoints:
         """
         self.wait()
         final = os.path.join(self.directory, f"{step:08d}")
-        names, values = list(self.variables), [tf.convert_to_tensor(v) for v in self.variables.values()]
+        names, values = list(self.variables), [_snapshot(v) for v in self.variables.values()]
         if not self.write:
             return final
-        values = [_snapshot(value) for value in values]
         meta = {"step": step, "accumulation": self.accumulation, **meta, **({"data": self.data} if self.data else {})}
         if not self.background:
             self._write(final, names, values, meta)
@@ -214,9 +214,21 @@ def read(folder: str, variables: Dict[str, Any]) -> None:
         variable.assign(value)
 
 
-def _snapshot(value):
-    """A copy on the host. What was read from a variable may share its buffer, which an IPU updates in place."""
-    return value.numpy()
+def _snapshot(variable):
+    """The present value on the host, which later updates leave as it is.
+
+    TensorFlow on a CPU lets what was read share the variable's buffer, and writes the next update elsewhere. An IPU
+    updates in place, so there it is copied, as from an accelerator; a replicated one is reduced.
+    """
+    if _shares(type(variable)):
+        return tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
+    return tf.convert_to_tensor(variable).numpy()
+
+
+@functools.lru_cache(maxsize=None)
+def _shares(kind):
+    """Whether variables of this class are TensorFlow's own, on a CPU."""
+    return compat.on_cpu() and issubclass(kind, tf.Variable) and not issubclass(kind, tf.distribute.DistributedValues)
 
 
 def _folders(directory):

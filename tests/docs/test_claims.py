@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, os.path.join(pages.ROOT, "docs"))
 import claims  # noqa: E402
+import headline  # noqa: E402
 
 pytestmark = pytest.mark.once
 
@@ -153,3 +154,48 @@ def test_all_parts_are_made_of_what_is_finished(tmp_path):
     texts = claims.parts(write(tmp_path, {(1, "bn", 48): 0.88}, seeds=1))
     assert set(texts) == {"accuracy", "claims", "costs", "sizes"}
     assert all(text.startswith("| ") for text in texts.values()) and texts["claims"].count(claims.FEW) >= 20
+
+
+# --- the headline
+
+
+@pytest.mark.parametrize(
+    "target, epochs",
+    [
+        (70.0, 5.0),
+        (80.0, 5.0),
+        (82.0, pytest.approx((5 * 8) ** 0.5)),
+        (84.0, pytest.approx(8)),
+        (84.5, pytest.approx(8 * 1.5**0.25)),
+    ],
+)
+def test_epochs_to_an_accuracy_lie_between_those_trained(target, epochs):
+    assert headline.epochs_to(target, {12: [85.5, 86.5], 5: [80.0], 8: [84.0]}) == epochs
+    assert headline.epochs_to(86.5, {12: [85.5, 86.5], 5: [80.0], 8: [84.0]}) is None
+
+
+def test_the_headline_adds_up_epochs_and_fine_tuning(tmp_path):
+    shared = {"model__variant": "CIFAR", "run__global_batch": 100, "epochs": 12}
+    shared["run__epochs"] = 12
+    for name, group_size, norm, size, top1 in (
+        ("a", 1, "gn", 48, 0.80), ("b", 16, "gn", 48, 0.79), ("c", 16, "ln_pn", 24, 0.85)
+    ):  # fmt: skip
+        tuned = (48,) * (size < 48)
+        made_runs.write(
+            tmp_path / "runs" / name,
+            group_size=group_size,
+            norm=norm,
+            train_size=size,
+            top1=top1,
+            gain=0.0,
+            finetuned=tuned,
+            **shared,
+        )
+    loaded = headline.runs.load([str(tmp_path / "runs")])
+    for run, speed in zip(loaded.runs, (500.0, 1000.0, 2000.0)):
+        timed = {"task": "train_input", "network": run.config, "size": run.config["data.train_size"]}
+        loaded.benchmarks.append({**timed, "images_per_second": {"median": speed}})
+    lines = [line.split(" | ") for line in headline.table(loaded, 10.0).splitlines()[2:]]
+    assert [line[2:] for line in lines] == [
+        ["12.0", "100", "1200", "1.00 |"], ["not in 12", "50", "", " |"], ["12.0", "25", "310", "3.87 |"]
+    ]  # fmt: skip

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from g16net import compat
+from g16net.optim.rmsprop import RMSProp
 from g16net.optim.weight_average import AverageWeights, WeightAverage, exponential, mean
 
 GOLDEN = np.load(helpers.GOLDEN / "weight_average.npz")
@@ -72,6 +73,20 @@ def test_callback_counts_updates_or_epochs(over, updates):
     average = WeightAverage(model, 0.5, over)
     model.fit(np.ones([8, 3]), np.ones([8, 5]), batch_size=4, epochs=4, verbose=0, callbacks=[AverageWeights(average)])
     assert int(average.updates.numpy()) == updates
+
+
+@pytest.mark.parametrize("steps, passes", [(4, 1), (1, 2)])
+def test_callback_refuses_to_average_more_or_less_often_than_once_an_update(steps, passes):
+    model = network()
+    optimizer = RMSProp(0.01, accumulation=passes)
+    model.compile(optimizer, "mse", steps_per_execution=steps, **({"jit_compile": False} if compat.KERAS3 else {}))
+    average = WeightAverage(model, 0.5, "updates")
+    with pytest.raises(ValueError, match=f"{passes} batches; .*steps_per_execution={steps}.*={passes}, or"):
+        model.fit(np.ones([8, 3]), np.ones([8, 5]), batch_size=1, verbose=0, callbacks=[AverageWeights(average)])
+    if not compat.KERAS3:
+        average.follow(optimizer)
+        model.fit(np.ones([8, 3]), np.ones([8, 5]), batch_size=1, verbose=0)
+        assert int(average.updates.numpy()) == 8 // passes
 
 
 @pytest.mark.run
