@@ -13,10 +13,13 @@ G1 is twice as wide as G16 and has 0.93 to 0.98 of its multiply-adds. Written do
 - Pairs and verdict: same size, same seed, 0 to 2; as in `docs/claims.py`: the mean of both sizes and all six pairs
   have the sign, or it cannot be told.
 
-- What batch independence buys: BN with 2, 4 and 8 images in a pass and the same 128 in an update (`part=passes`); the
-  other norms cannot differ.
+- What batch independence buys: BN with 2, 4 and 8 images in a pass and the same 128 in an update, beside BN and LN+PN
+  with 128 in a pass, 10 epochs (`part=passes`); the other norms cannot differ.
 - Causes of a gap between LN+PN and BN, one change each (`part=causes`): zeros in place of the mirror image at borders;
   no mixup, label smoothing and stochastic depth; three times as long.
+- Suspects of that gap, one change each to G16 with LN+PN for 10 epochs with the rates' seed (`part=suspects`): epsilons
+  of norm and proxy, L2, depth without drops, AdamW, batch 64, twice the width. A change of 1 point or more is one that
+  is repeated with seeds 0 to 2, and with BN beside it.
 - The CIFAR variant itself (1.7 M parameters), LN+PN and BN (`part=full`): 93 % is hoped for.
 - Half resolution (`part=half`), size "c", whose total stride of 8 divides both sizes; G16 with LN+PN and BN: random
   boxes of 0.35 to 1 of the image, which enlarge what they show, at 32 pixels (native) and at 24 (0.56 of the pixels);
@@ -29,7 +32,7 @@ G1 is twice as wide as G16 and has 0.93 to 0.98 of its multiply-adds. Written do
   an epoch are those of `--mode=benchmark` with input on two quiet cores, fine-tuning's those of a run there.
 
 Run: launch.py --mode=sweep --experiment=cifar10:part=norms --workdir=runs/cifar10 --jobs=2 --data=cifar10
-     (parts: rates, norms, passes, causes, full, half, headline; `--data` names CIFAR-10 in any form that is read)
+     (parts: rates, norms, passes, causes, suspects, full, half, headline; `--data`: CIFAR-10 in any form that is read)
 """
 
 from g16net import config as config_lib
@@ -80,10 +83,12 @@ def one(size, network, seed, name="", modes=("train",), **changes):
     return sweep.run(name or f"{size}-{network}-{seed}", f"g16_ln_pn:small,variant={variant}", list(modes), **fields)
 
 
+SHORT = {"run.epochs": 10}
+
+
 def rates():
-    short = {"run.epochs": 10}
     return [
-        one("t", network, 100, f"rate-{rate}-{network}", **short, **{"optim.learning_rate": rate})
+        one("t", network, 100, f"rate-{rate}-{network}", **{"optim.learning_rate": rate, **SHORT})
         for network in NETWORKS
         for rate in RATES
     ]
@@ -95,10 +100,11 @@ def norms(seeds):
 
 
 def passes(seeds):
+    tried = [("g16-bn", images) for images in (2, 4, 8, 128)] + [("g16-ln_pn", 128)]
     return [
-        one("t", "g16-bn", seed, f"t-g16-bn-pass{images}-{seed}", **{"runtime.micro_batch": images})
-        for images in (2, 4, 8)
+        one("t", network, seed, f"t-{network}-pass{images}-{seed}", **{"runtime.micro_batch": images, **SHORT})
         for seed in range(seeds)
+        for network, images in tried
     ]
 
 
@@ -113,6 +119,22 @@ def causes(seeds):
         for norm in ("bn", "ln_pn")
         for seed in range(seeds)
     ]
+
+
+SUSPECTS = {
+    "none": {},
+    "norm_epsilon": {"model.norm_epsilon": 1e-5},
+    "proxy_epsilon": {"model.proxy_epsilon": 1e-3},
+    "l2": {"optim.weight_decay": 1e-4},
+    "depth": {"regularise.survival_prob": 1.0},
+    "adamw": {"optim.name": "adamw", "optim.learning_rate": 0.002, "optim.weight_decay": 0.05},
+    "batch": {"run.global_batch": 64, "optim.learning_rate": 0.05},
+    "wide": {"model.width": 0.5},
+}
+
+
+def suspects():
+    return [one("t", "g16-ln_pn", 100, f"t-suspect-{name}", **{**SHORT, **change}) for name, change in SUSPECTS.items()]
 
 
 def full(seeds):
@@ -166,4 +188,5 @@ def headline(seeds):
 def get_runs(arg=""):
     args = config_lib.parse_arg(arg, part="norms", seeds=3)
     parts = {"norms": norms, "passes": passes, "causes": causes, "full": full, "half": half, "headline": headline}
-    return rates() if args.part == "rates" else parts[args.part](args.seeds)
+    once = {"rates": rates, "suspects": suspects}
+    return once[args.part]() if args.part in once else parts[args.part](args.seeds)

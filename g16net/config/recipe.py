@@ -297,9 +297,15 @@ def nearest_sizes(size: int, train_size: int, stride: int = 32) -> Tuple[int, ..
 
 
 def training_key(config: ConfigDict) -> str:
-    """What decides the training of a resolved config, as text: equal texts mean equal trained weights."""
+    """What decides the training of a resolved config, as text: equal texts mean equal trained weights.
+
+    That is more than what a run must keep when it goes on: precision and the images in a pass (with batch norm) change
+    what is learnt, and so does a cache that scales images.
+    """
     keys = [key for key in fields.FIELDS if key.split(".")[0] not in FREE_SECTIONS and key not in FREE_KEYS]
-    return repr([(key, config[key.split(".")[0]][key.split(".")[1]]) for key in keys])
+    keys += [key for key in fields.FIELDS if key.split(".")[0] in ("runtime", "ipu")]
+    decoded = config.data.cache_size if config.data.cache == "decoded" else None
+    return repr([(key, config[key.split(".")[0]][key.split(".")[1]]) for key in keys] + [("decoded", decoded)])
 
 
 def training_differences(old: ConfigDict, new: ConfigDict) -> List[str]:

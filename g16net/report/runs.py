@@ -19,7 +19,10 @@ from g16net.run.workdir import Workdir
 
 MODES = ("train", "finetune", "evaluate", "export", "benchmark", "costs")
 # Fields that do not change what a run is: where data lies, how much is kept, which seed.
-SAME_RUN = ("run.seed", "data.dir", "data.cache", "data.cache_size", "data.cache_dir", "data.parallel", "data.service")
+SAME_RUN = (
+    "run.seed", "data.dir", "data.cache", "data.cache_size", "data.cache_dir", "data.parallel", "data.service",
+    "runtime.steps_per_execution",
+)  # fmt: skip
 SAME_SECTIONS = ("eval", "export", "predict", "checkpoint", "finetune", "costs")
 DEFAULTS = json.loads(
     json.dumps({key: field.default for key, field in config_lib.FIELDS.items()})
@@ -293,7 +296,8 @@ def _key(config):
         for field, value in config.items()
         if field not in SAME_RUN and field.split(".")[0] not in SAME_SECTIONS
     ]
-    return tuple(sorted([*fields, ("data", data_name(config))]))
+    decoded = [("data.cache_size", str(config["data.cache_size"]))] if config["data.cache"] == "decoded" else []
+    return tuple(sorted([*fields, ("data", data_name(config)), *decoded]))
 
 
 def _name(config):
@@ -312,14 +316,14 @@ def flat(sections):
 
 
 def network(config):
-    """The fields of a flat config that say which network was timed, and how it computes: `model.*` and three more.
+    """The fields of a flat config that say which network was timed, and how it computes: `model.*` and four more.
 
     Rows of benchmarks and costs have them as "network". What images are shifted and divided by takes no time.
     """
     return {
         key: value
         for key, value in config.items()
-        if key in ("runtime.strategy", "runtime.precision", "runtime.recompute")
+        if key in ("runtime.strategy", "runtime.precision", "runtime.recompute", "runtime.jit")
         or key.startswith("model.")
         and key not in ("model.mean", "model.std")
     }

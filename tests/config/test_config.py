@@ -293,7 +293,7 @@ def test_unknown_experiment_and_argument():
         ("data.eval_size", 96, False),
         ("data.cache", "encoded", False),
         ("eval.batch", 3, False),
-        ("runtime.precision", "mixed_bfloat16", False),
+        ("runtime.max_skipped", 3, False),
     ],
 )
 def test_what_decides_a_training_may_not_change_in_its_workdir(key, value, decides):
@@ -305,7 +305,24 @@ def test_what_decides_a_training_may_not_change_in_its_workdir(key, value, decid
     run, other = recipe.resolve(run), recipe.resolve(other)
     different = {line.split(":")[0] for line in recipe.training_differences(run, other)}
     assert (key in different) == decides
-    assert (recipe.training_key(run) != recipe.training_key(other)) == decides
+    assert not decides or recipe.training_key(run) != recipe.training_key(other)
+
+
+@pytest.mark.parametrize(
+    "changes, same",
+    [
+        ({"eval.batch": 3, "data.eval_size": 96, "data.cache": "encoded", "checkpoint.keep": 9}, True),
+        ({"runtime.precision": "mixed_bfloat16"}, False),
+        ({"runtime.micro_batch": 4}, False),  # batch norm sees the images of a pass
+        ({"data.cache": "decoded", "data.cache_dir": "cache"}, False),  # which scales them
+    ],
+)
+def test_runs_of_a_sweep_share_a_training_where_its_weights_are_equal(changes, same):
+    run, other = recipe.get_config(), recipe.get_config()
+    for key, value in changes.items():
+        section, field = key.split(".")
+        other[section][field] = value
+    assert (recipe.training_key(recipe.resolve(run)) == recipe.training_key(recipe.resolve(other))) == same
 
 
 RECORDED = json.loads((GOLDEN / "configs.json").read_text())
