@@ -2,9 +2,9 @@
 
     python docs/headline.py --runs=runs/cifar10,runs/cifar10_speed,runs/cifar10_tuned --pages=docs/ablation.md
 
-The runs are those of `cifar10:part=headline`, the speeds rows "train_input" of `--mode=benchmark`, and the seconds of
-fine-tuning those of the runs in the last folder of `--runs`, which must have had the machine for themselves. A page has
-the table between `<!-- ablation headline -->` and `<!-- end -->`.
+The runs are those of `cifar10:part=headline`, the speeds those of `--mode=benchmark` with `benchmark.input=true`, and
+the seconds of fine-tuning those of the runs in the last folder of `--runs`, which must have had the machine for
+themselves. A page has the table between `<!-- ablation headline -->` and `<!-- end -->`.
 """
 
 import argparse
@@ -71,9 +71,10 @@ def epochs_to(target, by_epochs):
 def seconds_an_epoch(loaded, config):
     """Of the training of `config` from its input pipeline by mode benchmark, or None."""
     found = [
-        row["images_per_second"]["median"]
+        row["with_input"]["images_per_second"]["median"]
         for row in loaded.benchmarks
-        if (row["task"], row["size"]) == ("train_input", config["data.train_size"]) and runs.is_of(row, config)
+        if (row["task"], row["size"]) == ("train", config["data.train_size"]) and runs.is_of(row, config)
+        if row.get("with_input")
     ]
     return 50_000 // config["run.global_batch"] * config["run.global_batch"] / max(found) if found else None
 

@@ -193,8 +193,9 @@ def test_the_headline_adds_up_epochs_and_fine_tuning(tmp_path):
         )
     loaded = headline.runs.load([str(tmp_path / "runs")])
     for run, speed in zip(loaded.runs, (500.0, 1000.0, 2000.0)):
-        timed = {"task": "train_input", "network": run.config, "size": run.config["data.train_size"]}
-        loaded.benchmarks.append({**timed, "images_per_second": {"median": speed}})
+        timed = {"task": "train", "network": run.config, "size": run.config["data.train_size"]}
+        with_input = {"images_per_second": {"median": speed}}
+        loaded.benchmarks.append({**timed, "images_per_second": {"median": 9e9}, "with_input": with_input})
     lines = [line.split(" | ") for line in headline.table(loaded, 10.0).splitlines()[2:]]
     assert [line[2:] for line in lines] == [
         ["12.0", "100", "1200", "1.00 |"], ["not in 12", "50", "", " |"], ["12.0", "25", "310", "3.87 |"]
