@@ -23,24 +23,27 @@ class Step(NamedTuple):
 
     adds: str
     network: str
+    width: float = 0.25
     half: bool = False
 
 
+BASELINES = (Step("G1 with GN", "G1 gn"), Step("the same, twice as wide", "G1 gn", 0.5))
 STEPS = (
-    Step("the baseline: G1 with GN at 32 pixels", "G1 gn"),
+    *BASELINES,
     Step("G16 in place of G1", "G16 gn"),
     Step("LN+PN in place of GN", "G16 ln_pn"),
     Step("24 pixels, then the last two stages at 32", "G16 ln_pn", half=True),
 )
-EPOCHS = 12  # of the baseline
+EPOCHS = 12  # of the baselines
 
 
 def step_of(run):
     """The `Step` that a run is of, or None."""
-    if run.config["model.variant"] != "CIFAR" or run.config["model.width"] is None or run.config["run.epochs"] > EPOCHS:
+    config = run.config
+    if config["model.variant"] != "CIFAR" or config["run.epochs"] > EPOCHS:
         return None
-    half = run.config["data.train_size"] < run.config["data.eval_size"]
-    named = [step for step in STEPS if (step.network, step.half) == (runs.network_name(run.config), half)]
+    this = runs.network_name(config), config["model.width"], config["data.train_size"] < config["data.eval_size"]
+    named = [step for step in STEPS if (step.network, step.width, step.half) == this]
     return named[0] if named else None
 
 
@@ -83,24 +86,26 @@ def table(loaded, tuned):
     """The table; `tuned`: seconds of fine-tuning."""
     found = accuracies(loaded.runs)
     configs = {step_of(run): run.config for run in loaded.runs}
-    if STEPS[0] not in found:
-        raise SystemExit("error: no run of the baseline is finished; do those of cifar10:part=headline")
-    target = statistics.fmean(found[STEPS[0]][EPOCHS])
-    rows, first = [], None
+    baselines = [step for step in BASELINES if EPOCHS in found.get(step, {})]
+    if not baselines:
+        raise SystemExit("error: no run of a baseline is finished; do those of cifar10:part=headline")
+    targets = [statistics.fmean(found[step][EPOCHS]) for step in baselines]
+    first, rows = {}, []
     for step in filter(found.get, STEPS):
-        epochs, each = epochs_to(target, found[step]), seconds_an_epoch(loaded, configs[step])
+        each = seconds_an_epoch(loaded, configs[step])
         added = tuned if step.half else 0.0
-        total = epochs * each + added if None not in (epochs, each, added) else None
-        first = first or total
-        reached = f"{epochs:.1f}" if epochs else f"not in {max(found[step])}"
-        cells = [f"{e}: {claims.spread(top1)}" for e, top1 in sorted(found[step].items())]
-        times = [
-            f"{each:.0f}" if each else "",
-            f"{total:.0f}" if total else "",
-            f"{first / total:.2f}" if total else "",
-        ]
-        rows.append([step.adds, "; ".join(cells), reached, *times])
-    header = ["step", "epochs: top-1 %", f"epochs to {target:.2f} %", "seconds an epoch", "seconds in all", "times"]
+        cells = [f"{epochs}: {claims.spread(top1)}" for epochs, top1 in sorted(found[step].items())]
+        row = [step.adds, "; ".join(cells), f"{each:.0f}" if each else ""]
+        for target, baseline in zip(targets, baselines):
+            epochs = epochs_to(target, found[step]) if step == baseline or step not in BASELINES else None
+            total = epochs * each + added if None not in (epochs, each, added) else None
+            first.setdefault(target, total)
+            said = (
+                f"{epochs:.1f} epochs" if epochs else "" if step in BASELINES else f"not in {max(found[step])} epochs"
+            )
+            row.append(f"{said}, {total:.0f} s, {first[target] / total:.2f} times" if total and first[target] else said)
+        rows.append(row)
+    header = ["step", "epochs: top-1 %", "seconds an epoch", *(f"to {target:.2f} %" for target in targets)]
     return claims.markdown(header, rows)
 
 

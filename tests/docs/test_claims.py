@@ -175,28 +175,22 @@ def test_epochs_to_an_accuracy_lie_between_those_trained(target, epochs):
 
 
 def test_the_headline_adds_up_epochs_and_fine_tuning(tmp_path):
-    shared = {"model__variant": "CIFAR", "run__global_batch": 100, "epochs": 12}
-    shared["run__epochs"] = 12
+    shared = {"model__variant": "CIFAR", "run__global_batch": 100, "run__epochs": 12, "epochs": 12, "gain": 0.0}
     for name, group_size, norm, size, top1 in (
         ("a", 1, "gn", 48, 0.80), ("b", 16, "gn", 48, 0.79), ("c", 16, "ln_pn", 24, 0.85)
     ):  # fmt: skip
         tuned = (48,) * (size < 48)
-        made_runs.write(
-            tmp_path / "runs" / name,
-            group_size=group_size,
-            norm=norm,
-            train_size=size,
-            top1=top1,
-            gain=0.0,
-            finetuned=tuned,
-            **shared,
-        )
+        made = {"group_size": group_size, "norm": norm, "train_size": size, "top1": top1, "finetuned": tuned}
+        made_runs.write(tmp_path / "runs" / name, **made, **shared)
     loaded = headline.runs.load([str(tmp_path / "runs")])
     for run, speed in zip(loaded.runs, (500.0, 1000.0, 2000.0)):
         timed = {"task": "train", "network": run.config, "size": run.config["data.train_size"]}
         with_input = {"images_per_second": {"median": speed}}
         loaded.benchmarks.append({**timed, "images_per_second": {"median": 9e9}, "with_input": with_input})
-    lines = [line.split(" | ") for line in headline.table(loaded, 10.0).splitlines()[2:]]
+    lines = [line.strip(" |").split(" | ") for line in headline.table(loaded, 10.0).splitlines()[2:]]
+    assert [line[0] for line in lines] == [headline.STEPS[i].adds for i in (0, 2, 4)]
     assert [line[2:] for line in lines] == [
-        ["12.0", "100", "1200", "1.00 |"], ["not in 12", "50", "", " |"], ["12.0", "25", "310", "3.87 |"]
-    ]  # fmt: skip
+        ["100", "12.0 epochs, 1200 s, 1.00 times"],
+        ["50", "not in 12 epochs"],
+        ["25", "12.0 epochs, 310 s, 3.87 times"],
+    ]
