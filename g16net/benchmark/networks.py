@@ -27,6 +27,7 @@ from g16net.errors import ConfigError, RunError, UserError
 from g16net.export import formats as export_formats
 from g16net.report import runs, scaling
 from g16net.run import assemble
+from g16net.run.devices import compile_options
 
 PEERS = ("timm", "keras")
 PRODUCT, ROWS = "matrix product", 2048
@@ -69,7 +70,9 @@ def check(config, peers=()):
             extras.find(module, extra, f"benchmark.formats={format}")
         if format.startswith("tflite"):
             export_formats.FORMATS["tflite"].check(config)
-    ours(config), foreign(config, peers)
+    for _, _, options in ours(config):
+        compile_options(options("float32")["config"])
+    foreign(config, peers)
 
 
 def formats(config):

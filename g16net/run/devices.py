@@ -102,6 +102,20 @@ def _tpu(name):
         ) from error
 
 
+def compile_options(config: ConfigDict) -> Dict[str, Any]:
+    """Arguments of `compile` and `tf.function` for `runtime.jit`; ConfigError where that cannot be."""
+    if not config.runtime.jit:
+        return {}
+    if compat.TF_VERSION < (2, 8):
+        raise ConfigError(f"runtime.jit needs TensorFlow 2.8 or newer, and this is {tf.__version__}; leave it false")
+    if native.enabled():
+        raise ConfigError(
+            "runtime.jit is for GPUs: XLA does not know the native operations of CPUs, and compiles grouped "
+            "convolutions to slow code there; leave it false, or try it with the environment variable G16NET_NATIVE=0"
+        )
+    return {"jit_compile": True}
+
+
 class Devices:
     """What differs between kinds of hardware in the one training loop; here everything that TensorFlow itself runs.
 
@@ -162,26 +176,9 @@ class Devices:
         """Replicas of this process."""
         return self.replicas // self.shard[1]
 
-    @property
-    def compiling(self) -> Dict[str, Any]:
-        """Arguments of `compile` for `runtime.jit`; ConfigError where that cannot be."""
-        if not self.config.runtime.jit:
-            return {}
-        if compat.TF_VERSION < (2, 8):
-            raise ConfigError(
-                f"runtime.jit needs TensorFlow 2.8 or newer, and this is {tf.__version__}; leave it false"
-            )
-        if native.enabled():
-            raise ConfigError(
-                "runtime.jit is for GPUs: XLA does not know the native operations of CPUs, and compiles grouped "
-                "convolutions to slow code there; leave it false, or try it with the environment variable "
-                "G16NET_NATIVE=0"
-            )
-        return {"jit_compile": True}
-
     def check(self, updates_per_epoch: int) -> None:
         """Raises ConfigError where an epoch of so many weight updates cannot be run; before a model is built."""
-        self.updates, self.compiling  # noqa: B018
+        self.updates, compile_options(self.config)  # noqa: B018
         if self.config.regularise.ema and self.per_execution > 1 and not self.averages_inside:
             raise ConfigError(
                 f"regularise.ema averages after each weight update, and runtime.steps_per_execution="
@@ -219,7 +216,7 @@ class Devices:
                 loss=loss,
                 metrics=self.metrics(loss),
                 steps_per_execution=updates.steps_per_execution,
-                **self.compiling,
+                **compile_options(self.config),
             )
 
     def feed(self, data: Any) -> Any:

@@ -162,7 +162,7 @@ def steps(config):
     ],
 )
 def test_xla_is_refused_where_it_cannot_be(changes, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(devices.native, "enabled", lambda: True)
+    monkeypatch.setattr(devices.native, "enabled", lambda *_: True)
     with pytest.raises(ConfigError, match=message):
         train.train(tiny(runtime__jit=True, **changes), str(tmp_path))
     assert not os.listdir(tmp_path)

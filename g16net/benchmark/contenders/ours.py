@@ -27,6 +27,7 @@ def main(options):
     from g16net import compat, config, native
     from g16net.data.waiting import Waiting
     from g16net.run import assemble
+    from g16net.run.devices import compile_options
     from g16net.training import runtime, train
 
     tf.config.threading.set_intra_op_parallelism_threads(options["threads"])
@@ -73,9 +74,9 @@ def main(options):
         )
 
     def inference(size, batch):
-        run, devices, model, _ = network(size, batch)
+        run, _, model, _ = network(size, batch)
         batch_images = images(size, batch)
-        call = tf.function(lambda x: model(x, training=False), **devices.compiling)
+        call = tf.function(lambda x: model(x, training=False), **compile_options(run))
         step = lambda: call(batch_images)  # noqa: E731
         facts = {"multiply_adds": macs(run, size), "native": native.enabled()}
         return contenders.Work(step, batch, facts, layers=lambda: layer_seconds(step), memory=contenders.peak_tensors)
