@@ -40,7 +40,7 @@ from g16net.compat.state import ACCUMULATORS, optimizer_state, read_optimizer_st
 
 if BACKEND == "tensorflow":
     from g16net.compat import ops_tensorflow as ops
-    from g16net.compat.data import ignore_errors, reason, set_deterministic, single_element
+    from g16net.compat.data import ignore_errors, numpy_function, reason, set_deterministic, single_element
     from g16net.compat.gradients import note_finite
 else:
     from g16net.compat import ops_keras as ops  # type: ignore[no-redef]
@@ -69,6 +69,7 @@ __all__ = [
     "name_of",
     "need_tensorflow",
     "note_finite",
+    "numpy_function",
     "on_cpu",
     "ops",
     "optimizer_state",

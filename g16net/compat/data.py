@@ -1,5 +1,8 @@
 """tf.data, and what an error says."""
 
+import atexit
+import functools
+import gc
 import re
 
 import tensorflow as tf
@@ -25,6 +28,28 @@ def set_deterministic(options, value):
     """Sets whether a tf.data.Dataset keeps its order."""
     name = "deterministic" if TF_VERSION >= (2, 7) else "experimental_deterministic"
     setattr(options, name, value)
+
+
+def numpy_function(function, inputs, dtype):
+    """`tf.numpy_function` in a pipeline: a process ends although an iterator of it has not come to its end."""
+    _end_iterators_at_exit()
+    return tf.numpy_function(function, inputs, dtype)
+
+
+@functools.lru_cache(maxsize=None)  # once
+def _end_iterators_at_exit():
+    atexit.register(_end_iterators)
+
+
+def _end_iterators():
+    """Frees the iterators that are still there, while Python runs.
+
+    Freed by the interpreter's own end, one waits for its pipeline, whose Python functions then wait for the
+    interpreter: the process would never end.
+    """
+    for one in gc.get_objects():
+        if tf.data.Iterator in type(one).__mro__:
+            vars(one).clear()
 
 
 def reason(error):

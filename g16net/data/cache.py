@@ -94,12 +94,12 @@ def on_disk(source, size, folder, max_corrupt=0.01, max_pixels=transforms.MAX_PI
         label = all_labels[row["id"]]
         sound = tf.debugging.Assert(label >= 0, ["the image was left out when it was cached"])
         with tf.control_dependencies([sound]):
-            data = tf.numpy_function(pixels.read, [row["id"]], tf.uint8)
+            data = compat.numpy_function(pixels.read, [row["id"]], tf.uint8)
         return {"image": tf.reshape(data, [size, size, 3]), "label": label, "id": row["id"]}
 
     def read_many(rows):
         found = tf.gather(all_labels, rows["id"])
-        data, there = tf.numpy_function(pixels.read_many, [rows["id"], found >= 0], (tf.uint8, tf.bool))
+        data, there = compat.numpy_function(pixels.read_many, [rows["id"], found >= 0], (tf.uint8, tf.bool))
         return tf.reshape(data, [-1, size, size, 3]), tf.where(tf.reshape(there, [-1]), found, -1)
 
     cached = _like(source, read, encoded=False, example_bytes=one, held_bytes=0.0)

@@ -1,9 +1,12 @@
 import functools
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import ROOT
 from made_data import assert_same, batches, class_folders, jpeg, mark, open_kind, transform
 from PIL import Image
 
@@ -106,6 +109,27 @@ def test_a_file_cut_off_is_no_image(tmp_path):
     os.truncate(str(images), images.stat().st_size - 10)
     with pytest.raises((ValueError, tf.errors.OpError), match="cut off at record 5"):
         cached.read({"id": tf.constant(5, tf.int64)})
+
+
+UNFINISHED = """
+import sys
+from g16net.data import cache, pipeline, transforms
+from g16net.data.sources import open_source
+
+def prepare(record, seed):
+    return dict(record, image=transforms.small_image(record["image"], 8, seed))
+
+source = cache.on_disk(open_source("folder", "train", sys.argv[1]), 16, sys.argv[2])
+batches = iter(pipeline.train_batches(source, prepare, 400, seed=0))
+next(batches)
+"""
+
+
+@pytest.mark.run
+def test_a_program_ends_in_the_middle_of_data_that_python_reads(tmp_path):
+    class_folders(tmp_path / "data", {"ant": 120, "bee": 120, "cat": 120, "dog": 120}, "train")
+    command = [sys.executable, "-c", UNFINISHED, str(tmp_path / "data"), str(tmp_path / "decoded")]
+    subprocess.run(command, cwd=ROOT, timeout=100, check=True)
 
 
 @pytest.mark.parametrize("height, width, size", [(32, 32, 24), (28, 20, 32), (9, 33, 8)])

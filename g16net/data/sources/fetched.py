@@ -10,6 +10,7 @@ from typing import Callable, Optional, Sequence
 import numpy as np
 import tensorflow as tf
 
+from g16net import compat
 from g16net.data.sources.base import Source, indexed
 
 STEPS = 2  # read side by side
@@ -55,7 +56,7 @@ def fetched(
         return column
 
     def with_records(rows):
-        record = tf.numpy_function(records, [rows["id"]], tf.string)
+        record = compat.numpy_function(records, [rows["id"]], tf.string)
         record.set_shape([None])
         return dict(rows, record=record)
 

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from g16net import compat
 from g16net.data import identity, walk
 from g16net.data.shards import check_complete, shard_files
 from g16net.data.sources.base import Source
@@ -86,7 +87,7 @@ def open_parquet(
         return column
 
     def opened(name):
-        data = tf.numpy_function(read_group, [name], tf.string)
+        data = compat.numpy_function(read_group, [name], tf.string)
         data.set_shape([None])
         return tf.data.Dataset.from_tensor_slices(data)
 
