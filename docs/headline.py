@@ -99,11 +99,12 @@ def table(loaded, tuned):
         for target, baseline in zip(targets, baselines):
             epochs = epochs_to(target, found[step]) if step == baseline or step not in BASELINES else None
             total = epochs * each + added if None not in (epochs, each, added) else None
-            first.setdefault(target, total)
+            if step == baseline:
+                first[target] = total
             said = (
                 f"{epochs:.1f} epochs" if epochs else "" if step in BASELINES else f"not in {max(found[step])} epochs"
             )
-            row.append(f"{said}, {total:.0f} s, {first[target] / total:.2f} times" if total and first[target] else said)
+            row.append(f"{said}, {total:.0f} s, {first[target] / total:.2f} times" if total and first.get(target) else said)
         rows.append(row)
     header = ["step", "epochs: top-1 %", "seconds an epoch", *(f"to {target:.2f} %" for target in targets)]
     return claims.markdown(header, rows)
