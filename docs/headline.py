@@ -104,7 +104,8 @@ def table(loaded, tuned):
             said = (
                 f"{epochs:.1f} epochs" if epochs else "" if step in BASELINES else f"not in {max(found[step])} epochs"
             )
-            row.append(f"{said}, {total:.0f} s, {first[target] / total:.2f} times" if total and first.get(target) else said)
+            compared = total and first.get(target)
+            row.append(f"{said}, {total:.0f} s, {first[target] / total:.2f} times" if compared else said)
         rows.append(row)
     header = ["step", "epochs: top-1 %", "seconds an epoch", *(f"to {target:.2f} %" for target in targets)]
     return claims.markdown(header, rows)
