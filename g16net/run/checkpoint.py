@@ -82,6 +82,7 @@ class Checkpoints:
         self.directory, self.keep, self.write, self.background = directory, keep, write, background
         self.data, self.accumulation = data, accumulation
         self.variables = dict(variables)
+        self.shares = compat.on_cpu() and not tf.distribute.has_strategy()  # see `_snapshot`
         self._thread: Optional[threading.Thread] = None
         self._error: Optional[BaseException] = None
 
@@ -95,7 +96,7 @@ class Checkpoints:
         """
         self.wait()
         final = os.path.join(self.directory, f"{step:08d}")
-        names, values = list(self.variables), [_snapshot(v) for v in self.variables.values()]
+        names, values = list(self.variables), [_snapshot(v, self.shares) for v in self.variables.values()]
         if not self.write:
             return final
         meta = {"step": step, "accumulation": self.accumulation, **meta, **({"data": self.data} if self.data else {})}
@@ -214,21 +215,21 @@ def read(folder: str, variables: Dict[str, Any]) -> None:
         variable.assign(value)
 
 
-def _snapshot(variable):
+def _snapshot(variable, shares):
     """The present value on the host, which later updates leave as it is.
 
-    TensorFlow on a CPU lets what was read share the variable's buffer, and writes the next update elsewhere. An IPU
-    updates in place, so there it is copied, as from an accelerator; a replicated one is reduced.
+    TensorFlow on a CPU lets what was read share the variable's buffer, and writes the next update elsewhere. The
+    devices of a strategy may update in place, as an IPU does, so what they hold is copied.
     """
-    if _shares(type(variable)):
+    if shares and _is_tensorflows(type(variable)):
         return tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
     return tf.convert_to_tensor(variable).numpy()
 
 
 @functools.lru_cache(maxsize=None)
-def _shares(kind):
-    """Whether variables of this class are TensorFlow's own, on a CPU."""
-    return compat.on_cpu() and issubclass(kind, tf.Variable) and not issubclass(kind, tf.distribute.DistributedValues)
+def _is_tensorflows(kind):
+    """Whether variables of this class are TensorFlow's own, and not Keras 3's."""
+    return issubclass(kind, tf.Variable)
 
 
 def _folders(directory):

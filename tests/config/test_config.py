@@ -133,7 +133,10 @@ def test_half_resolution_is_refused_where_it_is_not_published():
         ({"optim.name": "adam"}, "Did you mean 'adamw'"),
         ({"optim.layer_decay": 0.7}, "nothing to start from|no init.checkpoint"),
         ({"finetune.optimizer": "keras:Adam", "finetune.layer_decay": 0.7}, "finetune.layer_decay is for rmsprop"),
-        ({"regularise.ema": 0.99, "runtime.steps_per_execution": 4}, "after each weight update"),
+        (
+            {"regularise.ema": 0.99, "runtime.steps_per_execution": 4, "runtime.strategy": "tpu"},
+            "after each weight update",
+        ),
         ({"optim.clip_norm": 1.0, "runtime.strategy": "ipu"}, "not been tried on IPUs"),
     ],
 )
