@@ -49,12 +49,15 @@ def step_of(run):
 
 def accuracies(found):
     """{step: {epochs: [top-1 in % of each seed]}}."""
-    table = {}
-    for run in found:
-        step = step_of(run)
-        rows = run.finetuned if step and step.half else [run.train] if step and run.train else []
-        for row in rows:
-            table.setdefault(step, {}).setdefault(run.config["run.epochs"], []).append(100 * row["top1"])
+    table, names = {}, {}
+    for group in runs.group([run for run in found if step_of(run)]):
+        step, epochs = step_of(group.runs[0]), group.config["run.epochs"]
+        rows = [row for run in group.runs for row in (run.finetuned if step.half else [run.train] if run.train else [])]
+        if epochs in table.get(step, {}):
+            raise SystemExit(f"error: two kinds of runs of {epochs} epochs: {names[step, epochs]}; {group.name}")
+        if rows:
+            table.setdefault(step, {})[epochs] = [100 * row["top1"] for row in rows]
+            names[step, epochs] = group.name
     return table
 
 

@@ -98,7 +98,20 @@ class WeightAverage(_Base):
 
     def follow(self, optimizer: Any) -> None:
         """Lets an optimizer of g16net do what `update` does after each weight update, as a part of it, however many of
-        them `fit` makes in one call of the device. For averages over updates on Keras 2.6 and tf-keras."""
+        them `fit` makes in one call of the device.
+
+        Raises:
+            ValueError: for an average over epochs, and for an optimizer that would not do it: one of Keras' own, and
+                any on Keras 3.
+        """
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
+        if self.over != "updates":
+            raise ValueError('an average over epochs follows no optimizer; make it with over="updates"')
+        if not hasattr(type(optimizer), "after_update"):
+            raise ValueError(
+                f"{type(optimizer).__name__} of Keras {compat.KERAS_VERSION} cannot take averages; give an "
+                "optimizer of g16net on tf-keras, or use the callback AverageWeights"
+            )
         optimizer.after_update = functools.partial(self._take, self._pairs(None))
 
     def _take(self, pairs):

@@ -194,3 +194,6 @@ def test_the_headline_adds_up_epochs_and_fine_tuning(tmp_path):
         ["50", "not in 12 epochs"],
         ["25", "12.0 epochs, 310 s, 3.87 times"],
     ]
+    made_runs.write(tmp_path / "runs" / "d", group_size=16, norm="gn", optim__learning_rate=9.0, **shared)
+    with pytest.raises(SystemExit, match="two kinds of runs of 12 epochs"):  # not one with another seed
+        headline.table(headline.runs.load([str(tmp_path / "runs")]), 10.0)

@@ -112,6 +112,13 @@ def test_callback_averages_every_weight_over_epochs():
     assert all_equal(model.get_weights(), history[-1])
 
 
+def test_what_would_not_take_the_average_is_not_followed():
+    with pytest.raises(ValueError, match="average over epochs follows no optimizer"):
+        WeightAverage(network(), 0.5).follow(RMSProp(0.01))
+    with pytest.raises(ValueError, match="SGD of Keras .* cannot take averages.*AverageWeights"):
+        WeightAverage(network(), 0.5, "updates").follow(keras.optimizers.SGD(0.01))
+
+
 def test_raw_weights_come_back_after_an_error():
     model = network()
     average = WeightAverage(model)
