@@ -104,8 +104,6 @@ class _Updates:
         gradients, variables = zip(*grads_and_vars)
         if tf.distribute.has_strategy() or any(variable.constraint is not None for variable in variables):
             return None
-        if any(self.rate_factor(variable) != 1 for variable in variables):
-            return None
         gradients = [self.clipped(gradient) for gradient in gradients]
         slots = {slot: [self.get_slot(variable, slot) for variable in variables] for slot in self.slots}
         with tf.name_scope(name or self._name):

@@ -158,22 +158,32 @@ def proxy_moments(gamma, beta, proxy_gamma, proxy_beta, activation, nodes, weigh
 
 
 @compat.as_written
-def rmsprop(gradients, values, rms, momenta, decays, learning_rate, rho, momentum, epsilon):
-    """New values, mean squares and momenta of all variables (lists of float32 tensors) by TensorFlow 1's RMSProp, with
-    `decays[i] * values[i]` added to each gradient; and bool [variables], whether each gradient is finite."""
-    *lists, finite = library().g16rms_prop(
-        learning_rate=learning_rate,
-        decay=tf.constant(decays, tf.float32),
+def update(rule, numbers, gradients, values, slots=(), rates=None, decays=None):
+    """A step of all variables by a rule of `update.h`.
+
+    Args:
+        rule: its name there.
+        numbers: its scalars.
+        gradients, values: lists of float32 tensors, one of each for a variable.
+        slots: such a list for each slot of the rule.
+        rates, decays: factor of the learning rate and weight decay of each variable, by default 1 and 0.
+
+    Returns:
+        New values, a list of the new slots' lists, and bool [variables], whether each gradient is finite.
+    """
+    count = len(gradients)
+    new_values, new_slots, finite = library().g16_update(
+        rule=rule,
+        numbers=tf.stack([tf.cast(number, tf.float32) for number in numbers]),
+        rates=tf.constant([1.0] * count if rates is None else rates, tf.float32),
+        decays=tf.constant([0.0] * count if decays is None else decays, tf.float32),
         gradients=gradients,
         values=values,
-        rms=rms,
-        momenta=momenta,
-        rho=rho,
-        momentum=momentum,
-        epsilon=epsilon,
+        slots=[tensor for slot in slots for tensor in slot],
     )
-    finite.set_shape([len(gradients)])
-    return (*(_shaped(tensors, values) for tensors in lists), finite)
+    finite.set_shape([count])
+    by_slot = [_shaped(new_slots[i * count : (i + 1) * count], values) for i in range(len(slots))]
+    return _shaped(new_values, values), by_slot, finite
 
 
 @compat.as_written

@@ -1,9 +1,10 @@
 // The kernels as TensorFlow operations for the CPU: G16NormActivation, G16Gate, G16ProxyMoments, G16GroupConv (of CPUs
-// with AVX-512) and their gradients; G16RMSProp; G16Resize; G16SmallImages; G16SmallBoxes.
+// with AVX-512) and their gradients; G16Update; G16Resize; G16SmallImages; G16SmallBoxes.
 //
 // Only TensorFlow's C API is used, the same binary interface in every version from 2.6 on. The gradients are tied to
 // their operations in Python.
 
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -94,21 +95,25 @@ void* configured(TF_OpKernelConstruction* construction, T* value, Read read) {
   return value;
 }
 
+std::string string_attribute(TF_OpKernelConstruction* construction, const char* name, TF_Status* status) {
+  int32_t size = 0, total = 0;
+  TF_OpKernelConstruction_GetAttrSize(construction, name, &size, &total, status);
+  std::vector<char> text(total + 1);
+  TF_OpKernelConstruction_GetAttrString(construction, name, text.data(), total, status);
+  return std::string(text.data(), total);
+}
+
 template <bool grouped>
 void* create(TF_OpKernelConstruction* construction) {
   return configured(construction, new Config, [=](Config* config, TF_Status* status) {
     TF_Bool strided = 0;
-    int32_t size = 0, total = 0;
     if (grouped) {
       TF_OpKernelConstruction_GetAttrInt32(construction, "groups", &config->groups, status);
       TF_OpKernelConstruction_GetAttrBool(construction, "strided", &strided, status);
     }
     TF_OpKernelConstruction_GetAttrFloat(construction, "epsilon", &config->epsilon, status);
-    TF_OpKernelConstruction_GetAttrSize(construction, "activation", &size, &total, status);
-    std::vector<char> name(total + 1);
-    TF_OpKernelConstruction_GetAttrString(construction, "activation", name.data(), total, status);
+    config->activation = string_attribute(construction, "activation", status);
     config->strided = strided;
-    config->activation.assign(name.data(), total);
   });
 }
 
@@ -300,43 +305,56 @@ void compute_proxy_gradient(void* kernel, TF_OpKernelContext* context) {
   run(channels, points, given, mean, inv_std, dmean, dinv_std, outputs[0], outputs[1], outputs[2], outputs[3]);
 }
 
+const std::map<std::string, Update>& update_rules() {
+  static const std::map<std::string, Update> rules{{"rmsprop", update_of<RMSProp>()},
+                                                   {"sgd", update_of<SGD>()},
+                                                   {"adamw", update_of<AdamW>()},
+                                                   {"lion", update_of<Lion>()},
+                                                   {"average", update_of<Average>()}};
+  return rules;
+}
+
 void* create_update(TF_OpKernelConstruction* construction) {
-  return configured(construction, new Update, [=](Update* update, TF_Status* status) {
-    TF_OpKernelConstruction_GetAttrFloat(construction, "rho", &update->rho, status);
-    TF_OpKernelConstruction_GetAttrFloat(construction, "momentum", &update->momentum, status);
-    TF_OpKernelConstruction_GetAttrFloat(construction, "epsilon", &update->epsilon, status);
+  return configured(construction, new Update(), [=](Update* update, TF_Status* status) {
+    const std::string name = string_attribute(construction, "rule", status);
+    const auto found = update_rules().find(name);
+    if (found == update_rules().end())
+      TF_SetStatus(status, TF_INVALID_ARGUMENT, ("no rule is called " + name).c_str());
+    else
+      *update = found->second;
   });
 }
 
 void destroy_update(void* update) { delete static_cast<Update*>(update); }
 
-// Inputs: learning rate, decay of each variable, then gradients, values, rms and momenta of all of them.
+// Inputs: the rule's numbers; rate and decay of each variable; then gradients, values and slots of all of them.
 void compute_update(void* kernel, TF_OpKernelContext* context) {
-  Update update = *static_cast<Update*>(kernel);
+  const Update& update = *static_cast<Update*>(kernel);
   Call call(context);
-  const int count = (TF_NumInputs(context) - 2) / 4;
-  const float* rate = call.input<float>(0, {});
-  const float* decay = call.input<float>(1, {count});
+  const int count = (TF_NumInputs(context) - 3) / (2 + update.slots);
+  const float* numbers = call.input<float>(0, {update.numbers});
+  const float* rate = call.input<float>(1, {count});
+  const float* decay = call.input<float>(2, {count});
   std::vector<Trained> variables(call.ok() ? count : 0);
   for (int i = 0; i < count && call.ok(); ++i) {
-    TF_Tensor* gradient = call.input(2 + i);
+    TF_Tensor* gradient = call.input(3 + i);
     if (!gradient) return;
     const std::vector<int64_t> shape = Call::dims(gradient);
     Trained& v = variables[i];
     v.size = TF_TensorElementCount(gradient);
+    v.rate = rate[i];
     v.decay = decay[i];
     v.gradient = static_cast<const float*>(TF_TensorData(gradient));
-    v.value = call.input<float>(2 + count + i, shape);
-    v.rms = call.input<float>(2 + 2 * count + i, shape);
-    v.momentum = call.input<float>(2 + 3 * count + i, shape);
+    v.value = call.input<float>(3 + count + i, shape);
     v.new_value = call.output<float>(i, shape);
-    v.new_rms = call.output<float>(count + i, shape);
-    v.new_momentum = call.output<float>(2 * count + i, shape);
+    for (int slot = 0; slot < update.slots; ++slot) {
+      v.slots[slot] = call.input<float>(3 + (2 + slot) * count + i, shape);
+      v.new_slots[slot] = call.output<float>((1 + slot) * count + i, shape);
+    }
   }
-  bool* finite = call.output<bool>(3 * count, {count});
+  bool* finite = call.output<bool>((1 + update.slots) * count, {count});
   if (!call.ok()) return;
-  update.learning_rate = *rate;
-  update_all(update, variables, finite);
+  update_all(update, numbers, variables, finite);
 }
 
 void* create_resize(TF_OpKernelConstruction* construction) {
@@ -518,12 +536,12 @@ void define_proxy(const char* name, const Names& before, const Names& outputs, C
 }
 
 void define_update() {
-  define_operation("G16RMSProp",
-                   {"learning_rate: float", "decay: float", "gradients: N * float", "values: N * float",
-                    "rms: N * float", "momenta: N * float"},
-                   {"new_values: N * float", "new_rms: N * float", "new_momenta: N * float", "finite: bool"},
-                   {"N: int >= 1", "rho: float", "momentum: float", "epsilon: float"});
-  define_kernel("G16RMSProp", create_update, compute_update, destroy_update);
+  define_operation("G16Update",
+                   {"numbers: float", "rates: float", "decays: float", "gradients: N * float", "values: N * float",
+                    "slots: M * float"},
+                   {"new_values: N * float", "new_slots: M * float", "finite: bool"},
+                   {"N: int >= 1", "M: int >= 0", "rule: string"});
+  define_kernel("G16Update", create_update, compute_update, destroy_update);
 }
 
 #if defined(__AVX512F__)

@@ -1,10 +1,10 @@
 """What all optimizers of a run have in common: which variables decay, and how fast each layer learns."""
 
 import re
-from typing import Any, Sequence, Tuple
+from typing import Any, Optional, Sequence, Tuple
 
-from g16net import compat
-from g16net.compat import ops
+from g16net import compat, native
+from g16net.compat import ops, tf
 
 
 def own_name(variable: Any) -> str:
@@ -36,6 +36,13 @@ class Optimizer(compat.Optimizer):
     Raises:
         ValueError: for values out of range, and for float16 or bfloat16 variables, whose state would stall.
     """
+
+    rule: Optional[str] = None  # its name in `native/update.h`, where the variables are updated all at once
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "update" in vars(cls) and "rule" not in vars(cls):
+            cls.rule = None  # that of the base class is another update
 
     def __init__(
         self,
@@ -73,6 +80,26 @@ class Optimizer(compat.Optimizer):
         if self.decays(variable):
             gradient = gradient + self.decay_rate * ops.convert_to_tensor(variable)
         return gradient
+
+    def numbers(self, learning_rate: Any) -> Sequence[Any]:
+        """The scalars of `rule`; for subclasses that have one."""
+        raise NotImplementedError
+
+    def update_all(self, variables: Any, gradients: Any, learning_rate: Any, **slots: Any) -> Any:
+        if self.rule is None or not native.enabled() or not all(tf.as_dtype(v.dtype) == tf.float32 for v in variables):
+            return None
+        new_values, new_slots, finite = native.update(
+            self.rule,
+            self.numbers(learning_rate),
+            *([tf.convert_to_tensor(tensor) for tensor in tensors] for tensors in (gradients, variables)),
+            slots=[[tf.convert_to_tensor(variable) for variable in slot] for slot in slots.values()],
+            rates=[self.rate_factor(variable) for variable in variables],
+            decays=[self.decay_rate if self.decays(variable) else 0.0 for variable in variables],
+        )
+        for states, values in zip((variables, *slots.values()), (new_values, *new_slots)):
+            for state, value in zip(states, values):
+                state.assign(value, read_value=False)
+        return finite
 
     def check_variables(self, variables: Any) -> None:
         for variable in variables:

@@ -29,6 +29,7 @@ class SGD(Optimizer):
     """
 
     slots = {"velocity": "zeros"}
+    rule = "sgd"
 
     def __init__(
         self, learning_rate: Any, momentum: float = 0.9, nesterov: bool = True, name: str = "SGD", **kwargs: Any
@@ -42,6 +43,9 @@ class SGD(Optimizer):
         new = self.momentum * velocity - step
         velocity.assign(new)
         return variable.assign_add(self.momentum * new - step if self.nesterov else new)
+
+    def numbers(self, learning_rate: Any) -> Any:
+        return learning_rate, self.momentum, float(self.nesterov)
 
     def get_config(self):
         return {**super().get_config(), "momentum": self.momentum, "nesterov": self.nesterov}
@@ -60,12 +64,21 @@ class _Moments(Optimizer):
 
     def moments(self, gradient, mean, square):
         """Takes the gradient into both, and returns them without the bias of their start."""
-        step = ops.cast(ops.convert_to_tensor(self.iterations), "float32") + 1.0
         new = self.beta_1 * mean + (1 - self.beta_1) * gradient
         new_square = self.beta_2 * square + (1 - self.beta_2) * ops.square(gradient)
         mean.assign(new)
         square.assign(new_square)
-        return new / (1 - self.beta_1**step), new_square / (1 - self.beta_2**step)
+        start, square_start = self.starts()
+        return new / start, new_square / square_start
+
+    def starts(self):
+        """What is missing in both means, begun at 0, as factors."""
+        step = ops.cast(ops.convert_to_tensor(self.iterations), "float32") + 1.0
+        return 1 - self.beta_1**step, 1 - self.beta_2**step
+
+    def shares(self):
+        """What both keep and what they take, in Python's precision: 1 - 0.999 has three digits less in float32."""
+        return self.beta_1, 1 - self.beta_1, self.beta_2, 1 - self.beta_2
 
     def decayed(self, variable, direction):
         """The direction of the step with the decoupled weight decay."""
@@ -92,6 +105,7 @@ class AdamW(_Moments):
     """
 
     slots = {"mean": "zeros", "square": "zeros"}
+    rule = "adamw"
 
     def __init__(
         self,
@@ -107,6 +121,9 @@ class AdamW(_Moments):
     def update(self, variable: Any, gradient: Any, learning_rate: Any, mean: Any, square: Any) -> Any:
         m, v = self.moments(gradient, mean, square)
         return variable.assign_sub(learning_rate * self.decayed(variable, m / (ops.sqrt(v) + self.epsilon)))
+
+    def numbers(self, learning_rate: Any) -> Any:
+        return (learning_rate, *self.shares(), self.epsilon, *self.starts())
 
 
 @compat.register
@@ -162,6 +179,7 @@ class Lion(_Moments):
     """
 
     slots = {"mean": "zeros"}
+    rule = "lion"
 
     def __init__(
         self, learning_rate: Any, beta_1: float = 0.9, beta_2: float = 0.99, name: str = "Lion", **kwargs: Any
@@ -172,6 +190,9 @@ class Lion(_Moments):
         direction = ops.sign(self.beta_1 * mean + (1 - self.beta_1) * gradient)
         mean.assign(self.beta_2 * mean + (1 - self.beta_2) * gradient)
         return variable.assign_sub(learning_rate * self.decayed(variable, direction))
+
+    def numbers(self, learning_rate: Any) -> Any:
+        return (learning_rate, *self.shares())
 
 
 def _norm(x):

@@ -7,7 +7,7 @@ stage of a pipelined IPU model cannot do.
 
 from typing import Any
 
-from g16net import compat, native
+from g16net import compat
 from g16net.compat import ops, tf
 from g16net.optim.base import Optimizer
 
@@ -37,6 +37,7 @@ class RMSProp(Optimizer):
     """
 
     slots = {"rms": "ones", "momentum": "zeros"}
+    rule = "rmsprop"
 
     def __init__(
         self,
@@ -91,24 +92,8 @@ class RMSProp(Optimizer):
         momentum.assign(self.momentum * momentum + step)
         variable.assign_sub(momentum)
 
-    def update_all(self, variables: Any, gradients: Any, learning_rate: Any, rms: Any, momentum: Any) -> Any:
-        if not native.enabled() or not all(tf.as_dtype(v.dtype) == tf.float32 for v in variables):
-            return None
-        *new, finite = native.rmsprop(
-            [tf.convert_to_tensor(gradient) for gradient in gradients],
-            [tf.convert_to_tensor(variable) for variable in variables],
-            [tf.convert_to_tensor(variable) for variable in rms],
-            [tf.convert_to_tensor(variable) for variable in momentum],
-            [self.decay_rate if self.decays(variable) else 0.0 for variable in variables],
-            learning_rate,
-            rho=self.rho,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-        )
-        for states, values in zip((variables, rms, momentum), new):
-            for state, value in zip(states, values):
-                state.assign(value, read_value=False)
-        return finite
+    def numbers(self, learning_rate: Any) -> Any:
+        return learning_rate, self.rho, self.momentum, self.epsilon
 
     def get_config(self):
         return {**super().get_config(), "rho": self.rho, "momentum": self.momentum, "epsilon": self.epsilon}

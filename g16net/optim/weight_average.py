@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Iterator, Optional
 
 import numpy as np
 
-from g16net import compat
+from g16net import compat, native
 from g16net.compat import keras, ops, tf
 
 _Base: Any = object if tf is None else tf.Module  # which a tf.train.Checkpoint looks into
@@ -117,9 +117,15 @@ class WeightAverage(_Base):
     def _take(self, pairs):
         """Takes the weights into their averages as one program, on the device."""
         done = tf.cast(self.updates, tf.float32)
-        decay = tf.where(done > 0, tf.minimum(self.decay, (1.0 + done) / (10.0 + done)), 0.0)
-        for average, weight in pairs:
-            average.assign_add((1.0 - decay) * (tf.cast(tf.convert_to_tensor(weight), tf.float32) - average))
+        share = 1.0 - tf.where(done > 0, tf.minimum(self.decay, (1.0 + done) / (10.0 + done)), 0.0)
+        averages, weights = zip(*[map(tf.convert_to_tensor, pair) for pair in pairs])
+        weights = [tf.cast(weight, tf.float32) for weight in weights]
+        if native.enabled():
+            new, _, _ = native.update("average", [share], gradients=weights, values=averages)
+        else:
+            new = [average + share * (weight - average) for average, weight in zip(averages, weights)]
+        for (average, _), value in zip(pairs, new):
+            average.assign(value, read_value=False)
         self.updates.assign_add(1)
 
     def copy_to(self, model: Optional[keras.Model] = None) -> None:

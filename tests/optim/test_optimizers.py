@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from g16net import compat
+from g16net import compat, native
 from g16net.config.optimizers import OPTIMIZERS
 from g16net.config.recipe import PARTS
 from g16net.optim import optimizers
@@ -121,6 +121,58 @@ def test_the_norm_of_a_whole_update_is_clipped(name, accumulation):
         moved(OURS[name](0.1), clipped),
         tolerance=1e-5,
     )
+
+
+def nodes_of(function, *args):
+    graph = function.get_concrete_function(*args).graph.as_graph_def()
+    return [node.op for node in graph.node] + [n.op for inner in graph.library.function for n in inner.node_def]
+
+
+@pytest.mark.skipif(compat.KERAS3 or not native.enabled(), reason="the update at once is native, and of older Keras")
+@pytest.mark.parametrize("name", sorted(set(OURS) - {"lamb"}))
+@pytest.mark.parametrize("guard, accumulation", [("none", 1), ("report", 1), ("skip", 1), ("report", 2)])
+def test_update_at_once_equals_one_variable_at_a_time(name, guard, accumulation, monkeypatch):
+    random = np.random.RandomState(0)
+    shapes = {"stem_conv/kernel": (3, 3, 16, 24), "gamma": (24,), "scalar": (), "large": (70000,)}
+    starts = {variable: np.float32(random.randn(*shape)) for variable, shape in shapes.items()}
+    steps = [[np.float32(random.randn(*shape)) for shape in shapes.values()] for _ in range(4)]
+    steps[2][1][5] = np.inf
+    results = []
+    for at_once in (True, False):
+        with monkeypatch.context() as patch:
+            if not at_once:
+                patch.setattr(native, "enabled", lambda *_: False)
+            variables = [tf.Variable(value, name=variable) for variable, value in starts.items()]
+            optimizer = OURS[name](
+                0.01, weight_decay=0.01, guard=guard, accumulation=accumulation, layer_rates=[("stem", 0.25)]
+            )
+
+            @tf.function
+            def step(*gradients, optimizer=optimizer, variables=variables):
+                optimizer.apply_gradients(zip(gradients, variables))
+
+            for gradients in steps:
+                step(*map(tf.constant, gradients))
+            assert ("G16Update" in nodes_of(step, *map(tf.constant, steps[0]))) == at_once
+            slots = [optimizer.get_slot(v, slot) for slot in optimizer.slots for v in variables]
+            counts = [optimizer.iterations] + ([optimizer.skipped, optimizer.not_finite] if guard != "none" else [])
+            results.append([v.numpy() for v in [*variables, *slots, *counts]])
+    for value, right in zip(*results):
+        np.testing.assert_array_equal(np.isfinite(value), np.isfinite(right))
+        np.testing.assert_allclose(*np.where(np.isfinite(right), [value, right], 0), rtol=2e-6, atol=2e-7)
+
+
+def test_a_subclass_with_an_update_of_its_own_makes_that_one():
+    class Still(optimizers.SGD):
+        def update(self, variable, gradient, learning_rate, velocity):
+            return variable.assign_add(0.0 * gradient)
+
+    class Renamed(optimizers.SGD):
+        pass
+
+    same(moved(Still(0.1), gradients()), start().values())
+    same(moved(Renamed(0.1), gradients()), moved(optimizers.SGD(0.1), gradients()))
+    assert Renamed.rule == "sgd"
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from helpers import ROOT
 from tensorflow import keras
 
-from g16net import compat, native
+from g16net import compat
 from g16net.optim.base import own_name
 from g16net.optim.rmsprop import RMSProp
 from g16net.optim.schedules import ExponentialStaircase
@@ -373,36 +373,3 @@ def test_two_mirrored_replicas_equal_one():
     done = subprocess.run([sys.executable, "-c", MIRRORED], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "largest difference" in done.stdout
-
-
-@pytest.mark.skipif(compat.KERAS3 or not native.enabled(), reason="the update at once is native, and of older Keras")
-@pytest.mark.parametrize("guard, accumulation", [("none", 1), ("report", 1), ("skip", 1), ("report", 2)])
-def test_update_at_once_equals_one_variable_at_a_time(guard, accumulation, monkeypatch):
-    random = np.random.RandomState(0)
-    shapes = {"kernel": (3, 3, 16, 24), "gamma": (24,), "scalar": (), "large": (70000,)}
-    starts = {name: np.float32(random.randn(*shape)) for name, shape in shapes.items()}
-    steps = [[np.float32(random.randn(*shape)) for shape in shapes.values()] for _ in range(4)]
-    steps[2][1][5] = np.inf
-    results = []
-    for at_once in (True, False):
-        with monkeypatch.context() as patch:
-            if not at_once:
-                patch.setattr(native, "enabled", lambda *_: False)
-            variables = [tf.Variable(value, name=name) for name, value in starts.items()]
-            optimizer = RMSProp(0.01, rho=0.9, weight_decay=0.01, guard=guard, accumulation=accumulation)
-
-            @tf.function
-            def step(*gradients, optimizer=optimizer, variables=variables):
-                optimizer.apply_gradients(zip(gradients, variables))
-
-            for gradients in steps:
-                step(*map(tf.constant, gradients))
-            graph = step.get_concrete_function(*map(tf.constant, steps[0])).graph.as_graph_def()
-            nodes = [node.op for node in graph.node]
-            nodes += [node.op for function in graph.library.function for node in function.node_def]
-            assert ("G16RMSProp" in nodes) == at_once
-            slots = [optimizer.get_slot(v, slot) for slot in RMSProp.slots for v in variables]
-            counts = [optimizer.iterations] + ([optimizer.skipped, optimizer.not_finite] if guard != "none" else [])
-            results.append([v.numpy() for v in [*variables, *slots, *counts]])
-    for value, right in zip(*results):
-        np.testing.assert_allclose(value, right, rtol=1e-6, atol=1e-7)
