@@ -131,11 +131,19 @@ SUSPECTS = {
     "adamw": {"optim.name": "adamw", "optim.learning_rate": 0.002, "optim.weight_decay": 0.05},
     "batch": {"run.global_batch": 64, "optim.learning_rate": 0.05},
     "wide": {"model.width": 0.5},
+    # added when those above were seen: less L2 had cost 2 points
+    "l2_more": {"optim.weight_decay": 1e-3},
+    "l2_much": {"optim.weight_decay": 2e-3},
 }
+BESIDE = ("none", "wide", "l2", "l2_more", "l2_much")  # changes of 1 point or more, whatever their sign
 
 
 def suspects():
-    return [one("t", "g16-ln_pn", 100, f"t-suspect-{name}", **{**SHORT, **change}) for name, change in SUSPECTS.items()]
+    return [
+        one("t", network, 100, f"t-suspect-{name}{kind}", **{**SHORT, **SUSPECTS[name]})
+        for network, kind, names in (("g16-ln_pn", "", SUSPECTS), ("g16-bn", "-bn", BESIDE))
+        for name in names
+    ]
 
 
 def full(seeds):
