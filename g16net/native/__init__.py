@@ -197,6 +197,12 @@ def resize(image, extent, half_pixel_centers, flip=False):
 
 
 @compat.as_written
+def mixup(images, kept):
+    """As `data.mixing.mix`: uint8 images [batch, ...], of which each keeps so much, float32 [batch]."""
+    return library().g16_mixup(images=images, kept=kept)
+
+
+@compat.as_written
 def small_images(images, seeds, pad, flip, reflect, flip_stream):
     """As `data.transforms.small_images`; `flip_stream`: what is xored to a seed to draw whether to mirror."""
     return library().g16_small_images(

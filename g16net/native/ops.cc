@@ -1,5 +1,6 @@
 // The kernels as TensorFlow operations for the CPU: G16NormActivation, G16Gate, G16ProxyMoments, G16GroupConv (of CPUs
-// with AVX-512) and their gradients; G16Update; G16Resize; G16SmallImages; G16SmallBoxes.
+// with AVX-512) and their gradients; G16Update; G16Resize; G16Mixup; G16SmallImages;
+// G16SmallBoxes.
 //
 // Only TensorFlow's C API is used, the same binary interface in every version from 2.6 on. The gradients are tied to
 // their operations in Python.
@@ -10,10 +11,9 @@
 #include <vector>
 
 #include "conv.h"
+#include "exact.h"
 #include "kernels.h"
 #include "proxy.h"
-#include "resize.h"
-#include "small.h"
 #include "update.h"
 #include "tensorflow/c/kernels.h"
 #include "tensorflow/c/ops.h"
@@ -393,6 +393,23 @@ struct Small {
   TF_Bool flip, reflect;
 };
 
+// Images uint8 [batch, ...] and the share that each keeps, float [batch].
+void compute_mixup(void*, TF_OpKernelContext* context) {
+  Call call(context);
+  TF_Tensor* images = call.input(0);
+  if (!call.ok()) return;
+  const std::vector<int64_t> shape = Call::dims(images);
+  if (shape.empty()) {
+    call.fail("images must be [batch, ...]");
+    return;
+  }
+  const float* kept = call.input<float>(1, {shape[0]});
+  uint8_t* to = call.output<uint8_t>(0, shape);
+  if (!call.ok()) return;
+  const int64_t size = TF_TensorElementCount(images) / std::max<int64_t>(shape[0], 1);
+  mixup(static_cast<const uint8_t*>(TF_TensorData(images)), kept, shape[0], size, to);
+}
+
 void* create_small(TF_OpKernelConstruction* construction) {
   return configured(construction, new Small{}, [=](Small* small, TF_Status* status) {
     TF_OpKernelConstruction_GetAttrInt64(construction, "pad", &small->pad, status);
@@ -560,6 +577,8 @@ void define_resize() {
 }
 
 void define_small() {
+  define_operation("G16Mixup", {"images: uint8", "kept: float"}, {"mixed: uint8"}, {}, like_first_input);
+  define_kernel("G16Mixup", nullptr, compute_mixup, nullptr);
   define_operation("G16SmallImages", {"images: uint8", "seeds: int32"}, {"shifted: uint8"},
                    {"pad: int", "flip: bool", "reflect: bool", "flip_stream: int"}, like_first_input);
   define_kernel("G16SmallImages", create_small, compute_small, destroy_small);

@@ -1,23 +1,9 @@
 // Bilinear resize of one uint8 image, byte for byte what ResizeBilinear, adding 0.5 and the cast to uint8 give.
 //
 // That asks for their float32 arithmetic in their order: across, then down, each product rounded before it is added.
-// Every row of the image that is needed is resized across once, and the newest two are kept.
+// Every row of the image that is needed is resized across once, and the newest two are kept. Part of `exact.h`.
 
 #pragma once
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
-
-// A fused multiply-add would round once where TensorFlow rounds twice.
-#if defined(__clang__)
-#pragma clang fp contract(off)
-#else
-#pragma GCC push_options
-#pragma GCC optimize("fp-contract=off")
-#endif
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "resize_across takes apart numbers of several bytes");
 
@@ -100,9 +86,3 @@ inline void resize(const uint8_t* image, int64_t height, int64_t width, int64_t 
     resize_down(top, bottom, down.weight, lanes, to + y * lanes);
   }
 }
-
-#if defined(__clang__)
-#pragma clang fp contract(on)
-#else
-#pragma GCC pop_options
-#endif

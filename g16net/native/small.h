@@ -1,14 +1,7 @@
 // Shifts, boxes and mirroring of images of a few pixels, drawn as TensorFlow's stateless operations draw: the same seeds
-// give the same bytes as `data.transforms.small_image` and `train_image` give one image at a time.
+// give the same bytes as `data.transforms.small_image` and `train_image` give one image at a time. Part of `exact.h`.
 
 #pragma once
-
-#include <array>
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <vector>
 
 #include "resize.h"
 
@@ -108,13 +101,6 @@ struct Box {
   int64_t y, x, height, width;
 };
 
-#if defined(__clang__)
-#pragma clang fp contract(off)
-#else
-#pragma GCC push_options
-#pragma GCC optimize("fp-contract=off")
-#endif
-
 // A box of so much width for each pixel of height; false where its share of the image leaves the range, which TensorFlow
 // tries to mend by one pixel of height.
 inline bool draw_box(int height, int width, float aspect, const Boxes& boxes, Stateless& random, Box* box) {
@@ -148,12 +134,6 @@ inline Box draw_box(int64_t height, int64_t width, const Boxes& boxes, const int
   }
   return {0, 0, height, width};
 }
-
-#if defined(__clang__)
-#pragma clang fp contract(on)
-#else
-#pragma GCC pop_options
-#endif
 
 // A box of one image [height, width, 3], resized to `boxes.size` each way, mirrored in half of the cases where asked
 // for. `cut`: memory for it.

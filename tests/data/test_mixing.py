@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from g16net import native
 from g16net.data import mixing
 
 pytestmark = pytest.mark.once
@@ -109,6 +110,21 @@ def test_a_coefficient_too_close_to_1_changes_no_rounded_value():
         ours, _ = mixing.mix(images, tf.constant([0, 1]), tf.fill([2], m))
         exact, _ = mixing.mix(tf.cast(images, tf.float32), tf.constant([0, 1]), tf.fill([2], m))
         np.testing.assert_array_equal(ours, np.rint(exact))
+
+
+@pytest.mark.skipif(not native.available(), reason="no compiler")
+@pytest.mark.parametrize("shape", [(1, 5, 7, 3), (9, 32, 32, 3), (6, 80, 96, 3)])
+def test_native_mixup_gives_the_bytes_of_tensorflow(shape, monkeypatch):
+    random = np.random.default_rng(0)
+    images = tf.constant(random.integers(0, 256, shape, np.uint8))
+    for _ in range(20):
+        m = np.float32(random.choice([1.0, 0.5, 0.75, 1 - 0.5 / 255, random.uniform(0.5, 1)], shape[0]))
+        ours, targets = tf.function(mixing.mix)(images, tf.range(shape[0]), m)
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "available", lambda: False)
+            plain, plain_targets = mixing.mix(images, tf.range(shape[0]), m)
+        np.testing.assert_array_equal(ours, plain)
+        np.testing.assert_array_equal(targets, plain_targets)
 
 
 def test_host_and_device_forms_agree():
