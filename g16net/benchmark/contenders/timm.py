@@ -29,7 +29,9 @@ def main(options):
             model, images = (x.to(memory_format=torch.channels_last) for x in (model, images))
         if cast == "cast":
             model, images = model.to(torch.bfloat16), images.to(torch.bfloat16)
-        run = torch.compile(model) if compiled else model
+        run = model
+        if compiled:  # at inference with the weights as constants, folded and laid out once
+            run = torch.compile(model, options={"freezing": True} if task == "infer" else None)
 
         def precision():
             return torch.autocast("cpu", torch.bfloat16) if cast == "autocast" else contextlib.nullcontext()
