@@ -2,12 +2,12 @@
 
 Waiting alone does not tell where the input and the training step share the cores: batches that are ready in time have
 still taken the cores from the step. Which thread works for which cannot be asked, so the input is run alone for a
-moment, before training, and the CPU time of the process divided by its batches. It is the same whatever else runs on
-the machine.
+moment, at the end of an epoch, and the CPU time of the process divided by its batches. It is the same whatever else
+runs on the machine.
 """
 
 import time
-from typing import Any, Dict
+from typing import Any, Dict, List, Optional
 
 import tensorflow as tf
 
@@ -44,13 +44,12 @@ def cpu_per_batch(data: Any) -> Any:
 class Waiting:
     """Counts the seconds that readers of `watch(data)` wait for its batches, where they read one at a time.
 
-    `cpu`: also the CPU time that goes into the batches, for which `watch` reads a few of them beforehand.
+    `cpu`: also the CPU time that goes into the batches, known from the first `measure` on, also of those before.
     """
 
     def __init__(self, cpu: Any = False) -> None:
         self.cpu = cpu
-        self._each = None  # seconds of CPU time for a batch of the data watched now
-        self._before, self._from = 0.0, 0  # those of the data watched before, and all batches until then
+        self._watched: List[_Watched] = []
         with tf.device("CPU:0"):
             self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
             self.batches = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -58,9 +57,7 @@ class Waiting:
     def watch(self, data: Any) -> Any:
         """`data` with two readings of the clock around each batch; no stage behind it may read ahead."""
         if self.cpu:
-            counts = self.read()
-            self._before, self._from = counts["cpu"] or 0.0, counts["batches"]
-            self._each = cpu_per_batch(data)
+            self._watched.append(_Watched(self.read()["batches"], data))
         begin = tf.data.Dataset.from_tensors(0).repeat().map(lambda _: tf.timestamp())
 
         def note(asked, batch):
@@ -74,8 +71,30 @@ class Waiting:
             options.experimental_optimization.inject_prefetch = False
         return data.with_options(options)
 
+    def measure(self) -> None:
+        """Reads a few batches of the data watched now, once, for the CPU time that they take; nothing else may work."""
+        if self._watched and self._watched[-1].data is not None:
+            newest = self._watched[-1]
+            newest.each, newest.data = cpu_per_batch(newest.data), None
+
     def read(self) -> Dict[str, Any]:
-        """The counts so far: `waited` seconds, `batches`, and `cpu` seconds, None where those are not known."""
-        batches = int(self.batches.numpy())
-        cpu = None if self._each is None else self._before + (batches - self._from) * self._each
-        return {"waited": float(self.seconds.numpy()), "batches": batches, "cpu": cpu}
+        """The counts so far: `waited` seconds, and `batches`."""
+        return {"waited": float(self.seconds.numpy()), "batches": int(self.batches.numpy())}
+
+    def cpu_seconds(self, first: int, last: int) -> Optional[float]:
+        """CPU time of the batches from `first` to before `last`, counted as by `read`; None where it is not known."""
+        total, end = 0.0, last
+        for part in reversed(self._watched):
+            count = end - max(part.first, first)
+            if count > 0:
+                if part.each is None:
+                    return None
+                total, end = total + count * part.each, part.first
+        return total if self._watched else None
+
+
+class _Watched:
+    """Data whose first batch is number `first` of all; `each`: seconds of CPU time for one, where they are known."""
+
+    def __init__(self, first, data):
+        self.first, self.data, self.each = first, data, None

@@ -157,7 +157,7 @@ class Progress(Callback):
             f"epoch {self.epoch + 1}/{self.epochs} step {done}/{steps} {self.loss}"
             f"{speed * self.global_batch:.0f} images/s, "
         )
-        shares = input_shares(self.costs, input_costs(self.waiting), passed)
+        shares = input_shares(self.waiting, self.costs, input_costs(self.waiting), passed)
         if "input_wait" in shares:
             text += f"{shares['input_wait']:.0%} of it waiting for data, "
         if "input_cpu" in shares:
@@ -172,20 +172,21 @@ class Progress(Callback):
         self.stream.flush()
 
 
-def input_costs(waiting: Any) -> Tuple[Any, Any, float]:
-    """What the input has cost so far, to be given to `input_shares`: of waiting, of CPU time, and all CPU time."""
-    counts = waiting.read() if waiting else {"waited": None, "cpu": None}
-    return counts["waited"], counts["cpu"], time.process_time()
+def input_costs(waiting: Any) -> Any:
+    """What the input has cost so far, to be given to `input_shares`: its counts and all CPU time."""
+    return waiting.read() if waiting else None, time.process_time()
 
 
-def input_shares(before: Tuple[Any, Any, float], now: Tuple[Any, Any, float], seconds: float) -> Dict[str, float]:
+def input_shares(waiting: Any, before: Any, now: Any, seconds: float) -> Dict[str, float]:
     """`input_wait`, the share of the `seconds` between two `input_costs` that went into waiting for batches, and
     `input_cpu`, the share of this process's CPU time that went into preparing them; each where it is known."""
-    shares = {}
-    if now[0] is not None:
-        shares["input_wait"] = (now[0] - before[0]) / seconds
-    if now[1] is not None and before[1] is not None and now[2] > before[2]:
-        shares["input_cpu"] = min((now[1] - before[1]) / (now[2] - before[2]), 1.0)
+    if not waiting:
+        return {}
+    (begin, cpu_begin), (end, cpu_end) = before, now
+    shares = {"input_wait": (end["waited"] - begin["waited"]) / seconds}
+    cpu = waiting.cpu_seconds(begin["batches"], end["batches"])
+    if cpu is not None and cpu_end > cpu_begin:
+        shares["input_cpu"] = min(cpu / (cpu_end - cpu_begin), 1.0)
     return shares
 
 
@@ -290,7 +291,9 @@ class Bookkeeping(Callback):
             "seconds": round(self.before + trained - self.started, 3),
         }
         if timed:
-            shares = input_shares(self.costs, costs, trained - since)
+            if self.waiting:
+                self.waiting.measure()
+            shares = input_shares(self.waiting, self.costs, costs, trained - since)
             record.update({name: round(share, 4) for name, share in shares.items()})
         last = done == self.config.run.epochs
         if done % self.config.eval.every_epochs == 0 or last:

@@ -229,9 +229,13 @@ def test_the_share_of_the_cpu_time_that_the_input_takes():
     counter = Waiting(cpu=True)
     for data in (heavy, light):
         list(counter.watch(data.take(10)).as_numpy_iterator())
+        assert counter.cpu_seconds(0, counter.read()["batches"]) is None
+        counter.measure()
     assert counter.read()["batches"] == 20
-    assert 0 < counter.read()["cpu"] < 40 * costs[0]
-    assert Waiting().read()["cpu"] is None
+    one, other = counter.cpu_seconds(0, 1), counter.cpu_seconds(10, 11)
+    assert one > 3 * other > 0
+    assert counter.cpu_seconds(8, 13) == pytest.approx(2 * one + 3 * other)
+    assert Waiting().cpu_seconds(0, 0) is None
 
 
 def test_waiting_keeps_structure_and_shapes():

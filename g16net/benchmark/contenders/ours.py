@@ -69,7 +69,7 @@ def main(options):
             done,
             facts,
             layers=lambda: layer_seconds(lambda: step(batches)),
-            extra=waiting and (lambda: {name: count for name, count in waiting.read().items() if name != "cpu"}),
+            extra=waiting and waiting.read,
             memory=contenders.peak_tensors,
         )
 
