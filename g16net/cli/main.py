@@ -4,7 +4,7 @@
 
 Exit status: 0; 1 where a run failed, an export differs from its checkpoint, or an image for prediction is broken;
 2 where the command, the config or the data is wrong; 128 and the signal's number where SIGTERM or SIGINT ended a
-training that saved.
+training that saved, or where nobody read the output to its end.
 """
 
 from g16net.cli import environment  # isort: skip  before anything that may import TensorFlow
@@ -26,7 +26,17 @@ __all__ = ["environment", "main"]
 
 def main(argv=None):
     """Runs the command line `argv` (default: the process's own) and exits with its status."""
-    argv = sys.argv if argv is None else argv
+    try:
+        try:
+            run_line(sys.argv if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has enough, as `head`; what Python would still write to it goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as of SIGPIPE, which is 13 and which not every system has
+
+
+def run_line(argv):
     for stream in (sys.stdout, sys.stderr):  # a file's name need not be UTF-8, nor the terminal
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

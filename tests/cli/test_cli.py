@@ -43,6 +43,19 @@ def test_another_backend_is_refused_in_one_sentence(flag, tmp_path):
     assert "backend is" in done.stderr and "Set KERAS_BACKEND=tensorflow" in done.stderr
 
 
+@pytest.mark.run
+@pytest.mark.once
+def test_a_reader_that_has_enough_gets_no_traceback():
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        command = [sys.executable, "launch.py", "--list"]
+        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, stdout=write, stderr=subprocess.PIPE)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(
     "installed, expected",
