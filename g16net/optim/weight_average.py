@@ -112,7 +112,8 @@ class WeightAverage(_Base):
                 f"{type(optimizer).__name__} of Keras {compat.KERAS_VERSION} cannot take averages; give an "
                 "optimizer of g16net on tf-keras, or use the callback AverageWeights"
             )
-        optimizer.after_update = functools.partial(self._take, self._pairs(None))
+        if self.decay:
+            optimizer.after_update = functools.partial(self._take, self._pairs(None))
 
     def _take(self, pairs):
         """Takes the weights into their averages as one program, on the device."""

@@ -158,6 +158,8 @@ def test_update_at_once_equals_one_variable_at_a_time(name, guard, accumulation,
             counts = [optimizer.iterations] + ([optimizer.skipped, optimizer.not_finite] if guard != "none" else [])
             results.append([v.numpy() for v in [*variables, *slots, *counts]])
     for value, right in zip(*results):
+        if name == "rmsprop":  # the others end in NaN where one variable at a time ends in infinity
+            np.testing.assert_allclose(value, right, rtol=1e-6, atol=1e-7)
         np.testing.assert_array_equal(np.isfinite(value), np.isfinite(right))
         np.testing.assert_allclose(*np.where(np.isfinite(right), [value, right], 0), rtol=2e-6, atol=2e-7)
 

@@ -119,6 +119,13 @@ def test_what_would_not_take_the_average_is_not_followed():
         WeightAverage(network(), 0.5, "updates").follow(keras.optimizers.SGD(0.01))
 
 
+@pytest.mark.skipif(compat.KERAS3, reason="optimizers take averages on older Keras")
+def test_an_average_that_is_off_is_not_taken_by_the_optimizer():
+    optimizer, variable = RMSProp(0.01), tf.Variable([1.0])
+    WeightAverage(network(), 0, "updates").follow(optimizer)
+    optimizer.apply_gradients([(tf.ones([1]), variable)])
+
+
 def test_raw_weights_come_back_after_an_error():
     model = network()
     average = WeightAverage(model)
