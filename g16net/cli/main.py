@@ -30,7 +30,8 @@ def main(argv=None):
         try:
             run_line(sys.argv if argv is None else argv)
         finally:
-            sys.stdout.flush()
+            if sys.stdout:  # none where it was closed from the start
+                sys.stdout.flush()
     except BrokenPipeError:  # the reader has enough, as `head`; what Python would still write to it goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as of SIGPIPE, which is 13 and which not every system has

@@ -54,6 +54,9 @@ def test_a_reader_that_has_enough_gets_no_traceback():
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    done = subprocess.run(closed, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.once
