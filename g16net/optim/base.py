@@ -41,7 +41,7 @@ class Optimizer(compat.Optimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "update" in vars(cls) and "rule" not in vars(cls):
+        if {"update", "with_l2"} & set(vars(cls)) and "rule" not in vars(cls):
             cls.rule = None  # that of the base class is another update
 
     def __init__(

@@ -169,10 +169,15 @@ def test_a_subclass_with_an_update_of_its_own_makes_that_one():
         def update(self, variable, gradient, learning_rate, velocity):
             return variable.assign_add(0.0 * gradient)
 
+    class Undecayed(optimizers.SGD):
+        def with_l2(self, variable, gradient):
+            return gradient
+
     class Renamed(optimizers.SGD):
         pass
 
     same(moved(Still(0.1), gradients()), start().values())
+    same(moved(Undecayed(0.1, weight_decay=0.5), gradients()), moved(optimizers.SGD(0.1), gradients()))
     same(moved(Renamed(0.1), gradients()), moved(optimizers.SGD(0.1), gradients()))
     assert Renamed.rule == "sgd"
 
