@@ -18,8 +18,9 @@ G1 is twice as wide as G16 and has 0.93 to 0.98 of its multiply-adds. Written do
 - Causes of a gap between LN+PN and BN, one change each (`part=causes`): zeros in place of the mirror image at borders;
   no mixup, label smoothing and stochastic depth; three times as long.
 - Suspects of that gap, one change each to G16 with LN+PN for 10 epochs with the rates' seed (`part=suspects`): epsilons
-  of norm and proxy, L2, depth without drops, AdamW, batch 64, twice the width. A change of 1 point or more is one that
-  is repeated with seeds 0 to 2, and with BN beside it.
+  of norm and proxy, L2, depth without drops, AdamW, batch 64, twice the width; later, more L2, twice the rate with
+  clipped gradients or a longer warm-up, no label smoothing, no mixup. A change of 1 point or more is one that is
+  repeated with seeds 0 to 2, and with BN beside it.
 - The CIFAR variant itself (1.7 M parameters), LN+PN and BN (`part=full`): 93 % is hoped for.
 - Half resolution (`part=half`), size "c", whose total stride of 8 divides both sizes; G16 with LN+PN and BN: random
   boxes of 0.35 to 1 of the image, which enlarge what they show, at 32 pixels (native) and at 24 (0.56 of the pixels);
@@ -134,6 +135,11 @@ SUSPECTS = {
     # added when those above were seen: less L2 had cost 2 points
     "l2_more": {"optim.weight_decay": 1e-3},
     "l2_much": {"optim.weight_decay": 2e-3},
+    # added next: BN stands twice the rate, so what might let LN+PN stand it too; and less of what regularises
+    "clip": {"optim.learning_rate": 0.2, "optim.clip_norm": 1.0},
+    "warmup": {"optim.learning_rate": 0.2, "schedule.warmup_epochs": 3.0},
+    "smoothing": {"regularise.label_smoothing": 0.0},
+    "mixup": {"data.mixup": 0.0},
 }
 BESIDE = ("none", "wide", "l2", "l2_more", "l2_much")  # changes of 1 point or more, whatever their sign
 

@@ -40,7 +40,7 @@ from g16net.compat.state import ACCUMULATORS, optimizer_state, read_optimizer_st
 
 if BACKEND == "tensorflow":
     from g16net.compat import ops_tensorflow as ops
-    from g16net.compat.data import ignore_errors, numpy_function, reason, set_deterministic, single_element
+    from g16net.compat.data import ignore_errors, numpy_function, reason, set_deterministic, set_untuned, single_element
     from g16net.compat.gradients import note_finite
 else:
     from g16net.compat import ops_keras as ops  # type: ignore[no-redef]
@@ -83,6 +83,7 @@ __all__ = [
     "scale_loss",
     "serialized",
     "set_deterministic",
+    "set_untuned",
     "set_seed",
     "single_element",
     "steps_per_execution",

@@ -30,6 +30,18 @@ def set_deterministic(options, value):
     setattr(options, name, value)
 
 
+def set_untuned(options):
+    """Sets that TensorFlow changes nothing in a tf.data.Dataset while it is read; each stage says how parallel it is.
+
+    Otherwise an iterator that is freed may wait for the thread that adjusts it, which sleeps for as long as the
+    iterator has lived, up to a minute, and at times is not woken: an evaluation then ends late, and so does a process.
+    """
+    if hasattr(options, "autotune"):
+        options.autotune.enabled = False
+    else:  # TensorFlow 2.6
+        options.experimental_optimization.autotune = False
+
+
 def numpy_function(function, inputs, dtype):
     """`tf.numpy_function` in a pipeline: a process ends although an iterator of it has not come to its end."""
     _end_iterators_at_exit()

@@ -16,6 +16,7 @@ from absl import logging
 from g16net import compat
 from g16net.data import order as orders
 from g16net.data import pipeline, transforms
+from g16net.data.each import each
 from g16net.data.sources.base import Source, indexed, listed
 from g16net.errors import UserError
 
@@ -46,7 +47,7 @@ def in_memory(source: Source) -> Source:
     def fetch(row):
         return {"id": row["id"], column: row["record"] if by_record else source.read(row)["image"]}
 
-    found = compat.ignore_errors(rows.map(fetch, num_parallel_calls=tf.data.AUTOTUNE)).batch(source.num_examples)
+    found = each(rows, fetch).batch(source.num_examples)
     found = next(iter(found))
     kept, place = found[column], np.full(source.num_examples, -1)
     place[found["id"].numpy()] = np.arange(len(found["id"]))
@@ -162,7 +163,7 @@ def _write(source, size, images, labels, reasons, max_corrupt, max_pixels, exif)
         record = source.read(row)
         return row["id"], record["label"], _centre(record["image"], size, max_pixels, exif)
 
-    done = compat.ignore_errors(_rows(source).map(example, num_parallel_calls=tf.data.AUTOTUNE)).batch(CHUNK)
+    done = each(_rows(source), example).batch(CHUNK)
     known = np.full(source.num_examples, -1, np.int32)
     temporary = [f"{path}.{os.getpid()}" for path in (images, reasons, labels)]
     try:
@@ -198,7 +199,7 @@ def _left_out(source, known, max_pixels):
     def why(row):
         return (row["id"], *pipeline.fault(source, row, lambda data: transforms.reason(data, max_pixels)))
 
-    rows = _rows(source).filter(lambda row: missing[row["id"]]).map(why, num_parallel_calls=tf.data.AUTOTUNE)
+    rows = each(_rows(source).filter(lambda row: missing[row["id"]]), why)
     found = [
         (int(i), text.decode("utf-8", "backslashreplace"), bool(large)) for i, text, large in rows.as_numpy_iterator()
     ]

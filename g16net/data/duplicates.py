@@ -13,8 +13,8 @@ from typing import Any, Dict, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from g16net import compat, native
 from g16net.data import transforms
+from g16net.data.each import each
 from g16net.data.order import Order
 from g16net.data.sources.base import Source
 
@@ -62,8 +62,8 @@ def look(source: Source, most: int) -> Any:
         small *= tf.cast(tf.reduce_min(transforms.image_extent(image)) >= SIDE, tf.float32)
         return record["id"], tf.cast(record["label"], tf.int64), tf.stack(hashes), tf.cast(small + 0.5, tf.uint8)
 
-    data = source.stream(order).unbatch().map(one, num_parallel_calls=2 * native.cores())
-    columns = list(zip(*compat.ignore_errors(data).batch(BLOCK).prefetch(1).as_numpy_iterator()))
+    data = each(source.stream(order).unbatch(), one)
+    columns = list(zip(*data.batch(BLOCK).prefetch(1).as_numpy_iterator()))
     if not columns:
         empty = np.zeros([0], np.int64)
         return Seen(empty, empty, np.zeros([0], "S16"), np.zeros([0, SIDE, SIDE], np.uint8))

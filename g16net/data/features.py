@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from g16net import compat
 from g16net.data import order as orders
 from g16net.data import pipeline
+from g16net.data.each import each
 from g16net.data.sources.base import Source
 
 
@@ -45,10 +45,9 @@ def kept(source: Source, transform: Callable, compute: Callable, shape: Any, dty
         return row["id"], tf.cast(done["label"], tf.int32), done["image"]
 
     rows = source.stream(orders.Order(stop=source.num_examples, batch=batch, epochs=1)).unbatch()
-    rows = compat.ignore_errors(rows.map(example, num_parallel_calls=tf.data.AUTOTUNE))
     store = tf.Variable(tf.zeros([source.num_examples, *shape], dtype), trainable=False)  # filled in place
     labels = np.full(source.num_examples, -1, np.int32)  # -1: could not be read
-    for ids, some_labels, images in rows.batch(batch).prefetch(2):
+    for ids, some_labels, images in each(rows, example).batch(batch).prefetch(2):
         store.scatter_update(tf.IndexedSlices(compute(images), ids))
         labels[ids.numpy()] = some_labels.numpy()
     features, labels = store.read_value(), tf.constant(labels)

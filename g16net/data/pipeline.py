@@ -94,7 +94,8 @@ def train_batches(
             images one by one.
 
     Returns:
-        A tf.data.Dataset of (images: uint8 [batch, size, size, 3], targets: int32 [batch], or what `mix` gives).
+        A tf.data.Dataset of (images: uint8 [batch, size, size, 3], targets: int32 [batch], or what `mix` gives). It is
+        not autotuned (see `compat.set_untuned`): say how parallel your own stages behind it are.
 
     Raises:
         UserError: the batch does not divide, or is larger than the source.
@@ -372,6 +373,7 @@ def _part(source, index, count):
 def _options():
     options = tf.data.Options()
     compat.set_deterministic(options, True)
+    compat.set_untuned(options)
     # The workers' shares are cut here; TensorFlow must not cut again.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return options

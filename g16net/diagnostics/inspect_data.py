@@ -10,8 +10,8 @@ import tensorflow as tf
 from absl import logging
 from ml_collections import ConfigDict
 
-from g16net import compat
 from g16net.data import duplicates, formats, mixing, transforms
+from g16net.data.each import each
 from g16net.data.order import Order
 from g16net.data.sources.base import Source
 from g16net.errors import UserError
@@ -82,8 +82,7 @@ def _looked_at(source, most, function):
     """`function(image)` of images spread over the source, without those that cannot be read."""
     order = Order(stop=min(most, source.num_examples), batch=1, seed=0, epochs=1)
     rows = source.stream(order).unbatch()
-    found = rows.map(lambda row: function(source.read(row)["image"]), num_parallel_calls=tf.data.AUTOTUNE)
-    return list(compat.ignore_errors(found).as_numpy_iterator())
+    return list(each(rows, lambda row: function(source.read(row)["image"])).as_numpy_iterator())
 
 
 def twice(train: Source, test: Source, most: int, workdir: str) -> Dict[str, Any]:

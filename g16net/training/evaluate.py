@@ -12,9 +12,9 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 from tensorflow import keras
 
-from g16net import compat
 from g16net.config import recipe
 from g16net.costs import counts
+from g16net.data.each import each
 from g16net.data.order import Order
 from g16net.data.sources.base import Source
 from g16net.errors import ConfigError
@@ -207,8 +207,8 @@ def worst(config: ConfigDict, source: Source, size: int, examples: Any, most: in
     rows = source.stream(Order(stop=source.num_examples, batch=config.eval.batch, epochs=1)).unbatch()
     rows = rows.filter(lambda row: tf.reduce_any(row["position"] == wrong))
     rows = rows.take(len(wrong))
-    seen = rows.map(lambda row: (row["position"], row["id"], prepare(source.read(row), [0, 0])["image"]))
-    found = {place: (example, image) for place, example, image in compat.ignore_errors(seen).as_numpy_iterator()}
+    seen = each(rows, lambda row: (row["position"], row["id"], prepare(source.read(row), [0, 0])["image"]))
+    found = {place: (example, image) for place, example, image in seen.as_numpy_iterator()}
     shown = [place for place in wrong if place in found]  # all but files that are gone by now
     files = source.locate(np.array([found[place][0] for place in shown], np.int64)).numpy()
     return [

@@ -7,7 +7,9 @@ import tensorflow as tf
 from made_data import assert_same, batches, class_folders, jpeg, mark, open_kind, record_files, transform
 
 from g16net import native
+from g16net.data import order as orders
 from g16net.data import pipeline, transforms
+from g16net.data.each import each
 from g16net.data.sources import open_source
 
 pytestmark = [pytest.mark.once, pytest.mark.usefixtures("cache_home")]
@@ -50,6 +52,19 @@ def test_workers_together_give_the_batches_of_one(source):
     workers = [batches(source, transform, 8, seed=1, start_step=1, epochs=1, shard=(i, 2)) for i in range(2)]
     together = [tuple(np.concatenate(columns) for columns in zip(*step)) for step in zip(*workers)]
     assert_same(together, whole)
+
+
+def test_no_iterator_has_a_thread_that_its_end_would_wait_for(source):
+    """See `compat.set_untuned`: which ends wait, and for how long, is a matter of luck."""
+    rows = source.stream(orders.Order(stop=4, batch=4, epochs=1)).unbatch()
+    for data in (
+        pipeline.train_batches(source, transform, 8, seed=0),
+        pipeline.eval_batches(source, transform, 8),
+        each(rows, lambda row: row["id"]).batch(2).prefetch(1),
+    ):
+        options = data.options()
+        tuned = options.autotune.enabled if hasattr(options, "autotune") else options.experimental_optimization.autotune
+        assert tuned is False
 
 
 def test_every_example_once_an_epoch(source):

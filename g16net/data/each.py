@@ -1,0 +1,15 @@
+"""A look at all rows of a source: a cache being filled, features, an inspection."""
+
+from typing import Any, Callable
+
+import tensorflow as tf
+
+from g16net import compat, native
+
+
+def each(rows: Any, function: Callable[[Any], Any]) -> Any:
+    """Dataset of `function(row)` in the order of `rows`, on all cores, without those that raise."""
+    options = tf.data.Options()
+    compat.set_untuned(options)
+    done = rows.map(function, num_parallel_calls=2 * native.cores())
+    return compat.ignore_errors(done).with_options(options)
