@@ -208,11 +208,12 @@ def claims_table(found, sizes):
     larger = "natively trained networks are more accurate at the next larger test size"
     for text, differences, level in [*compared, (larger, at_larger_test_size(found), 0.0)]:
         values = [value for same in differences.values() for value in same]
-        span = f"{statistics.fmean(values):+.2f} ({min(values):+.2f} to {max(values):+.2f})" if values else ""
-        means = [f"{statistics.fmean(differences[s]):+.2f}" if s in differences else "–" for s in sizes]
-        rows.append([text, span, *means, len(values), verdict(differences, level)])
-    short = [size.split(" ", 1)[-1] for size in sizes]
-    return markdown(["claim", "difference, mean (range)", *short, "pairs", "these runs"], rows)
+        if values:
+            span = f"{statistics.fmean(values):+.2f} ({min(values):+.2f} to {max(values):+.2f})"
+            means = [f"{statistics.fmean(differences[s]):+.2f}" if s in differences else "–" for s in sizes]
+            rows.append([text, span, *means, len(values), verdict(differences, level)])
+    header = ["claim", "difference, mean (range)", *_short(sizes), "pairs", "these runs"]
+    return markdown(header, rows)
 
 
 def accuracy_table(found, sizes):
@@ -223,7 +224,7 @@ def accuracy_table(found, sizes):
             of = [r for r in found if (r.network, r.kind, r.size) == (network, kind, size)]
             cells.append(spread([r.accuracy for r in of if r.accuracy is not None]))
         rows.append([network, TRAINED[kind], *cells])
-    return markdown(["network", "trained", *(size.split(" ", 1)[-1] for size in sizes)], rows)
+    return markdown(["network", "trained", *_short(sizes)], rows)
 
 
 def sizes_table(found, sizes):
@@ -232,11 +233,11 @@ def sizes_table(found, sizes):
     tested = sorted({size for run in several for size, _ in run.top1})
     rows = []
     for network, kind in _networks(several):
-        for size in sizes:
+        for size, short in zip(sizes, _short(sizes)):
             of = [r for r in several if (r.network, r.kind, r.size) == (network, kind, size)]
             cells = [spread([r.top1[at, False] for r in of if (at, False) in r.top1]) for at in tested]
             if of:
-                rows.append([network, kind, size.split(" ", 1)[-1], *cells])
+                rows.append([network, kind, short, *cells])
     return markdown(["network", "trained", "size", *(f"{size} px" for size in tested)], rows)
 
 
@@ -245,16 +246,21 @@ def costs_table(everything, speeds, sizes):
     rows, native = [], sorted({p["native_size"] for p in everything})
     train = sorted({p["train_size"] for p in everything}, reverse=True)
     for network in dict.fromkeys(map(_name, everything)):
-        for size in sizes:
+        for size, short in zip(sizes, _short(sizes)):
             of = [p for p in everything if (_name(p), p["variant"]) == (network, size)]
             macs = next((p["multiply_adds"] for p in of if p["test_size"] in native and p["multiply_adds"]), None)
             of_training = [speeds.get((size, network, "train", at)) for at in train]
             infer = [speeds.get((size, network, "infer", at)) for at in native]
             if of:
                 cells = ["" if value is None else look.short(value) for value in (macs, *of_training, *infer)]
-                rows.append([network, size.split(" ", 1)[-1], *cells])
+                rows.append([network, short, *cells])
     header = ["network", "size", "multiply-adds", *(f"train images/s, {at} px" for at in train)]
     return markdown(header + [f"infer images/s, {at} px" for at in native], rows)
+
+
+def _short(sizes):
+    """The sizes' names, without the variant where that is the same for all."""
+    return [size.split(" ", 1)[-1] for size in sizes] if len({size.split(" ")[0] for size in sizes}) == 1 else sizes
 
 
 def _networks(found):

@@ -151,9 +151,17 @@ def test_parts_of_pages_are_written_anew_and_nothing_else(tmp_path):
 
 
 def test_all_parts_are_made_of_what_is_finished(tmp_path):
-    texts = claims.parts(write(tmp_path, {(1, "bn", 48): 0.88}, seeds=1))
+    texts = claims.parts(write(tmp_path, {(1, "bn", 48): 0.88, (16, "bn", 48): 0.88}, seeds=1))
     assert set(texts) == {"accuracy", "claims", "costs", "sizes"}
-    assert all(text.startswith("| ") for text in texts.values()) and texts["claims"].count(claims.FEW) >= 20
+    assert all(text.startswith("| ") for text in texts.values())
+    assert "G16 is more accurate than G1, BN" in texts["claims"] and claims.FEW in texts["claims"]
+    assert "LN" not in texts["claims"]  # there are no pairs
+
+
+def test_sizes_of_two_variants_are_told_apart(tmp_path):
+    sizes = ["TINY w0.25 d0.3", "CIFAR w0.25 d0.3"]
+    assert claims.accuracy_table([], sizes).startswith("| network | trained | TINY w0.25 d0.3 | CIFAR w0.25 d0.3 |")
+    assert claims.accuracy_table([], sizes[:1]).startswith("| network | trained | w0.25 d0.3 |")
 
 
 # --- the headline
