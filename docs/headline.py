@@ -1,6 +1,7 @@
-"""Writes how much training time each of the paper's improvements saves on CIFAR-10 into a page, as a Markdown table.
+"""Writes how much training time each of the paper's improvements saves on CIFAR-10 into a page; draws it too.
 
-    python docs/headline.py --runs=runs/cifar10,runs/cifar10_speed,runs/cifar10_tuned --pages=docs/ablation.md
+    python docs/headline.py --runs=runs/cifar10,runs/cifar10_speed,runs/cifar10_tuned --pages=docs/ablation.md \
+        --figure=docs/images/headline.png
 
 The runs are those of `cifar10:part=headline`, the speeds those of `--mode=benchmark` with `benchmark.input=true`, and
 the seconds of fine-tuning those of the runs in the last folder of `--runs`, which must have had the machine for
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import claims
 
-from g16net.report import runs
+from g16net.report import look, runs
 
 
 class Step(NamedTuple):
@@ -114,14 +115,35 @@ def table(loaded, tuned):
     return claims.markdown(header, rows)
 
 
+def draw(path, loaded, tuned):
+    """Mean top-1 over training seconds, fine-tuning included, of the steps whose speed is known."""
+    found = accuracies(loaded.runs)
+    configs = {step_of(run): run.config for run in loaded.runs}
+    series = []
+    for step, colour in zip(filter(found.get, STEPS), look.PALETTE):
+        each, added = seconds_an_epoch(loaded, configs[step]), tuned if step.half else 0.0
+        if None not in (each, added):
+            spans = [(epochs, statistics.fmean(top1), min(top1), max(top1)) for epochs, top1 in found[step].items()]
+            marks = [(epochs * each + added, *span, f"{epochs}") for epochs, *span in sorted(spans)]
+            kind = configs[step]["model.norm"], configs[step]["model.group_size"], "measured", not step.half
+            series.append(look.Series(step.adds, *kind, marks, colour=colour))
+    title = "One improvement upon the other, CIFAR-10 (numbers: epochs)"
+    panel = look.Panel(title, "seconds of training, two cores", "top-1 in %", series)
+    look.save([panel], [path], columns=1)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", required=True, help="folders of runs and of benchmarks, with commas between")
     parser.add_argument("--pages", default="", help="pages to write to, with commas between")
+    parser.add_argument("--figure", default="", help="image to draw accuracy over time to")
     arguments = parser.parse_args()
     *patterns, alone = arguments.runs.split(",")
     seconds = [row["seconds"] for run in runs.load([alone]).runs for row in run.finetuned]
-    text = table(runs.load(patterns), statistics.median(seconds) if seconds else None)
+    loaded, tuned_in = runs.load(patterns), statistics.median(seconds) if seconds else None
+    text = table(loaded, tuned_in)
+    if arguments.figure:
+        draw(arguments.figure, loaded, tuned_in)
     for path in filter(None, arguments.pages.split(",")):
         claims.fill(path, {"headline": text})
     print(text)
