@@ -1,6 +1,7 @@
 """G1-EfficientNet with batch norm: the original EfficientNet under this recipe.
 
 Expect: no published figure under this recipe.
+On CIFAR-10 (docs/ablation.md): 84.4 %, TINY at width 0.5 and depth 0.3, 30 epochs, one seed.
 Run: launch.py --experiment=g1_bn:variant=B0,resolution=native
      (variant B0 to B7; resolution native or half; `small` for small sets, `demo` for the embedded digits)
 """
