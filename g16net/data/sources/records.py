@@ -167,7 +167,7 @@ def _stream(shards, cycle, window, opened, order):
             }
 
         alternating = tf.data.Dataset.from_tensor_slices(open_now).interleave(
-            records, cycle_length=cycle, block_length=1, num_parallel_calls=cycle, deterministic=True
+            records, cycle_length=cycle, block_length=1, num_parallel_calls=min(cycle, CYCLE), deterministic=True
         )
         alternating = alternating.skip(rest).batch(window).take(last - first)
         places = tf.data.Dataset.range(first, last)
