@@ -18,6 +18,7 @@ from g16net.compat.callbacks import accumulation, follow_directions, steps_per_e
 from g16net.compat.graphs import (
     as_written,
     compiled_device,
+    compiling,
     in_training,
     on_cpu,
     outlined,
@@ -58,6 +59,7 @@ __all__ = [
     "add_weight",
     "as_written",
     "compiled_device",
+    "compiling",
     "compute_dtype",
     "fixed_variable",
     "follow_directions",

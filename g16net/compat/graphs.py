@@ -28,6 +28,21 @@ def compiled_device():
     return kind.startswith("TPU")
 
 
+def compiling():
+    """True where what is traced will be compiled by XLA: in a `tf.function` of `jit_compile=True` and what it calls."""
+    if tf is None or tf.executing_eagerly():
+        return False
+    graph = tf.compat.v1.get_default_graph()
+    while graph is not None:
+        context = graph._get_control_flow_context()
+        while context is not None:
+            if context.IsXLAContext():
+                return True
+            context = context.outer_context
+        graph = getattr(graph, "outer_graph", None)
+    return False
+
+
 def on_cpu():
     """True where there is nothing but CPUs for TensorFlow to compute on."""
     if tf is None:

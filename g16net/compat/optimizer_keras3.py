@@ -58,10 +58,9 @@ class Optimizer(_Guarded, keras.optimizers.Optimizer):
 
     A subclass names its per-variable state in `slots` (name to initialiser) and implements
     `update(variable, gradient, learning_rate, **slots)` on `tf.Variable`s (on other backends Keras' own) and a dense
-    gradient. It may implement
-    `update_all` for all variables at once too, which older generations of Keras ask on one device. `minimize`,
-    `apply_gradients` and their reduction over replicas stay the framework's own, as the IPU and the distribution
-    strategies demand. Sparse gradients become dense ones.
+    gradient. It may implement `update_all` for all variables at once too, which is asked on TensorFlow and one device.
+    `minimize`, `apply_gradients` and their reduction over replicas stay the framework's own, as the IPU and the
+    distribution strategies demand. Sparse gradients become dense ones.
 
     Args:
         accumulation: gradients of so many calls are averaged for one update.
@@ -87,6 +86,10 @@ class Optimizer(_Guarded, keras.optimizers.Optimizer):
     def rate_factor(self, variable):
         """Factor of the learning rate for `variable`, a number; for subclasses."""
         return 1.0
+
+    def update_all(self, variables, gradients, learning_rate, **slots):
+        """Updates all variables and returns bool [variables], whether their gradients are finite; or does nothing
+        and returns None, the default."""
 
     def build(self, variables):
         if self.built or not variables:
@@ -124,6 +127,18 @@ class Optimizer(_Guarded, keras.optimizers.Optimizer):
         else:
             super().load_own_variables(store)
 
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        alone = tf is not None and not tf.distribute.has_strategy()
+        if not alone or self._all_at_once(grads, trainable_variables, learning_rate) is None:
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+
+    def _all_at_once(self, gradients, variables, learning_rate):
+        places = [self._get_variable_index(variable) for variable in variables]
+        variables = [_of_tensorflow(variable) for variable in variables]
+        slots = {name: [slot[place].value for place in places] for name, slot in self._slots.items()}
+        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        return self.update_all(variables, gradients, tf.cast(learning_rate, tf.float32), **slots)
+
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         learning_rate = learning_rate * self.rate_factor(variable)
@@ -132,8 +147,12 @@ class Optimizer(_Guarded, keras.optimizers.Optimizer):
             self.update(variable, gradient, keras.ops.cast(learning_rate, variable.dtype), **slots)
             return
         slots = {name: variables[index].value for name, variables in self._slots.items()}
-        variable = variable.value if isinstance(variable, keras.Variable) else variable
+        variable = _of_tensorflow(variable)
         self.update(variable, tf.convert_to_tensor(gradient), tf.cast(learning_rate, variable.dtype), **slots)
+
+
+def _of_tensorflow(variable):
+    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def keras_optimizers():

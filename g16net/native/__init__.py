@@ -85,6 +85,7 @@ def available():
         and not _disabled
         and not in_save_context()
         and not compat.compiled_device()
+        and not compat.compiling()
         and library() is not None
     )
 

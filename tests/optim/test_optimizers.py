@@ -1,5 +1,7 @@
 """SGD, AdamW, LAMB and Lion against Keras' own and against their papers; what all optimizers share."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -18,8 +20,12 @@ FOREIGN = "Adamax"
 
 
 def variable(value, name):
-    make = keras.Variable if compat.KERAS3 else tf.Variable
-    return make(np.asarray(value, np.float32), name=name)
+    """`name`: that of a layer may come before it, as in `stem_conv/kernel`."""
+    value, (*layer, own) = np.asarray(value, np.float32), name.split("/")
+    if not compat.KERAS3:
+        return tf.Variable(value, name=name)
+    with keras.name_scope(layer[0]) if layer else contextlib.nullcontext():
+        return keras.Variable(value, name=own)
 
 
 def start(seed=0):
@@ -35,14 +41,20 @@ def gradients(steps=6, seed=1, size=1.0):
     ]
 
 
-def moved(optimizer, steps, values=None):
-    """The variables after the steps, which a program of TensorFlow takes."""
-    variables = [variable(value, name) for name, value in (values or start()).items()]
+def step_of(optimizer, variables):
+    """`step(*gradients)`, an update, as a program of TensorFlow."""
 
     @tf.function
     def step(*gradients):
         optimizer.apply_gradients(zip(gradients, variables))
 
+    return step
+
+
+def moved(optimizer, steps, values=None):
+    """The variables after the steps."""
+    variables = [variable(value, name) for name, value in (values or start()).items()]
+    step = step_of(optimizer, variables)
     for step_gradients in steps:
         step(*map(tf.constant, step_gradients))
     return [v.numpy() for v in variables]
@@ -128,13 +140,13 @@ def nodes_of(function, *args):
     return [node.op for node in graph.node] + [n.op for inner in graph.library.function for n in inner.node_def]
 
 
-@pytest.mark.skipif(compat.KERAS3 or not native.enabled(), reason="the update at once is native, and of older Keras")
+@pytest.mark.skipif(not native.enabled(), reason="the update at once is native")
 @pytest.mark.parametrize("name", sorted(set(OURS) - {"lamb"}))
 @pytest.mark.parametrize("guard, accumulation", [("none", 1), ("report", 1), ("skip", 1), ("report", 2)])
 def test_update_at_once_equals_one_variable_at_a_time(name, guard, accumulation, monkeypatch):
     random = np.random.RandomState(0)
     shapes = {"stem_conv/kernel": (3, 3, 16, 24), "gamma": (24,), "scalar": (), "large": (70000,)}
-    starts = {variable: np.float32(random.randn(*shape)) for variable, shape in shapes.items()}
+    starts = {name: np.float32(random.randn(*shape)) for name, shape in shapes.items()}
     steps = [[np.float32(random.randn(*shape)) for shape in shapes.values()] for _ in range(4)]
     steps[2][1][5] = np.inf
     results = []
@@ -142,26 +154,35 @@ def test_update_at_once_equals_one_variable_at_a_time(name, guard, accumulation,
         with monkeypatch.context() as patch:
             if not at_once:
                 patch.setattr(native, "enabled", lambda *_: False)
-            variables = [tf.Variable(value, name=variable) for variable, value in starts.items()]
+            variables = [variable(value, name) for name, value in starts.items()]
             optimizer = OURS[name](
                 0.01, weight_decay=0.01, guard=guard, accumulation=accumulation, layer_rates=[("stem", 0.25)]
             )
-
-            @tf.function
-            def step(*gradients, optimizer=optimizer, variables=variables):
-                optimizer.apply_gradients(zip(gradients, variables))
-
+            step = step_of(optimizer, variables)
             for gradients in steps:
                 step(*map(tf.constant, gradients))
             assert ("G16Update" in nodes_of(step, *map(tf.constant, steps[0]))) == at_once
-            slots = [optimizer.get_slot(v, slot) for slot in optimizer.slots for v in variables]
-            counts = [optimizer.iterations] + ([optimizer.skipped, optimizer.not_finite] if guard != "none" else [])
-            results.append([v.numpy() for v in [*variables, *slots, *counts]])
+            kept = compat.optimizer_state(optimizer, variables, range(len(variables)))
+            counts = [optimizer.skipped, optimizer.not_finite] if guard != "none" else []
+            results.append([v.numpy() for v in [*variables, *kept.values(), *counts]])
     for value, right in zip(*results):
         if name == "rmsprop":  # the others end in NaN where one variable at a time ends in infinity
             np.testing.assert_allclose(value, right, rtol=1e-6, atol=1e-7)
         np.testing.assert_array_equal(np.isfinite(value), np.isfinite(right))
         np.testing.assert_allclose(*np.where(np.isfinite(right), [value, right], 0), rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop"])
+def test_a_train_step_that_xla_compiles_does_the_same(name):
+    """XLA does not know the native operations."""
+    results = []
+    for compiled in (False, True):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input([4]), keras.layers.Dense(3)])
+        model.compile(OURS[name](0.1, guard="report"), loss="mse", jit_compile=compiled)
+        model.fit(np.ones([8, 4]), np.ones([8, 3]), batch_size=4, verbose=0)
+        results.append(model.get_weights())
+    same(*results)
 
 
 def test_a_subclass_with_an_update_of_its_own_makes_that_one():
