@@ -29,7 +29,10 @@ def compiled_device():
 
 
 def compiling():
-    """True where what is traced will be compiled by XLA: in a `tf.function` of `jit_compile=True` and what it calls."""
+    """True where what is traced will be compiled by XLA: in a `tf.function` of `jit_compile=True`.
+
+    And in what it calls, but for a `tf.function` that was traced before elsewhere: TensorFlow takes that as it is.
+    """
     if tf is None or tf.executing_eagerly():
         return False
     graph = tf.compat.v1.get_default_graph()

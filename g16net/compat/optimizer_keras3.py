@@ -136,7 +136,6 @@ class Optimizer(_Guarded, keras.optimizers.Optimizer):
         places = [self._get_variable_index(variable) for variable in variables]
         variables = [_of_tensorflow(variable) for variable in variables]
         slots = {name: [slot[place].value for place in places] for name, slot in self._slots.items()}
-        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
         return self.update_all(variables, gradients, tf.cast(learning_rate, tf.float32), **slots)
 
     def update_step(self, gradient, variable, learning_rate):

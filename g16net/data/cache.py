@@ -199,7 +199,8 @@ def _left_out(source, known, max_pixels):
     def why(row):
         return (row["id"], *pipeline.fault(source, row, lambda data: transforms.reason(data, max_pixels)))
 
-    rows = each(_rows(source).filter(lambda row: missing[row["id"]]), why)
+    # What the source itself raises has cost more than one image, and ends the run.
+    rows = each(_rows(source).filter(lambda row: missing[row["id"]]), why, skip=False)
     found = [
         (int(i), text.decode("utf-8", "backslashreplace"), bool(large)) for i, text, large in rows.as_numpy_iterator()
     ]

@@ -153,7 +153,7 @@ def train_batches(
         share = tf.data.experimental.service.distribute(
             "distributed_epoch", service, job_name=f"{source.name}-{source.split}-{seed}-{start_epoch}-{start_step}"
         )
-        data = data.apply(share)
+        data = data.with_options(_options()).apply(share)  # for its workers
     return data.prefetch(PREFETCH).with_options(_options())
 
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 from tensorflow import keras
 
-from g16net import compat
+from g16net.data.each import each
 from g16net.data.order import Order
 from g16net.data.sources.base import Source
 from g16net.errors import UserError
@@ -74,5 +74,5 @@ def sample(config: ConfigDict, source: Source, size: int, count: int, batch: int
         done = transform(source.read(row), tf.zeros([2], tf.int32))
         return done["image"], done["label"]
 
-    for images, labels in compat.ignore_errors(source.stream(order).unbatch().map(read)).batch(batch):
+    for images, labels in each(source.stream(order).unbatch(), read).batch(batch):
         yield images.numpy(), labels.numpy()

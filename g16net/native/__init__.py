@@ -8,7 +8,7 @@ compiler, on accelerators, in float16, and while a SavedModel is written, which 
 The input side, which has the CPU beside any accelerator, asks `available`. The environment variable `G16NET_NATIVE` set
 to 0 switches them off.
 
-XLA cannot compile them: `jit_compile=True` on a CPU wants `G16NET_NATIVE=0`.
+XLA cannot compile them: a `tf.function` of `jit_compile=True` is traced without them.
 """
 
 import contextlib

@@ -20,6 +20,9 @@ def _path(variable):
     return re.sub(r"/replica_\d+$", "", path)
 
 
+MADE_OF = {"update", "update_step", "with_l2", "moments", "starts", "decayed"}  # methods that say what an update is
+
+
 class Optimizer(compat.Optimizer):
     """An optimizer with weight decay for some variables, and a factor of the learning rate for each layer.
 
@@ -41,7 +44,7 @@ class Optimizer(compat.Optimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if {"update", "with_l2"} & set(vars(cls)) and "rule" not in vars(cls):
+        if MADE_OF & set(vars(cls)) and "rule" not in vars(cls):
             cls.rule = None  # that of the base class is another update
 
     def __init__(

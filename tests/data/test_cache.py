@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import ROOT
-from made_data import assert_same, batches, class_folders, jpeg, mark, open_kind, transform
+from made_data import assert_same, batches, class_folders, jpeg, mark, open_kind, record_files, transform
 from PIL import Image
 
 from g16net import native
@@ -83,6 +83,15 @@ def test_corrupt_images_stay_corrupt_on_disk(tmp_path):
     assert set(seen) == set(range(10)) - {6}
     with pytest.raises(tf.errors.InvalidArgumentError, match="left out when it was cached"):
         tf.function(cached.read)({"id": tf.constant(6, tf.int64)})
+
+
+def test_record_files_that_changed_make_no_cache(tmp_path):
+    """The rows that are lost then are no corrupt images, which could be left out."""
+    source = open_source("tfrecord", "train", record_files(tmp_path / "data", [4, 4]), num_classes=3)
+    record_files(tmp_path / "data", [4, 3])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="(?s)fewer records than counted.*train-00001-of-00002"):
+        cache.on_disk(source, 4, str(tmp_path / "decoded"), max_corrupt=1.0)
+    assert not os.listdir(str(tmp_path / "decoded"))
 
 
 def test_disk_is_read_at_the_image_and_not_from_its_start(tmp_path, monkeypatch):

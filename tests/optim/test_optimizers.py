@@ -172,12 +172,13 @@ def test_update_at_once_equals_one_variable_at_a_time(name, guard, accumulation,
         np.testing.assert_allclose(*np.where(np.isfinite(right), [value, right], 0), rtol=2e-6, atol=2e-7)
 
 
+@pytest.mark.skipif(compat.TF_VERSION < (2, 8), reason="compile's jit_compile came with 2.8")
 @pytest.mark.parametrize("name", ["sgd", "rmsprop"])
 def test_a_train_step_that_xla_compiles_does_the_same(name):
     """XLA does not know the native operations."""
     results = []
     for compiled in (False, True):
-        keras.utils.set_random_seed(0)
+        compat.set_seed(0)
         model = keras.Sequential([keras.Input([4]), keras.layers.Dense(3)])
         model.compile(OURS[name](0.1, guard="report"), loss="mse", jit_compile=compiled)
         model.fit(np.ones([8, 4]), np.ones([8, 3]), batch_size=4, verbose=0)
@@ -194,11 +195,16 @@ def test_a_subclass_with_an_update_of_its_own_makes_that_one():
         def with_l2(self, variable, gradient):
             return gradient
 
+    class Plain(optimizers.AdamW):
+        def decayed(self, variable, direction):
+            return direction
+
     class Renamed(optimizers.SGD):
         pass
 
     same(moved(Still(0.1), gradients()), start().values())
     same(moved(Undecayed(0.1, weight_decay=0.5), gradients()), moved(optimizers.SGD(0.1), gradients()))
+    same(moved(Plain(0.1, weight_decay=0.5), gradients()), moved(optimizers.AdamW(0.1, weight_decay=0.0), gradients()))
     same(moved(Renamed(0.1), gradients()), moved(optimizers.SGD(0.1), gradients()))
     assert Renamed.rule == "sgd"
 
