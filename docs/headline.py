@@ -127,7 +127,7 @@ def draw(path, loaded, tuned):
             marks = [(epochs * each + added, *span, f"{epochs}") for epochs, *span in sorted(spans)]
             kind = configs[step]["model.norm"], configs[step]["model.group_size"], "measured", not step.half
             series.append(look.Series(step.adds, *kind, marks, colour=colour))
-    title = "One improvement upon the other, CIFAR-10 (numbers: epochs)"
+    title = "CIFAR-10; numbers: epochs"
     panel = look.Panel(title, "seconds of training, two cores", "top-1 in %", series)
     look.save([panel], [path], columns=1)
 

@@ -106,7 +106,7 @@ def _results(run):
     if run.train:
         results[run.train.get("eval_size", run.config["data.eval_size"]), ""] = run.train["top1"]
     for row in run.evaluations:
-        if row["weights"] == weights:
+        if row["weights"] == weights and not row.get("changed"):
             results[row["size"], ""] = row["top1"]
     for row in run.finetuned:
         if row.get("weights", weights) == weights:  # those that it began from

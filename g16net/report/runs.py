@@ -33,7 +33,8 @@ class Run(NamedTuple):
     """One run folder.
 
     config: {"section.name": value}. train: the figures of the training. history: its epochs.
-    evaluations: rows with "weights", "size", "top1", ...; the newest of each weights and size.
+    evaluations: rows with "weights", "size", "top1", ..., and "changed" where they are of other images; the newest of
+    each.
     finetuned: rows with "size", "top1", "top1_before", ...
     commands: {mode: command}. versions: of the training. note: what else must be known of these figures.
     """
@@ -154,14 +155,17 @@ def _named(rows, loaded, folder, mode):
 
 
 def _other_weights(run):
-    """A line for each kind of weights whose evaluations are no figures of the run."""
+    """A line for each kind of weights or images whose evaluations are no figures of the run."""
     sizes = {}
     for row in run.evaluations:
-        if row["weights"] not in (weights(run), "finetuned"):
-            sizes.setdefault(row["weights"], []).append(row["size"])
-    for other, found in sizes.items():
-        found = ", ".join(map(str, sorted(found)))
-        yield f"{run.folder}: evaluations of {other} weights at {found} px; the run has {weights(run)} ones"
+        changed = ", ".join(f"{field}={value}" for field, value in sorted(row.get("changed", {}).items()))
+        if changed:
+            sizes.setdefault(("with " + changed, "is without"), []).append(row["size"])
+        elif row["weights"] not in (weights(run), "finetuned"):
+            sizes.setdefault((f"of {row['weights']} weights", f"has {weights(run)} ones"), []).append(row["size"])
+    for (other, own), found in sizes.items():
+        found = ", ".join(map(str, sorted(set(found))))
+        yield f"{run.folder}: evaluations {other} at {found} px; the run {own}"
 
 
 def weights(run):
@@ -220,12 +224,15 @@ def _checked(row, keys):
 
 
 def _evaluations(folder, evaluate):
-    """The newest row of each weights and size; fine-tuned weights have rows of their own kind elsewhere."""
-    rows = {}
-    for row in records.read_lines(Workdir(folder).evaluations):
-        rows[row["weights"], row.get("finetune_size"), row["size"]] = row
+    """The newest row of each weights, size and images; fine-tuned weights have rows of their own kind elsewhere."""
+
+    def key(row):
+        return row["weights"], row.get("finetune_size"), row["size"], str(sorted(row.get("changed", {}).items()))
+
+    rows = {key(row): row for row in records.read_lines(Workdir(folder).evaluations)}
     for row in evaluate.get("sizes", []):
-        rows.setdefault((evaluate["weights"], evaluate.get("finetune_size"), row["size"]), {**evaluate, **row})
+        row = {**evaluate, **row}
+        rows.setdefault(key(row), row)
     return [_checked(row, ("top1", "size")) for row in rows.values()]
 
 

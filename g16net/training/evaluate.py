@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
@@ -12,6 +13,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 from tensorflow import keras
 
+from g16net import config as config_lib
 from g16net.config import recipe
 from g16net.costs import counts
 from g16net.data.each import each
@@ -25,6 +27,8 @@ from g16net.run.workdir import Workdir
 from g16net.training import runtime
 
 WORST = 24  # mistakes that the page of an evaluation shows
+# What chooses and prepares the images of an evaluation, beside their size.
+OF_IMAGES = ("data.eval_split", "data.eval_resize", "data.eval_crop", "data.exif")
 
 
 class Evaluator:
@@ -120,7 +124,8 @@ def evaluate(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     """Evaluates the weights of `workdir` that `eval.weights` names at every size of `eval.sizes`. Returns the figures.
 
     Plain names hold the figures at `data.eval_size` (for fine-tuned weights: at their size; or the first of
-    `eval.sizes`), `sizes` those of every size. Each is appended to `WORKDIR/evaluations.jsonl` too.
+    `eval.sizes`), `sizes` those of every size. Each is appended to `WORKDIR/evaluations.jsonl` too. `changed`, where it
+    is there, holds the fields of `OF_IMAGES` that are not as the run has them: such figures are not the run's own.
     ConfigError where the devices cannot do what is asked, UserError where the workdir holds no such weights.
     """
     check(config)
@@ -137,19 +142,31 @@ def evaluate(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     if evaluator is None or evaluator.model is not model or evaluator.source is not source:
         evaluator = Evaluator(config, model, source, devices)
         keep(config, evaluator)
+    changed = changed_from_run(config, workdir)
+    also = {"changed": changed} if changed else {}
     rows = []
     for size in sizes:
         examples: Optional[List[Any]] = [] if config.eval.per_class else None
         figures = evaluator(size, examples)
         row = dict(size=size, **figures, multiply_adds=multiply_adds(config, size, source.num_classes))
         if examples is not None and devices.chief:
-            weights = "-".join(map(str, which.values()))
+            weights = "-".join(re.sub(r"[^\w.]+", "_", str(value)) for value in (*which.values(), *changed.values()))
             row.update(write_classes(config, workdir, weights, size, source, examples[0], row))
         if devices.chief:
-            records.append_line(Workdir(workdir).evaluations, {"kind": "evaluation", **which, **row})
+            records.append_line(Workdir(workdir).evaluations, {"kind": "evaluation", **which, **also, **row})
         rows.append(row)
     main = rows[sizes.index(usual)] if usual in sizes else rows[0]
-    return dict(main, **which, sizes=rows)
+    return dict(main, **which, **also, sizes=rows)
+
+
+def changed_from_run(config: ConfigDict, workdir: str) -> Dict[str, Any]:
+    """{field: value} of those `OF_IMAGES` that are not as the run in `workdir` has them."""
+    stored = Workdir(workdir).config
+    if not os.path.exists(stored):
+        return {}
+    own = config_lib.load(stored)
+    fields = [(field, *field.split(".")) for field in OF_IMAGES]
+    return {field: config[part][name] for field, part, name in fields if config[part][name] != own[part][name]}
 
 
 def check(config: ConfigDict) -> None:

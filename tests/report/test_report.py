@@ -247,6 +247,20 @@ def test_accuracy_is_that_of_the_runs_own_weights(tmp_path):
     assert str(folder) in problem and "raw weights at 48, 96 px" in problem
 
 
+def test_accuracy_is_that_of_the_runs_own_images(tmp_path):
+    folder = made_runs.write(tmp_path / "run")
+    native = next(p for p in points.measured(one_again(folder)) if p["test_size"] == 48)
+    row = {"weights": "average", "top1": 0.99, "multiply_adds": 1, "images_per_second": 1.0, "size": 48}
+    row["changed"] = {"data.eval_split": "train"}
+    records.append_line(folder / "evaluations.jsonl", {"kind": "evaluation", **row})
+    (folder / "evaluate.json").write_text(json.dumps(dict(row, mode="evaluate", sizes=[dict(row)])))
+    loaded = runs.load([str(folder)])
+    found = {point["test_size"]: point for point in points.measured(runs.group(loaded.runs))}
+    assert found[48]["top1"] == native["top1"]
+    (problem,) = loaded.problems
+    assert "evaluations with data.eval_split=train at 48 px; the run is without" in problem
+
+
 def one_again(folder):
     return runs.group([runs.read(str(folder))])
 

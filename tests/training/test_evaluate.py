@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from g16net import compat
+from g16net import config as config_lib
 from g16net.cli import command
 from g16net.cli import main as cli
 from g16net.config import experiments, recipe
@@ -75,6 +76,15 @@ def test_a_network_that_modes_share_has_the_weights_that_each_asks_for(tmp_path)
         other = config.copy_and_resolve_references()
         other.model.norm = "ln"
         assert evaluate.kept(recipe.resolve(other), [32]) is None
+
+
+def test_figures_of_other_images_than_the_runs_own_say_so(tmp_path):
+    own, other = tiny(), tiny()
+    config_lib.save(own, str(tmp_path / "config.json"))
+    other.eval.batch, other.data.eval_split, other.data.eval_crop = 7, "train", 1.0
+    assert evaluate.changed_from_run(own, str(tmp_path)) == {}
+    changed = {"data.eval_split": "train", "data.eval_crop": 1.0}
+    assert evaluate.changed_from_run(other, str(tmp_path)) == changed
 
 
 def save(workdir, model, average, source):
