@@ -259,8 +259,8 @@ def costs_table(everything, speeds, sizes):
 
 
 def _short(sizes):
-    """The sizes' names, without the variant where that is the same for all."""
-    return [size.split(" ", 1)[-1] for size in sizes] if len({size.split(" ")[0] for size in sizes}) == 1 else sizes
+    """The sizes' names, short."""
+    return list(points.short_sizes(sizes).values())
 
 
 def _networks(found):

@@ -71,7 +71,7 @@ def norms(found):
         order = points.sizes(same)
         for group_size in sorted({point["group_size"] for point in same}):
             own = [dict(p, place=order.index(p["variant"])) for p in same if p["group_size"] == group_size]
-            ticks = tuple(name.split(" ", 1)[-1] for name in order)
+            ticks = tuple(points.short_sizes(order).values())
             panels.append(
                 Panel(f"{data}: G{group_size}", "model size", "top-1 %", over_sizes(own, "place"), ticks=ticks)
             )
@@ -97,7 +97,10 @@ def training(found):
             )
             unit = base[TRAIN] if base else 1.0
             relative = [dict(p, speed=p[TRAIN] / unit) for p in same]
-            of = f" over {look.network(base['group_size'], base['norm'])} {size_label(base)}" if base else ""
+            of = ""
+            if base:
+                size = _sizes([*same, base])[base["variant"]]
+                of = f" over {look.network(base['group_size'], base['norm'])} {size}"
             x = f"training images/s{of}{source(same, 'train')} (log)"
             panels.append(with_front(f"{data}: {where}", x, relative, "speed"))
             shown += same
@@ -254,13 +257,13 @@ def _mark(point, x, text=""):
 
 def over_sizes(same, x, label_sizes=False, joined=True):
     """A series for each network, training resolution and kind; its points are the sizes."""
-    series, named = [], set()
+    series, named, sizes = [], set(), _sizes(same)
     for key in dict.fromkeys(_network(point) for point in same):
         rows = [point for point in same if _network(point) == key]
         group_size, norm, resolution, _, kind, *_ = key
         texts = label_sizes and not named  # once, as all networks come in the same sizes
         named.add(kind)
-        marks = [_mark(point, x, size_label(point) if texts else "") for point in rows]
+        marks = [_mark(point, x, sizes[point["variant"]] if texts else "") for point in rows]
         lines = joined and kind != points.ESTIMATED
         tuned = points.tuned(rows[0]) if kind == points.MEASURED else ""
         native = resolution == "native"
@@ -268,9 +271,8 @@ def over_sizes(same, x, label_sizes=False, joined=True):
     return series
 
 
-def size_label(point):
-    """The size as short as it is clear: `B0`; `w0.25 d0.3`."""
-    return point["variant"].split(" ", 1)[-1]
+def _sizes(same):
+    return points.short_sizes([point["variant"] for point in same])
 
 
 def _network(point):
@@ -307,10 +309,9 @@ def with_front(title, x_label, same, x, each_size=False):
     own = [point for point in same if point["kind"] == kind]
     busy = own[0]["infer_speed_source" if x == INFER else "train_speed_source"] == "busy run"
     front = [] if busy else [own[i] for i in pareto.front([(point[x], point["top1"]["mean"]) for point in own])]
-    marks = [
-        (point[x], 100 * point["top1"]["mean"], size_label(point) + (f" @{point['test_size']}" if each_size else ""))
-        for point in front
-    ]
+    sizes = _sizes(same)
+    at = [f" @{point['test_size']}" if each_size else "" for point in front]
+    marks = [(p[x], 100 * p["top1"]["mean"], sizes[p["variant"]] + text) for p, text in zip(front, at)]
     series, label = over_sizes(same, x, joined=not each_size), f"Pareto front, {KINDS[kind]}"
     return Panel(title, x_label, "top-1 %", series, tuple(marks), label, log=True)
 

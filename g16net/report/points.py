@@ -212,6 +212,13 @@ def sizes(points):
     return sorted(least, key=lambda name: (least[name], name))
 
 
+def short_sizes(names):
+    """{size: its name as short as it is clear among `names`}: `B0`; `w0.25 d0.3`, or `TINY w0.25 d0.3` where there are
+    others of the family too."""
+    scaled = {name.split(" ", 1)[0] for name in names if " " in name}
+    return {name: name.split(" ", 1)[-1] if len(scaled) < 2 else name for name in names}
+
+
 def at_native(points, finetuned=True):
     """Of each group and kind the points at the native test size: the fine-tuned ones, one for each choice of layers,
     where there are, or the plain; with `finetuned=False` the plain one where there is one."""
