@@ -212,7 +212,7 @@ def claims_table(found, sizes):
             span = f"{statistics.fmean(values):+.2f} ({min(values):+.2f} to {max(values):+.2f})"
             means = [f"{statistics.fmean(differences[s]):+.2f}" if s in differences else "–" for s in sizes]
             rows.append([text, span, *means, len(values), verdict(differences, level)])
-    header = ["claim", "difference, mean (range)", *_short(sizes), "pairs", "these runs"]
+    header = ["claim", "difference, mean (range)", *points.short_sizes(sizes).values(), "pairs", "these runs"]
     return markdown(header, rows)
 
 
@@ -224,7 +224,7 @@ def accuracy_table(found, sizes):
             of = [r for r in found if (r.network, r.kind, r.size) == (network, kind, size)]
             cells.append(spread([r.accuracy for r in of if r.accuracy is not None]))
         rows.append([network, TRAINED[kind], *cells])
-    return markdown(["network", "trained", *_short(sizes)], rows)
+    return markdown(["network", "trained", *points.short_sizes(sizes).values()], rows)
 
 
 def sizes_table(found, sizes):
@@ -233,7 +233,7 @@ def sizes_table(found, sizes):
     tested = sorted({size for run in several for size, _ in run.top1})
     rows = []
     for network, kind in _networks(several):
-        for size, short in zip(sizes, _short(sizes)):
+        for size, short in points.short_sizes(sizes).items():
             of = [r for r in several if (r.network, r.kind, r.size) == (network, kind, size)]
             cells = [spread([r.top1[at, False] for r in of if (at, False) in r.top1]) for at in tested]
             if of:
@@ -246,7 +246,7 @@ def costs_table(everything, speeds, sizes):
     rows, native = [], sorted({p["native_size"] for p in everything})
     train = sorted({p["train_size"] for p in everything}, reverse=True)
     for network in dict.fromkeys(map(_name, everything)):
-        for size, short in zip(sizes, _short(sizes)):
+        for size, short in points.short_sizes(sizes).items():
             of = [p for p in everything if (_name(p), p["variant"]) == (network, size)]
             macs = next((p["multiply_adds"] for p in of if p["test_size"] in native and p["multiply_adds"]), None)
             of_training = [speeds.get((size, network, "train", at)) for at in train]
@@ -256,11 +256,6 @@ def costs_table(everything, speeds, sizes):
                 rows.append([network, short, *cells])
     header = ["network", "size", "multiply-adds", *(f"train images/s, {at} px" for at in train)]
     return markdown(header + [f"infer images/s, {at} px" for at in native], rows)
-
-
-def _short(sizes):
-    """The sizes' names, short."""
-    return list(points.short_sizes(sizes).values())
 
 
 def _networks(found):

@@ -86,28 +86,35 @@ def seconds_an_epoch(loaded, config):
     return 50_000 // config["run.global_batch"] * config["run.global_batch"] / max(found) if found else None
 
 
-def table(loaded, tuned):
-    """The table; `tuned`: seconds of fine-tuning."""
+def steps_of(loaded, tuned):
+    """(step, {epochs: [top-1]}, seconds an epoch, seconds of fine-tuning) of the steps that are trained; seconds may be
+    None."""
     found = accuracies(loaded.runs)
     configs = {step_of(run): run.config for run in loaded.runs}
+    return [
+        (step, found[step], seconds_an_epoch(loaded, configs[step]), tuned if step.half else 0.0)
+        for step in filter(found.get, STEPS)
+    ]
+
+
+def table(loaded, tuned):
+    """The table; `tuned`: seconds of fine-tuning."""
+    steps = steps_of(loaded, tuned)
+    found = {step: top1 for step, top1, *_ in steps}
     baselines = [step for step in BASELINES if EPOCHS in found.get(step, {})]
     if not baselines:
         raise SystemExit("error: no run of a baseline is finished; do those of cifar10:part=headline")
     targets = [statistics.fmean(found[step][EPOCHS]) for step in baselines]
     first, rows = {}, []
-    for step in filter(found.get, STEPS):
-        each = seconds_an_epoch(loaded, configs[step])
-        added = tuned if step.half else 0.0
-        cells = [f"{epochs}: {claims.spread(top1)}" for epochs, top1 in sorted(found[step].items())]
+    for step, by_epochs, each, added in steps:
+        cells = [f"{epochs}: {claims.spread(top1)}" for epochs, top1 in sorted(by_epochs.items())]
         row = [step.adds, "; ".join(cells), f"{each:.0f}" if each else ""]
         for target, baseline in zip(targets, baselines):
-            epochs = epochs_to(target, found[step]) if step == baseline or step not in BASELINES else None
+            epochs = epochs_to(target, by_epochs) if step == baseline or step not in BASELINES else None
             total = epochs * each + added if None not in (epochs, each, added) else None
             if step == baseline:
                 first[target] = total
-            said = (
-                f"{epochs:.1f} epochs" if epochs else "" if step in BASELINES else f"not in {max(found[step])} epochs"
-            )
+            said = f"{epochs:.1f} epochs" if epochs else "" if step in BASELINES else f"not in {max(by_epochs)} epochs"
             compared = total and first.get(target)
             row.append(f"{said}, {total:.0f} s, {first[target] / total:.2f} times" if compared else said)
         rows.append(row)
@@ -117,15 +124,13 @@ def table(loaded, tuned):
 
 def draw(path, loaded, tuned):
     """Mean top-1 over training seconds, fine-tuning included, of the steps whose speed is known."""
-    found = accuracies(loaded.runs)
-    configs = {step_of(run): run.config for run in loaded.runs}
     series = []
-    for step, colour in zip(filter(found.get, STEPS), look.PALETTE):
-        each, added = seconds_an_epoch(loaded, configs[step]), tuned if step.half else 0.0
+    for (step, by_epochs, each, added), colour in zip(steps_of(loaded, tuned), look.PALETTE):
         if None not in (each, added):
-            spans = [(epochs, statistics.fmean(top1), min(top1), max(top1)) for epochs, top1 in found[step].items()]
+            spans = [(epochs, statistics.fmean(top1), min(top1), max(top1)) for epochs, top1 in by_epochs.items()]
             marks = [(epochs * each + added, *span, f"{epochs}") for epochs, *span in sorted(spans)]
-            kind = configs[step]["model.norm"], configs[step]["model.group_size"], "measured", not step.half
+            conv, norm = step.network.split()
+            kind = norm, int(conv[1:]), "measured", not step.half
             series.append(look.Series(step.adds, *kind, marks, colour=colour))
     title = "CIFAR-10; numbers: epochs"
     panel = look.Panel(title, "seconds of training, two cores", "top-1 in %", series)

@@ -28,7 +28,10 @@ from g16net.training import runtime
 
 WORST = 24  # mistakes that the page of an evaluation shows
 # What chooses and prepares the images of an evaluation, beside their size.
-OF_IMAGES = ("data.eval_split", "data.eval_resize", "data.eval_crop", "data.exif")
+OF_IMAGES = (
+    "data.name", "data.dir", "data.layout", "data.holdout",
+    "data.eval_split", "data.eval_resize", "data.eval_crop", "data.exif",
+)  # fmt: skip
 
 
 class Evaluator:
@@ -160,13 +163,19 @@ def evaluate(config: ConfigDict, workdir: str) -> Dict[str, Any]:
 
 
 def changed_from_run(config: ConfigDict, workdir: str) -> Dict[str, Any]:
-    """{field: value} of those `OF_IMAGES` that are not as the run in `workdir` has them."""
+    """{field: value} of those `OF_IMAGES` that are not as the run in `workdir` has them; of a folder its name alone, as
+    one that was moved holds the same images."""
+
+    def of(config, field):
+        part, name = field.split(".")
+        value = config[part][name]
+        return os.path.basename(os.path.normpath(value)) if field == "data.dir" else value
+
     stored = Workdir(workdir).config
     if not os.path.exists(stored):
         return {}
     own = config_lib.load(stored)
-    fields = [(field, *field.split(".")) for field in OF_IMAGES]
-    return {field: config[part][name] for field, part, name in fields if config[part][name] != own[part][name]}
+    return {field: of(config, field) for field in OF_IMAGES if of(config, field) != of(own, field)}
 
 
 def check(config: ConfigDict) -> None:

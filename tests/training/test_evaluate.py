@@ -85,6 +85,12 @@ def test_figures_of_other_images_than_the_runs_own_say_so(tmp_path):
     assert evaluate.changed_from_run(own, str(tmp_path)) == {}
     changed = {"data.eval_split": "train", "data.eval_crop": 1.0}
     assert evaluate.changed_from_run(other, str(tmp_path)) == changed
+    own.data.name, own.data.dir = "folder", "/here/photos"
+    config_lib.save(own, str(tmp_path / "config.json"))
+    own.data.dir = "/there/photos/"  # moved
+    assert evaluate.changed_from_run(own, str(tmp_path)) == {}
+    own.data.dir, own.data.holdout = "/here/other", 0.5
+    assert evaluate.changed_from_run(own, str(tmp_path)) == {"data.dir": "other", "data.holdout": 0.5}
 
 
 def save(workdir, model, average, source):
