@@ -1,5 +1,5 @@
 """Native CPU operations for what costs the most passes over memory, the norm-activation and the gate of SE layers; for
-the most nodes of the graph, the proxy's moments and the optimizer's update; for the grouped convolution of large maps;
+the most nodes of the graph, the proxy's moments and the optimizer's update; for the grouped convolution;
 and for the resize and the small images of the input side.
 
 They are compiled on first use, where there is a C++ compiler (see `build`), and give what TensorFlow's operations give:
@@ -34,12 +34,13 @@ except ImportError:
 DTYPES = () if tf is None else (tf.float32, tf.bfloat16)
 _lock = threading.Lock()
 _library = None  # False: tried in vain
+_vector = 0  # numbers in a vector of the grouped convolution, 0 where there is none
 _disabled = 0
 
 
 def library():
     """The module of the operations; None where they cannot be had, for which the log gives the reason once."""
-    global _library
+    global _library, _vector
     with _lock:
         if _library is None:
             from g16net.native import build  # here, so that `python -m g16net.native.build` imports it once
@@ -48,7 +49,9 @@ def library():
                 path = build.build()
                 _library = tf.load_op_library(path)
                 threads = tf.config.threading.get_intra_op_parallelism_threads() or cores()
-                ctypes.CDLL(path).g16_set_threads(threads)
+                functions = ctypes.CDLL(path)
+                functions.g16_set_threads(threads)
+                _vector = functions.g16_conv_vector()
             except (OSError, ImportError, tf.errors.OpError) as error:
                 logging.info("No native operations, TensorFlow's own do the work: %s", error)
                 _library = False
@@ -126,10 +129,11 @@ def multiply(x, gate):
 @compat.as_written
 def convolves(x, width):
     """Whether `group_conv` can be used on x [batch, height, width, channels] in groups of `width` channels, and is
-    faster than TensorFlow's: on large maps in float32 (forward 0.7 to 0.95, gradients 0.4 to 0.75 of the time on two
-    AMD EPYC cores with AVX-512), where oneDNN waits for memory; on small ones and in bfloat16 oneDNN's loops win."""
+    faster than TensorFlow's: in float32, with AVX2 on all maps (0.2 to 0.9 of oneDNN's time, forward and backward, the
+    least on the smallest), with AVX-512 on large ones (forward 0.7 to 0.95, gradients 0.4 to 0.75), where oneDNN waits
+    for memory; there its loops win on small ones."""
     large = None not in x.shape[1:3] and x.shape[1] * x.shape[2] >= 32 * 32
-    return width == 16 and large and enabled() and x.dtype == tf.float32 and hasattr(library(), "g16_group_conv")
+    return width == 16 and x.dtype == tf.float32 and enabled() and (_vector == 8 or _vector == 16 and large)
 
 
 @compat.as_written

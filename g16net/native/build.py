@@ -22,7 +22,10 @@ import tensorflow as tf
 from absl import logging
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SOURCES = "ops.cc", "kernels.h", "conv.h", "proxy.h", "update.h", "pool.h", "exact.h", "mixup.h", "resize.h", "small.h"
+SOURCES = (
+    "ops.cc", "kernels.h", "vectors.h", "conv.h", "conv_small.h", "proxy.h", "update.h", "pool.h", "exact.h", "mixup.h",
+    "resize.h", "small.h",
+)  # fmt: skip
 # Floats may be taken as finite (minimum and maximum are then one instruction); nothing is reordered.
 FLAGS = (
     "-std=c++14 -O3 -march=native -fPIC -shared -fno-math-errno -fno-trapping-math -ffinite-math-only -fno-signed-zeros"

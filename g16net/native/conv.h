@@ -1,8 +1,8 @@
-// Convolution in groups of 16 channels, forward and backward, for CPUs with vectors of 16 numbers.
+// Convolution in groups of 16 channels, forward and backward, for CPUs with AVX-512 or AVX2.
 //
-// A group is one vector: of a pixel, of an output, and of each row of its 16 x 16 weights. So an output is a sum over
-// taps (a place of the kernel) and channels of a number of the input times a vector of weights. A tile of up to 28
-// outputs stays in registers while a vector of weights meets one number of each.
+// A group is one vector (two with AVX2): of a pixel, of an output, and of each row of its 16 x 16 weights. So an output
+// is a sum over taps (a place of the kernel) and channels of a number of the input times a vector of weights. A tile of
+// up to 28 outputs (6 with AVX2) stays in registers while a vector of weights meets one number of each.
 //
 // The rows that a block of outputs reads are first copied, one group at a time, to a buffer that stays in the cache:
 // with zeros around the image, and with columns apart by the stride next to each other. Each sum's order depends on the
@@ -11,9 +11,9 @@
 
 #pragma once
 
-#if defined(__AVX512F__)
+#include "vectors.h"
 
-#include <immintrin.h>
+#if defined(G16_GROUP_CONV)
 
 #include <algorithm>
 #include <cstdint>
@@ -21,7 +21,6 @@
 
 #include "pool.h"
 
-constexpr int kGroup = 16;            // channels
 constexpr int64_t kBuffer = 1 << 14;  // numbers of a buffer, about: 64 KB
 constexpr int64_t kCache = 1 << 23;   // bytes beyond which a result is not expected to stay in the cache
 
@@ -68,20 +67,6 @@ struct GroupConv {
   int64_t samples, height, width, channels, kernel, stride, out_height, out_width, top, left;
 };
 
-// Weights of a place of the kernel, and where its first number lies from that of the output at its own place.
-struct Place {
-  int64_t offset;
-  const float* weights;  // [16, 16]
-};
-
-// `past`: past the cache, for what is too large to be still there when it is read.
-inline void store_group(__m512 value, float* to, bool past) {
-  if (past)
-    _mm512_stream_ps(to, value);
-  else
-    _mm512_storeu_ps(to, value);
-}
-
 // One group of rows [first, first + rows) of an image [height, width, channels] to [rows, stride, columns / stride,
 // 16], from the column -left on; zeros outside.
 inline void pack(const float* image, int64_t height, int64_t width, int64_t channels, int64_t first, int64_t rows,
@@ -99,67 +84,8 @@ inline void pack(const float* image, int64_t height, int64_t width, int64_t chan
         if (c < 0 || c >= width)
           std::fill_n(at, kGroup, 0.f);
         else
-          _mm512_store_ps(at, _mm512_loadu_ps(row + c * channels));
+          copy_group(row + c * channels, at);
       }
-    }
-  }
-}
-
-// Outputs [ROWS, COLUMNS] of one group, from `in`, whose rows of outputs lie `in_row` numbers apart.
-template <int ROWS, int COLUMNS>
-void tile(const float* in, int64_t in_row, const std::vector<Place>& taps, float* out, int64_t out_row,
-          int64_t out_column, bool past) {
-  __m512 sums[ROWS][COLUMNS];
-#pragma GCC unroll 4
-  for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 14
-    for (int c = 0; c < COLUMNS; ++c) sums[r][c] = _mm512_setzero_ps();
-  for (const Place& tap : taps) {
-    const float* from = in + tap.offset;
-    const float* weights = tap.weights;
-    for (int i = 0; i < kGroup; ++i, ++from, weights += kGroup) {
-      const __m512 w = _mm512_load_ps(weights);
-#pragma GCC unroll 4
-      for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 14
-        for (int c = 0; c < COLUMNS; ++c)
-          sums[r][c] = _mm512_fmadd_ps(_mm512_set1_ps(from[r * in_row + c * kGroup]), w, sums[r][c]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 14
-    for (int c = 0; c < COLUMNS; ++c) store_group(sums[r][c], out + r * out_row + c * out_column, past);
-}
-
-using Tile = void (*)(const float*, int64_t, const std::vector<Place>&, float*, int64_t, int64_t, bool);
-
-template <int ROWS>
-Tile tile_of_columns(int64_t columns) {
-  constexpr int few = ROWS < 3 ? ROWS : 1;  // three and four rows have seven columns at most
-  static const Tile tiles[] = {tile<ROWS, 1>, tile<ROWS, 2>, tile<ROWS, 3>, tile<ROWS, 4>, tile<ROWS, 5>,
-                               tile<ROWS, 6>, tile<ROWS, 7>, tile<few, 8>,  tile<few, 9>,  tile<few, 10>,
-                               tile<few, 11>, tile<few, 12>, tile<few, 13>, tile<few, 14>};
-  return tiles[columns - 1];
-}
-
-inline Tile tile_of(int64_t rows, int64_t columns) {
-  return rows == 4   ? tile_of_columns<4>(columns)
-         : rows == 3 ? tile_of_columns<3>(columns)
-         : rows == 2 ? tile_of_columns<2>(columns)
-                     : tile_of_columns<1>(columns);
-}
-
-// All outputs [rows, columns] in tiles; the last of a row may overlap the one before it.
-inline void cover(int64_t rows, int64_t columns, const float* in, int64_t in_row, const std::vector<Place>& taps,
-                  float* out, int64_t out_row, int64_t out_column, bool past) {
-  const int64_t parts = (columns + 13) / 14, wide = (columns + parts - 1) / parts, high = wide <= 7 ? 4 : 2;
-  for (int64_t row = 0; row < rows; row += high) {
-    const Tile run = tile_of(std::min(high, rows - row), wide);
-    for (int64_t column = 0; column < columns; column += wide) {
-      const int64_t c = std::min(column, columns - wide);
-      run(in + row * in_row + c * kGroup, in_row, taps, out + row * out_row + c * out_column, out_row, out_column,
-          past);
     }
   }
 }
@@ -214,12 +140,17 @@ struct Tasks {
       together = std::max<int64_t>(1, std::min(kBuffer / (rows * row_size), samples / (2 * Pool::get().size())));
   }
 
-  // body(samples [first, last), their rows [row, row + count))
+  // body(samples [first, last), their rows [row, row + count), groups [group, last group)); the groups are shared out
+  // where there are fewer tasks than threads.
   template <class Body>
-  void run(Body body) const {
-    Pool::get().run((samples + together - 1) / together * blocks, [&](int64_t task) {
+  void run(int64_t groups, Body body) const {
+    const int64_t count = (samples + together - 1) / together * blocks, threads = Pool::get().size();
+    const int64_t shares = count == 0 ? 1 : std::min(groups, (threads + count - 1) / count);
+    Pool::get().run(count * shares, [&](int64_t index) {
+      const int64_t task = index / shares, share = index % shares;
       const int64_t first = task / blocks * together, row = task % blocks * block;
-      body(first, std::min(samples, first + together), row, std::min(block, rows - row));
+      body(first, std::min(samples, first + together), row, std::min(block, rows - row), share * groups / shares,
+           (share + 1) * groups / shares);
       _mm_sfence();  // other threads see what went past the cache
     });
   }
@@ -238,11 +169,11 @@ inline void group_conv(const GroupConv& conv, const float* x, const float* kerne
   const int64_t out_row = conv.out_width * conv.channels;
   const bool past = past_cache(y, conv.samples * conv.out_height * out_row);
   const Tasks tasks(conv.samples, conv.out_height, conv.stride * input.row_size);
-  tasks.run([&](int64_t first, int64_t last, int64_t row, int64_t rows) {
+  tasks.run(conv.groups(), [&](int64_t first, int64_t last, int64_t row, int64_t rows, int64_t group, int64_t end) {
     static thread_local Aligned memory;
     float* buffer = memory.get(input.rows(rows) * input.row_size);
     std::vector<Place> taps(conv.taps());
-    for (int64_t g = 0; g < conv.groups(); ++g) {
+    for (int64_t g = group; g < end; ++g) {
       for (int64_t t = 0; t < conv.taps(); ++t)
         taps[t] = {input.offset(t / conv.kernel, t % conv.kernel), weights + (g * conv.taps() + t) * kGroup * kGroup};
       for (int64_t n = first; n < last; ++n) {
@@ -268,12 +199,12 @@ inline void group_conv_input_gradient(const GroupConv& conv, const float* dy, co
   const int64_t columns = columns_of_class + most - least, row_size = columns * kGroup;
   const bool past = past_cache(dx, conv.samples * conv.height * conv.width * conv.channels);
   const Tasks tasks(conv.samples, rows_of_class, row_size);
-  tasks.run([&](int64_t first, int64_t last, int64_t row, int64_t rows) {
+  tasks.run(conv.groups(), [&](int64_t first, int64_t last, int64_t row, int64_t rows, int64_t group, int64_t end) {
     static thread_local Aligned memory;
     const int64_t held = rows + most_row - least_row, out_row = conv.width * conv.channels;
     float* buffer = memory.get(held * row_size);
     std::vector<std::vector<Place>> taps(s * s);  // of each class
-    for (int64_t g = 0; g < conv.groups(); ++g) {
+    for (int64_t g = group; g < end; ++g) {
       for (int64_t place = 0; place < s * s; ++place) {
         taps[place].clear();
         for (int64_t t = 0; t < conv.taps(); ++t) {
@@ -300,39 +231,35 @@ inline void group_conv_input_gradient(const GroupConv& conv, const float* dy, co
   });
 }
 
-// sums[16, 16] += x [rows, columns, 16] times dy [rows, columns, 16], over rows and columns.
-inline void add_products(const float* x, int64_t x_row, const float* dy, int64_t dy_row, int64_t rows, int64_t columns,
-                         float* sums) {
-  __m512 own[kGroup];
-#pragma GCC unroll 16
-  for (int i = 0; i < kGroup; ++i) own[i] = _mm512_setzero_ps();
-  for (int64_t r = 0; r < rows; ++r, x += x_row, dy += dy_row) {
-    const float *from = x, *gradient = dy;
-    for (int64_t c = 0; c < columns; ++c, from += kGroup, gradient += kGroup) {
-      const __m512 d = _mm512_load_ps(gradient);
-#pragma GCC unroll 16
-      for (int i = 0; i < kGroup; ++i) own[i] = _mm512_fmadd_ps(_mm512_set1_ps(from[i]), d, own[i]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kGroup; ++i)
-    _mm512_store_ps(sums + i * kGroup, _mm512_add_ps(_mm512_load_ps(sums + i * kGroup), own[i]));
-}
-
-inline void group_conv_kernel_gradient(const GroupConv& conv, const float* dy, const float* x, float* dkernel) {
+// The gradient of the kernel, of parts: part(group, samples [first, end), its sums [taps, 16, 16], zeros at first).
+template <class Part>
+void sum_kernel_gradient(const GroupConv& conv, float* dkernel, Part part) {
   const int64_t size = conv.taps() * kGroup * kGroup,
                 parts = std::max<int64_t>(1, std::min(conv.samples, 64 / conv.groups() + 1));
-  const int64_t part = (conv.samples + parts - 1) / parts;
-  const InputRows input(conv);
-  const int64_t block = block_rows(conv.out_height, conv.stride * input.row_size + conv.out_width * kGroup);
+  const int64_t samples = (conv.samples + parts - 1) / parts;
   Aligned all;
   float* sums = all.get(conv.groups() * parts * size);
   Pool::get().run(conv.groups() * parts, [&](int64_t task) {
-    static thread_local Aligned memory, more_memory;
-    const int64_t g = task / parts, end = std::min(conv.samples, (task % parts + 1) * part);
+    const int64_t first = task % parts * samples, end = std::min(conv.samples, first + samples);
     float* own = sums + task * size;
     std::fill_n(own, size, 0.f);
-    for (int64_t n = task % parts * part; n < end; ++n)
+    if (first < end) part(task / parts, first, end, own);
+  });
+  for (int64_t g = 0; g < conv.groups(); ++g)
+    for (int64_t row = 0; row < conv.taps() * kGroup; ++row)
+      for (int64_t o = 0; o < kGroup; ++o) {
+        float sum = 0;
+        for (int64_t p = 0; p < parts; ++p) sum += sums[(g * parts + p) * size + row * kGroup + o];
+        dkernel[row * conv.channels + g * kGroup + o] = sum;
+      }
+}
+
+inline void group_conv_kernel_gradient(const GroupConv& conv, const float* dy, const float* x, float* dkernel) {
+  const InputRows input(conv);
+  const int64_t block = block_rows(conv.out_height, conv.stride * input.row_size + conv.out_width * kGroup);
+  sum_kernel_gradient(conv, dkernel, [&](int64_t g, int64_t begin, int64_t end, float* own) {
+    static thread_local Aligned memory, more_memory;
+    for (int64_t n = begin; n < end; ++n)
       for (int64_t first = 0; first < conv.out_height; first += block) {
         const int64_t rows = std::min(block, conv.out_height - first);
         float* buffer = memory.get(input.rows(rows) * input.row_size);
@@ -352,13 +279,6 @@ inline void group_conv_kernel_gradient(const GroupConv& conv, const float* dy, c
         }
       }
   });
-  for (int64_t g = 0; g < conv.groups(); ++g)
-    for (int64_t row = 0; row < conv.taps() * kGroup; ++row)
-      for (int64_t o = 0; o < kGroup; ++o) {
-        float sum = 0;
-        for (int64_t p = 0; p < parts; ++p) sum += sums[(g * parts + p) * size + row * kGroup + o];
-        dkernel[row * conv.channels + g * kGroup + o] = sum;
-      }
 }
 
-#endif  // __AVX512F__
+#endif  // G16_GROUP_CONV

@@ -1,6 +1,5 @@
 // The kernels as TensorFlow operations for the CPU: G16NormActivation, G16Gate, G16ProxyMoments, G16GroupConv (of CPUs
-// with AVX-512) and their gradients; G16Update; G16Resize; G16Mixup; G16SmallImages;
-// G16SmallBoxes.
+// with AVX2) and their gradients; G16Update; G16Resize; G16Mixup; G16SmallImages; G16SmallBoxes.
 //
 // Only TensorFlow's C API is used, the same binary interface in every version from 2.6 on. The gradients are tied to
 // their operations in Python.
@@ -10,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "conv.h"
+#include "conv_small.h"
 #include "exact.h"
 #include "kernels.h"
 #include "proxy.h"
@@ -204,7 +203,7 @@ void compute_multiply_gradient(void*, TF_OpKernelContext* context) {
   if (call.ok()) multiply_gradient(walk_of(shape), dy, x, gate, dx, dgate);
 }
 
-#if defined(__AVX512F__)
+#if defined(G16_GROUP_CONV)
 
 void* create_conv(TF_OpKernelConstruction* construction) {
   return configured(construction, new int32_t(1), [=](int32_t* strides, TF_Status* status) {
@@ -233,7 +232,7 @@ void compute_conv(void* kernel, TF_OpKernelContext* context) {
   const float* x = call.input<float>(0, {conv.samples, conv.height, conv.width, conv.channels});
   const float* weights = call.input<float>(1, {conv.kernel, conv.kernel, kGroup, conv.channels});
   float* y = call.output<float>(0, {conv.samples, conv.out_height, conv.out_width, conv.channels});
-  if (call.ok()) group_conv(conv, x, weights, y);
+  if (call.ok()) (small(conv) ? small_group_conv : group_conv)(conv, x, weights, y);
 }
 
 void compute_conv_gradient(void* kernel, TF_OpKernelContext* context) {
@@ -248,8 +247,8 @@ void compute_conv_gradient(void* kernel, TF_OpKernelContext* context) {
   float* dx = call.output<float>(0, shape);
   float* dkernel = call.output<float>(1, kernel_shape);
   if (!call.ok()) return;
-  group_conv_input_gradient(conv, dy, weights, dx);
-  group_conv_kernel_gradient(conv, dy, x, dkernel);
+  (small(conv) ? small_input_gradient : group_conv_input_gradient)(conv, dy, weights, dx);
+  (small(conv) ? small_kernel_gradient : group_conv_kernel_gradient)(conv, dy, x, dkernel);
 }
 
 #endif
@@ -561,7 +560,7 @@ void define_update() {
   define_kernel("G16Update", create_update, compute_update, destroy_update);
 }
 
-#if defined(__AVX512F__)
+#if defined(G16_GROUP_CONV)
 
 void define_conv(const char* name, const Names& inputs, const Names& outputs, Compute compute) {
   define_operation(name, inputs, outputs, {"strides: int"});
@@ -603,7 +602,7 @@ __attribute__((constructor)) void define_all() {
   define_proxy("G16ProxyMoments", {}, {"mean: float", "inv_std: float"}, compute_proxy);
   define_proxy("G16ProxyMomentsGrad", {"dmean: float", "dinv_std: float", "mean: float", "inv_std: float"},
                {"dgamma: float", "dbeta: float", "dproxy_gamma: float", "dproxy_beta: float"}, compute_proxy_gradient);
-#if defined(__AVX512F__)
+#if defined(G16_GROUP_CONV)
   define_conv("G16GroupConv", {"x: float", "kernel: float"}, {"y: float"}, compute_conv);
   define_conv("G16GroupConvGrad", {"dy: float", "x: float", "kernel: float"}, {"dx: float", "dkernel: float"},
               compute_conv_gradient);
@@ -617,3 +616,14 @@ __attribute__((constructor)) void define_all() {
 
 // Called by g16net.native once, before the first use.
 extern "C" void g16_set_threads(int threads) { Pool::get().resize(threads); }
+
+// Numbers in a vector of the grouped convolution; 0: this CPU has not those that it needs.
+extern "C" int g16_conv_vector() {
+#if defined(__AVX512F__)
+  return 16;
+#elif defined(G16_GROUP_CONV)
+  return 8;
+#else
+  return 0;
+#endif
+}
