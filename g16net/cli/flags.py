@@ -31,7 +31,9 @@ flags.DEFINE_string("shard", "", "Do a part of the runs: 3/10 is the third of te
 flags.DEFINE_bool("retry", False, "Try failed runs again.")
 flags.DEFINE_list("peers", [], "Libraries to compare with: timm and keras (benchmark), timm and tf (benchmark_data).")
 flags.DEFINE_multi_string(
-    "runs", [], "Folders of runs, sweeps, benchmarks and costs, or globs of them, separated by commas."
+    "runs",
+    [],
+    "Folders of runs, sweeps, benchmarks and costs, report.json files, or globs of them; with commas between.",
 )
 flags.DEFINE_bool("quoted", True, "Show the readings off the paper's figure as well.")
 flags.DEFINE_string("role", "", "dispatcher or worker.")

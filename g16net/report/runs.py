@@ -3,9 +3,10 @@
 A run is a folder with `config.json`. Read are `train.json`, `records.jsonl`, `evaluations.jsonl`, `evaluate.json` and
 `finetune*/SIZE/finetune.json`, as far as they are there. `benchmark.json` and `costs.json` may lie in a run's folder or
 in one of their own: their rows name the network. A report's `report.json` holds all that was read for it, and may be
-read in their place.
+read in their place, all of it or as a folder of its runs: `results/report.json/g16-*`.
 """
 
+import fnmatch
 import glob
 import json
 import os
@@ -60,9 +61,14 @@ class Loaded(NamedTuple):
 
 
 def load(patterns):
-    """What `patterns` name: folders of a run, folders of such folders (a sweep's), `report.json` files, and globs."""
+    """What `patterns` name: folders of a run, folders of such folders (a sweep's), `report.json` files, runs in such a
+    file, and globs."""
     loaded = Loaded([], [], [], [])
     for pattern in patterns:
+        folder, report, names = pattern.partition("report.json" + os.sep)
+        if names and os.path.isfile(folder + "report.json"):
+            _add_report(loaded, folder + "report.json", names)
+            continue
         matched = [pattern] if os.path.exists(pattern) else sorted(glob.glob(os.path.expanduser(pattern)))
         if not matched:
             loaded.problems.append(f"{pattern}: no such folder or file")
@@ -123,7 +129,8 @@ def packed(loaded):
     }
 
 
-def _add_report(loaded, path):
+def _add_report(loaded, path, names=""):
+    """`names`: of the runs to take, whose folders' last parts match this glob; benchmarks and costs are left then."""
     try:
         stored = _json(path)
         common = {**DEFAULTS, **stored["config"]}
@@ -132,6 +139,11 @@ def _add_report(loaded, path):
             group([run])  # reads the fields that say what a run is
         benchmarks = [_checked(row, ("task", "network", "size")) for row in stored["benchmarks"]]
         costs = [_checked(one, ("rows", "comparisons")) for one in stored["costs"]]
+        if names:
+            found = [run for run in found if fnmatch.fnmatchcase(os.path.basename(run.folder), names)]
+            benchmarks, costs = [], []
+            if not found:
+                loaded.problems.append(f"{path}: holds no run named {names}")
         loaded.runs.extend(found)  # all of the file or nothing
         loaded.benchmarks.extend(benchmarks)
         loaded.costs.extend(costs)

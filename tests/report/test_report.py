@@ -1,6 +1,7 @@
 """The report: what is read of run folders, how runs are joined, the points of figures and fronts, the page."""
 
 import json
+import os
 import re
 
 import made_runs
@@ -84,6 +85,13 @@ def test_a_report_holds_its_runs_for_others(sweep, tmp_path):
     assert both["left_out"] == [] and both["runs"] == len(some) + len(rest)
     stored = [json.loads((tmp_path / name / "report.json").read_text())["points"] for name in ("whole", "both")]
     assert stored[0] == stored[1]
+
+    file = str(tmp_path / "whole" / "report.json")
+    loaded = runs.load([os.path.join(file, "0-g16-*-1"), os.path.join(file, "nobody")])
+    assert [run.folder for run in loaded.runs] == [
+        run.folder for run in runs.load([file]).runs if run.folder[-1] == "1"
+    ]
+    assert len(loaded.runs) == len(rest) and loaded.problems == [f"{file}: holds no run named nobody"]
 
 
 @pytest.mark.parametrize(
