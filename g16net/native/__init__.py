@@ -129,11 +129,11 @@ def multiply(x, gate):
 @compat.as_written
 def convolves(x, width):
     """Whether `group_conv` can be used on x [batch, height, width, channels] in groups of `width` channels, and is
-    faster than TensorFlow's: in float32, with AVX2 on all maps (0.2 to 0.9 of oneDNN's time, forward and backward, the
-    least on the smallest), with AVX-512 on large ones (forward 0.7 to 0.95, gradients 0.4 to 0.75), where oneDNN waits
-    for memory; there its loops win on small ones."""
+    faster than TensorFlow's, in float32: with AVX2 on all maps (0.2 to 0.9 of oneDNN's time, forward and backward, the
+    least on the smallest; 0.8 to 1.1 with one image), with AVX-512 on large ones (forward 0.7 to 0.95, gradients 0.4 to
+    0.75), where oneDNN waits for memory; on small ones oneDNN's loops win with AVX-512."""
     large = None not in x.shape[1:3] and x.shape[1] * x.shape[2] >= 32 * 32
-    return width == 16 and x.dtype == tf.float32 and enabled() and (_vector == 8 or _vector == 16 and large)
+    return width == 16 and enabled() and x.dtype == tf.float32 and (_vector == 8 or _vector == 16 and large)
 
 
 @compat.as_written

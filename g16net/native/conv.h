@@ -55,6 +55,7 @@ struct GroupConv {
 
   int64_t groups() const { return channels / kGroup; }
   int64_t taps() const { return kernel * kernel; }
+  bool empty() const { return samples * height * width == 0; }
 
   // Of the outputs [begin, end) those that read inside of the image's [0, size) `shift` from output * stride on.
   Range inside(int64_t shift, int64_t size, int64_t begin, int64_t end) const {

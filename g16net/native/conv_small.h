@@ -1,8 +1,9 @@
 // The convolution of `conv.h` on maps so small that borders are much of them, for CPUs with AVX2.
 //
-// There a tile is one place of the outputs in several images, which have the same taps inside of the map: the others are
-// left out, which are five sixths on a map of 2 x 2 pixels and with a kernel of 5 x 5. Images are copied one group at a
-// time. What a sum has left out is zero, so each result is, bit for bit, that of `conv.h`.
+// There a tile is one place of the outputs in several images, which have the same taps inside of the map. Taps outside are
+// left out: on a map of 2 x 2 pixels with a kernel of 5 x 5, five sixths of them. Images are copied one group at a time.
+// What a sum leaves out are zeros, so outputs and gradients of the input are, bit for bit, those of `conv.h` as long as
+// the weights are finite. The kernel's gradient adds up the samples in another order.
 
 #pragma once
 
@@ -23,12 +24,12 @@ constexpr int64_t kGradients = 3 << 11;  // the same for the gradient of the ker
 
 inline bool small(const GroupConv& conv) { return conv.samples > 2 && conv.height * conv.width <= kSmall; }
 
-// `count` images of so many pixels, one group of each, side by side.
+// One group of `count` images of `pixels` pixels each, side by side.
 inline void gather(const float* images, int64_t count, int64_t pixels, int64_t channels, float* to) {
   for (int64_t i = 0; i < count * pixels; ++i, images += channels, to += kGroup) copy_group(images, to);
 }
 
-// Of each place of an image the taps inside of the map: taps_of(row, column, kernel row, kernel column) gives the pixel
+// Of each place of an image the taps inside of the map: pixel_of(row, column, kernel row, kernel column) gives the pixel
 // that is read there, or -1.
 template <class PixelOf>
 std::vector<std::vector<Place>> places(const GroupConv& conv, int64_t rows, int64_t columns, const float* weights,
@@ -42,7 +43,7 @@ std::vector<std::vector<Place>> places(const GroupConv& conv, int64_t rows, int6
   return found;
 }
 
-// All places of all images `to`, [samples, rows, columns, channels], from images `from` of so many pixels.
+// All places of all images `to`, [samples, rows, columns, channels], from the images `from`, of `pixels` pixels each.
 template <class PixelOf>
 void convolve_small(const GroupConv& conv, const float* from, int64_t pixels, const float* weights, float* to,
                     int64_t rows, int64_t columns, PixelOf pixel_of) {

@@ -218,7 +218,7 @@ GroupConv conv_of(Call& call, int index, int32_t strides) {
   const std::vector<int64_t> shape = call.image(index);
   TF_Tensor* tensor = call.input(index + 1);
   const std::vector<int64_t> kernel = tensor ? Call::dims(tensor) : std::vector<int64_t>();
-  if (call.ok() && (kernel.size() != 4 || kernel[0] != kernel[1] || kernel[2] != kGroup || kernel[3] != shape[3] ||
+  if (call.ok() && (kernel.size() != 4 || kernel[0] != kernel[1] || kernel[0] < 1 || kernel[2] != kGroup || kernel[3] != shape[3] ||
                     kernel[3] % kGroup || kernel[3] == 0 || strides < 1))
     call.fail("the kernel must be [k, k, 16, channels of x], a multiple of 16, and strides positive");
   if (!call.ok()) return GroupConv(0, 0, 0, kGroup, 1, 1);
@@ -232,7 +232,8 @@ void compute_conv(void* kernel, TF_OpKernelContext* context) {
   const float* x = call.input<float>(0, {conv.samples, conv.height, conv.width, conv.channels});
   const float* weights = call.input<float>(1, {conv.kernel, conv.kernel, kGroup, conv.channels});
   float* y = call.output<float>(0, {conv.samples, conv.out_height, conv.out_width, conv.channels});
-  if (call.ok()) (small(conv) ? small_group_conv : group_conv)(conv, x, weights, y);
+  if (!call.ok() || conv.empty()) return;
+  (small(conv) ? small_group_conv : group_conv)(conv, x, weights, y);
 }
 
 void compute_conv_gradient(void* kernel, TF_OpKernelContext* context) {
@@ -247,6 +248,7 @@ void compute_conv_gradient(void* kernel, TF_OpKernelContext* context) {
   float* dx = call.output<float>(0, shape);
   float* dkernel = call.output<float>(1, kernel_shape);
   if (!call.ok()) return;
+  if (conv.empty()) return void(std::fill_n(dkernel, conv.taps() * kGroup * conv.channels, 0.f));
   (small(conv) ? small_input_gradient : group_conv_input_gradient)(conv, dy, weights, dx);
   (small(conv) ? small_kernel_gradient : group_conv_kernel_gradient)(conv, dy, x, dkernel);
 }
@@ -617,7 +619,7 @@ __attribute__((constructor)) void define_all() {
 // Called by g16net.native once, before the first use.
 extern "C" void g16_set_threads(int threads) { Pool::get().resize(threads); }
 
-// Numbers in a vector of the grouped convolution; 0: this CPU has not those that it needs.
+// Numbers in a vector of the grouped convolution; 0 where the CPU has none that it can use.
 extern "C" int g16_conv_vector() {
 #if defined(__AVX512F__)
   return 16;

@@ -1,5 +1,5 @@
-// Groups of 16 numbers in the vectors of the CPU: one of AVX-512, or two of AVX2. What `conv.h` needs of them, in both:
-// `store_group`, `copy_group`, `cover` and `add_products`.
+// Groups of 16 numbers in the vectors of the CPU: one of AVX-512, or two of AVX2. In both: `copy_group`, `cover` and
+// `add_products`, which `conv.h` needs; of AVX2 also the tiles and `Pair`, for `conv_small.h`.
 
 #pragma once
 
@@ -157,7 +157,7 @@ void tile(const float* const* in, const std::vector<Place>& taps, float* const* 
 
 using Tile = void (*)(const float* const*, const std::vector<Place>&, float* const*, bool);
 
-// As many outputs as a tile has, for `count` of them in all: even parts, of which the last may overlap.
+// How many outputs a tile takes where `count` are split evenly; the last tile may overlap the one before.
 inline int64_t tile_size(int64_t count) {
   const int64_t parts = (count + kTile - 1) / kTile;
   return (count + parts - 1) / parts;
@@ -191,7 +191,8 @@ struct Pair {
   int32_t x, dy;
 };
 
-// Of sums[16, 16] the rows FIRST to FIRST + COUNT += x times dy, over `samples` images of so many numbers and `pairs`.
+// Of sums[16, 16] the rows FIRST to FIRST + COUNT += x times dy, over `pairs` of `samples` images, which lie `x_image` and
+// `dy_image` numbers apart.
 template <int FIRST, int COUNT>
 void add_rows(const float* x, int64_t x_image, const float* dy, int64_t dy_image, int64_t samples, const Pair* pairs,
               const Pair* end, float* sums) {

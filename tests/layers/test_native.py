@@ -196,7 +196,10 @@ def by_groups(x, kernel, strides):
 @pytest.mark.parametrize(
     "shape, kernel, strides",
     pairs(
-        [(2, 9, 7, 32), (1, 1, 1, 16), (13, 2, 3, 64), (3, 4, 31, 48), (1, 70, 30, 32), (1, 2, 300, 16)],
+        [
+            *[(2, 9, 7, 32), (1, 1, 1, 16), (3, 4, 31, 48), (1, 70, 30, 32), (1, 2, 300, 16), (9, 9, 9, 16)],
+            *[(23, 2, 3, 64), (7, 1, 1, 16)],  # small maps
+        ],
         [1, 2, 3, 5],
         [1, 2, 3],
     ),
@@ -220,8 +223,10 @@ def test_group_conv_of_a_result_too_large_for_the_cache():
 
 
 @convolves
-def test_batch_mates_change_no_bit_of_a_group_conv():
-    x, weights = tf.random.stateless_normal([9, 14, 14, 32], [1, 2]), tf.random.stateless_normal([5, 5, 16, 32], [3, 4])
+@pytest.mark.parametrize("size", [7, 14])
+def test_batch_mates_change_no_bit_of_a_group_conv(size):
+    x = tf.random.stateless_normal([9, size, size, 32], [1, 2])
+    weights = tf.random.stateless_normal([5, 5, 16, 32], [3, 4])
     alone = tf.concat([native.group_conv(x[n : n + 1], weights, 1) for n in range(9)], 0)
     np.testing.assert_array_equal(native.group_conv(x, weights, 1), alone)
 
@@ -235,16 +240,19 @@ def test_not_a_number_passes_a_group_conv():
 
 
 @convolves
-@pytest.mark.parametrize("shape", [(3, 3, 8, 32), (3, 5, 16, 32), (3, 3, 16, 48), (3, 3, 16)])
+@pytest.mark.parametrize("shape", [(3, 3, 8, 32), (3, 5, 16, 32), (3, 3, 16, 48), (3, 3, 16), (0, 0, 16, 32)])
 def test_group_conv_refuses(shape):
     with pytest.raises(tf.errors.InvalidArgumentError, match="the kernel must be"):
         native.library().g16_group_conv(x=tf.zeros([1, 8, 8, 32]), kernel=tf.zeros(shape), strides=1)
 
 
 @convolves
-def test_group_conv_of_no_images():
-    y, dx, dkernel = convolution(tf.zeros([0, 8, 8, 32]), tf.ones([3, 3, 16, 32]), 2, native.group_conv)
-    assert y.shape == (0, 4, 4, 32) and dx.shape == (0, 8, 8, 32) and not dkernel.numpy().any()
+@pytest.mark.parametrize("shape", [(0, 8, 8), (4, 0, 8), (1, 0, 8), (1, 8, 0)])
+def test_group_conv_of_no_images_or_pixels(shape):
+    samples, height, width = shape
+    y, dx, dkernel = convolution(tf.zeros([*shape, 32]), tf.ones([3, 3, 16, 32]), 2, native.group_conv)
+    assert y.shape == (samples, height // 2, width // 2, 32) and dx.shape == (*shape, 32)
+    assert not dkernel.numpy().any()
 
 
 @needs_native
