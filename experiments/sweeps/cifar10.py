@@ -21,6 +21,8 @@ G1 is twice as wide as G16 and has 0.93 to 0.98 of its multiply-adds. Written do
   of norm and proxy, L2, depth without drops, AdamW, batch 64, twice the width; later, more L2, twice the rate with
   clipped gradients or a longer warm-up, no label smoothing, no mixup. A change of 1 point or more is one that is
   repeated with seeds 0 to 2, and with BN beside it.
+- Precision, added last: the norms of G16 at size "t" in float32 (`part=float32`), to see whether bfloat16 has a part in
+  the gap; without AVX-512 it is the faster precision, too.
 - The CIFAR variant itself (1.7 M parameters), LN+PN and BN (`part=full`): 93 % is hoped for.
 - Half resolution (`part=half`), size "c", whose total stride of 8 divides both sizes; G16 with LN+PN and BN: random
   boxes of 0.35 to 1 of the image, which enlarge what they show, at 32 pixels (native) and at 24 (0.56 of the pixels);
@@ -34,7 +36,7 @@ G1 is twice as wide as G16 and has 0.93 to 0.98 of its multiply-adds. Written do
   are those of `--mode=benchmark` with input on two quiet cores, fine-tuning's those of a run there.
 
 Run: launch.py --mode=sweep --experiment=cifar10:part=norms --workdir=runs/cifar10 --jobs=2 --data=cifar10
-     (parts: rates, norms, passes, causes, suspects, full, half, headline; `--data`: CIFAR-10 in any form that is read)
+     (parts: rates, norms, float32, passes, causes, suspects, full, half, headline; `--data`: CIFAR-10 in any form that is read)
 """
 
 from g16net import config as config_lib
@@ -99,6 +101,15 @@ def rates():
 def norms(seeds):
     """Whole grids before more seeds: a sweep cut short is of use."""
     return [one(size, network, seed) for seed in range(seeds) for size in SIZES for network in NETWORKS]
+
+
+def float32(seeds):
+    return [
+        one("t", network, seed, f"t-{network}-{seed}-float32", **{"runtime.precision": "float32"})
+        for seed in range(seeds)
+        for network in NETWORKS
+        if network.startswith("g16")
+    ]
 
 
 def passes(seeds):
@@ -206,6 +217,8 @@ def headline(seeds):
 
 def get_runs(arg=""):
     args = config_lib.parse_arg(arg, part="norms", seeds=3)
-    parts = {"norms": norms, "passes": passes, "causes": causes, "full": full, "half": half, "headline": headline}
     once = {"rates": rates, "suspects": suspects}
-    return once[args.part]() if args.part in once else parts[args.part](args.seeds)
+    if args.part in once:
+        return once[args.part]()
+    parts = {"norms": norms, "float32": float32, "passes": passes, "causes": causes, "full": full, "half": half}
+    return {**parts, "headline": headline}[args.part](args.seeds)
