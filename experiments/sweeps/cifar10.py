@@ -36,7 +36,8 @@ G1 is twice as wide as G16 and has 0.93 to 0.98 of its multiply-adds. Written do
   are those of `--mode=benchmark` with input on two quiet cores, fine-tuning's those of a run there.
 
 Run: launch.py --mode=sweep --experiment=cifar10:part=norms --workdir=runs/cifar10 --jobs=2 --data=cifar10
-     (parts: rates, norms, float32, passes, causes, suspects, full, half, headline; `--data`: CIFAR-10 in any form that is read)
+     (parts: rates, norms, float32, passes, causes, suspects, full, half, headline;
+     `--data`: CIFAR-10 in any form that is read)
 """
 
 from g16net import config as config_lib
