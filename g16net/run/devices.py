@@ -16,6 +16,7 @@ from g16net import compat, native
 from g16net.config import batches, recipe
 from g16net.data.sources.base import Source
 from g16net.errors import ConfigError, RunError, UserError
+from g16net.native.build import cpu_features
 from g16net.optim.losses import Top1
 from g16net.run import scoring, workers
 from g16net.run.updates import Updates
@@ -23,6 +24,8 @@ from g16net.run.updates import Updates
 # Of an accelerator, which runs ahead of this process as long as nobody asks for a value:
 PER_EXECUTION = 16  # weight updates in a call, where the config says nothing
 LOOKS = 64  # weight updates between two looks at the loss and the flags of gradients that are not finite
+# By precision, features of x86 CPUs with any of which oneDNN computes in it, as TensorFlow asks for them
+FAST = {"mixed_bfloat16": ("avx512f", "avx_ne_convert"), "mixed_float16": ("avx512_fp16", "avx_ne_convert")}
 
 
 def connect(config: ConfigDict) -> None:
@@ -114,6 +117,21 @@ def compile_options(config: ConfigDict) -> Dict[str, Any]:
             "convolutions to slow code there; leave it false, or try it with the environment variable G16NET_NATIVE=0"
         )
     return {"jit_compile": True}
+
+
+@functools.lru_cache(maxsize=None)  # once for all modes of a process
+def warn_of_slow(precision: str, features: Optional[str] = None) -> None:
+    """A warning where this CPU computes `precision` more slowly than float32, or one of these `features`, words with
+    blanks between. Of CPUs whose features are not known nothing is said."""
+    words = (cpu_features() if features is None else features).split()
+    if "sse2" in words and not set(FAST.get(precision, words)) & set(words):
+        logging.warning(
+            "runtime.precision=%s is slower than float32 here: this CPU has none of the instructions by which "
+            "TensorFlow computes it (%s). On such a CPU training of B0 took 2 to 4 times as long; set "
+            "--config.runtime.precision=float32",
+            precision,
+            " or ".join(FAST[precision]),
+        )
 
 
 class Devices:

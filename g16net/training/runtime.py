@@ -4,18 +4,13 @@ import functools
 from typing import Callable
 
 import tensorflow as tf
-from absl import logging
 from ml_collections import ConfigDict
 
 from g16net import compat
 from g16net.config.ipu import STRATEGIES as IPU_STRATEGIES
 from g16net.ipu import session
-from g16net.native import build
 from g16net.run import workers
-from g16net.run.devices import Devices, check_keras, connect
-
-# By precision, features of x86 CPUs with any of which oneDNN computes in it, as TensorFlow asks for them
-FAST = {"mixed_bfloat16": ("avx512f", "avx_ne_convert"), "mixed_float16": ("avx512_fp16", "avx_ne_convert")}
+from g16net.run.devices import Devices, check_keras, connect, warn_of_slow
 
 
 def setup(config: ConfigDict) -> Devices:
@@ -27,23 +22,8 @@ def setup(config: ConfigDict) -> Devices:
     if config.runtime.strategy in IPU_STRATEGIES:
         return session.Session(config)
     if compat.on_cpu():
-        warn_of_slow(config.runtime.precision, build.cpu_features())
+        warn_of_slow(config.runtime.precision)
     return Devices(config)
-
-
-@functools.lru_cache(maxsize=None)  # once for all modes of a process
-def warn_of_slow(precision: str, features: str) -> None:
-    """A warning where a CPU of those `features`, words with blanks between, computes `precision` more slowly than
-    float32. Of CPUs whose features are not known nothing is said."""
-    words = features.split()
-    if "sse2" in words and not set(FAST.get(precision, words)) & set(words):
-        logging.warning(
-            "runtime.precision=%s is slower than float32 here: this CPU has none of the instructions by which "
-            "TensorFlow computes it (%s). On such a CPU training of B0 took 2 to 4 times as long; set "
-            "--config.runtime.precision=float32",
-            precision,
-            " or ".join(FAST[precision]),
-        )
 
 
 def in_precision(mode: Callable) -> Callable:

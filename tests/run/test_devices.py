@@ -2,7 +2,7 @@
 
 import pytest
 
-from g16net.training import runtime
+from g16net.run import devices
 
 ZEN3, ZEN4, SAPPHIRE = "avx avx2 fma sse2", "avx avx2 avx512f avx512_bf16 sse2", "avx512f avx512_fp16 sse2"
 
@@ -21,9 +21,9 @@ ZEN3, ZEN4, SAPPHIRE = "avx avx2 fma sse2", "avx avx2 avx512f avx512_bf16 sse2",
     ],
 )
 def test_a_precision_that_slows_a_cpu_down_is_warned_of_once(precision, features, warned, caplog):
-    runtime.warn_of_slow.cache_clear()
+    devices.warn_of_slow.cache_clear()
     for _ in range(2):
-        runtime.warn_of_slow(precision, features)
+        devices.warn_of_slow(precision, features)
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == warned
     assert all(precision in text and "--config.runtime.precision=float32" in text for text in told)
