@@ -134,7 +134,8 @@ def draw(axes, panel):
     axes.margins(x=0.1, y=0.15)
     if panel.ticks:
         axes.set_xticks(range(len(panel.ticks)))
-        axes.set_xticklabels(panel.ticks)
+        crowded = sum(map(len, panel.ticks)) > 40  # characters: then names take two lines
+        axes.set_xticklabels([tick.replace(" ", "\n", 1) if crowded else tick for tick in panel.ticks])
         axes.grid(axis="x", visible=False)
     elif panel.log:
         _plain_ticks(axes)
