@@ -94,6 +94,7 @@ def load(patterns):
     """Of the finished runs: a list of `Run`; the report's points, of all seeds together; and speeds by mode benchmark,
     {(size, network, "train" or "infer", pixels): images per second}."""
     loaded = runs.load(patterns)
+    print(*loaded.problems, sep="\n", end="\n" if loaded.problems else "", file=sys.stderr)
     groups = runs.group(loaded.runs)
     everything = points.measured(groups, loaded.benchmarks)
     macs = {(p["variant"], _name(p), p["test_size"]): p["multiply_adds"] for p in everything if p["multiply_adds"]}

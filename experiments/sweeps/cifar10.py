@@ -219,7 +219,5 @@ def headline(seeds):
 def get_runs(arg=""):
     args = config_lib.parse_arg(arg, part="norms", seeds=3)
     once = {"rates": rates, "suspects": suspects}
-    if args.part in once:
-        return once[args.part]()
-    parts = {"norms": norms, "float32": float32, "passes": passes, "causes": causes, "full": full, "half": half}
-    return {**parts, "headline": headline}[args.part](args.seeds)
+    parts = {part.__name__: part for part in (norms, float32, passes, causes, full, half, headline)}
+    return once[args.part]() if args.part in once else parts[args.part](args.seeds)

@@ -218,8 +218,8 @@ GroupConv conv_of(Call& call, int index, int32_t strides) {
   const std::vector<int64_t> shape = call.image(index);
   TF_Tensor* tensor = call.input(index + 1);
   const std::vector<int64_t> kernel = tensor ? Call::dims(tensor) : std::vector<int64_t>();
-  if (call.ok() && (kernel.size() != 4 || kernel[0] != kernel[1] || kernel[0] < 1 || kernel[2] != kGroup || kernel[3] != shape[3] ||
-                    kernel[3] % kGroup || kernel[3] == 0 || strides < 1))
+  if (call.ok() && (kernel.size() != 4 || kernel[0] != kernel[1] || kernel[0] < 1 || kernel[2] != kGroup ||
+                    kernel[3] != shape[3] || kernel[3] % kGroup || kernel[3] == 0 || strides < 1))
     call.fail("the kernel must be [k, k, 16, channels of x], a multiple of 16, and strides positive");
   if (!call.ok()) return GroupConv(0, 0, 0, kGroup, 1, 1);
   return GroupConv(shape[0], shape[1], shape[2], shape[3], kernel[0], strides);

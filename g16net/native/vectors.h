@@ -191,8 +191,8 @@ struct Pair {
   int32_t x, dy;
 };
 
-// Of sums[16, 16] the rows FIRST to FIRST + COUNT += x times dy, over `pairs` of `samples` images, which lie `x_image` and
-// `dy_image` numbers apart.
+// Of sums[16, 16] the rows FIRST to FIRST + COUNT += x times dy, over `pairs` of `samples` images, which lie `x_image`
+// and `dy_image` numbers apart.
 template <int FIRST, int COUNT>
 void add_rows(const float* x, int64_t x_image, const float* dy, int64_t dy_image, int64_t samples, const Pair* pairs,
               const Pair* end, float* sums) {
@@ -229,12 +229,10 @@ inline void add_products(const float* x, int64_t x_image, const float* dy, int64
 // sums[16, 16] += x [rows, columns, 16] times dy [rows, columns, 16], over rows and columns.
 inline void add_products(const float* x, int64_t x_row, const float* dy, int64_t dy_row, int64_t rows, int64_t columns,
                          float* sums) {
-  static thread_local std::vector<Pair> pairs;
+  static thread_local std::vector<Pair> pairs;  // of a row, which is taken as an image is
   pairs.clear();
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c)
-      pairs.push_back({int32_t(r * x_row + c * kGroup), int32_t(r * dy_row + c * kGroup)});
-  add_products(x, 0, dy, 0, 1, pairs, sums);
+  for (int32_t c = 0; c < columns; ++c) pairs.push_back({c * kGroup, c * kGroup});
+  add_products(x, x_row, dy, dy_row, rows, pairs, sums);
 }
 
 #endif  // AVX2

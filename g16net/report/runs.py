@@ -65,7 +65,7 @@ def load(patterns):
     file, and globs."""
     loaded = Loaded([], [], [], [])
     for pattern in patterns:
-        folder, report, names = pattern.partition("report.json" + os.sep)
+        folder, _, names = os.path.expanduser(pattern).partition("report.json" + os.sep)
         if names and os.path.isfile(folder + "report.json"):
             _add_report(loaded, folder + "report.json", names)
             continue
