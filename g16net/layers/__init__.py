@@ -4,6 +4,7 @@ from g16net import compat  # noqa: F401  first, as it says in one sentence where
 from g16net.layers.group_conv import GroupConv2D
 from g16net.layers.normalize import Normalize
 from g16net.layers.norms import BatchNorm, GroupNorm, LayerNorm
+from g16net.layers.pointwise_conv import PointwiseConv2D
 from g16net.layers.proxy_norm import ProxyNormActivation
 from g16net.layers.squeeze_excite import SqueezeExcite
 from g16net.layers.stochastic_depth import Dropout, StochasticDepth
@@ -15,6 +16,7 @@ __all__ = [
     "GroupNorm",
     "LayerNorm",
     "Normalize",
+    "PointwiseConv2D",
     "ProxyNormActivation",
     "SqueezeExcite",
     "StochasticDepth",

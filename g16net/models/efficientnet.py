@@ -95,10 +95,11 @@ def build(
         return keras.initializers.VarianceScaling(2.0, mode, "truncated_normal", seed=layer_seed(layer))
 
     def conv(x, filters, layer, kernel=1, strides=1):
-        return keras.layers.Conv2D(
+        conv2d = layers.PointwiseConv2D if kernel == 1 else keras.layers.Conv2D
+        return conv2d(
             filters,
             kernel,
-            strides,
+            strides=strides,
             padding="same",
             use_bias=False,
             kernel_initializer=initializer(layer, "fan_out"),

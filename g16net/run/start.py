@@ -7,6 +7,7 @@ import tempfile
 from typing import Sequence
 
 from g16net.errors import UserError
+from g16net.run.allocator import keep_memory
 
 
 def start_tensorflow(modules: Sequence[str] = (), devices: bool = True) -> None:
@@ -15,6 +16,7 @@ def start_tensorflow(modules: Sequence[str] = (), devices: bool = True) -> None:
 
     UserError where TensorFlow is missing, or Keras is set to compute with another backend.
     """
+    keep_memory()  # before there are threads
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as chatter:

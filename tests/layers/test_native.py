@@ -214,6 +214,49 @@ def test_group_conv_equals_a_convolution_by_groups(shape, kernel, strides):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5 * np.abs(b).max())
 
 
+def penalty(function, values):
+    """The gradients of a function of `function(*values)`'s gradients."""
+    with tf.GradientTape() as outer:
+        outer.watch(values)
+        with tf.GradientTape() as inner:
+            inner.watch(values)
+            loss = tf.reduce_sum(function(*values) ** 3)
+        total = tf.add_n([tf.reduce_sum(gradient**2) for gradient in inner.gradient(loss, values)])
+    return outer.gradient(total, values)
+
+
+@convolves
+@pytest.mark.parametrize("strides", [1, 2])
+def test_second_gradients_of_a_group_conv(strides):
+    values = [case((3, 5, 6, 32), tf.float32)[0], tf.random.stateless_normal([3, 3, 16, 32], [3, 4]) / 12]
+    found, expected = (
+        penalty(lambda x, kernel: function(x, kernel, strides), values) for function in (native.group_conv, by_groups)
+    )
+    for a, b in zip(found, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
+
+
+@needs_native
+def test_second_gradients_of_the_gate():
+    values = [case((3, 5, 6, 32), tf.float32)[0], tf.random.stateless_uniform([3, 32], [1, 2])]
+    expected = penalty(lambda x, gate: x * gate[:, None, None], values)
+    for a, b in zip(penalty(native.multiply, values), expected):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
+
+
+def test_second_gradients_of_a_norm_need_the_plain_operations():
+    x, gamma, beta = case((3, 5, 6, 32), tf.float32)[0], tf.ones([32]), tf.zeros([32])
+
+    def norm(x, gamma, beta):
+        return norm_activation(x, gamma, beta, 1, False, 1e-3, "swish")
+
+    if native.enabled():
+        with pytest.raises(LookupError, match="G16NET_NATIVE=0"):
+            penalty(norm, [x, gamma, beta])
+    with native.disabled():
+        assert all(np.isfinite(value).all() for value in penalty(norm, [x, gamma, beta]))
+
+
 @convolves
 def test_group_conv_of_a_result_too_large_for_the_cache():
     x = tf.random.stateless_normal([9, 128, 128, 16], [1, 2])  # 9 MB
