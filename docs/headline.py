@@ -41,9 +41,11 @@ EPOCHS = 12  # of the baselines
 def step_of(run):
     """The `Step` that a run is of, or None."""
     config = run.config
-    if config["model.variant"] != "CIFAR" or config["run.epochs"] > EPOCHS:
+    half = config["data.train_size"] < config["data.eval_size"]
+    crop = "box" if half else "reflect"  # other runs of as many epochs tell pixels from boxes
+    if config["model.variant"] != "CIFAR" or config["run.epochs"] > EPOCHS or config["data.crop"] != crop:
         return None
-    this = runs.network_name(config), config["model.width"], config["data.train_size"] < config["data.eval_size"]
+    this = runs.network_name(config), config["model.width"], half
     named = [step for step in STEPS if (step.network, step.width, step.half) == this]
     return named[0] if named else None
 

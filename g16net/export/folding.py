@@ -154,7 +154,7 @@ def _step(layer, steps, delayed):
         biases = _array(layer.reduce_bias), _array(layer.expand_bias)
         return Gate(name, kernels[0], biases[0], kernels[1], biases[1], layer.activation, delayed), None
     kind = type(layer).__name__
-    if kind in ("Conv2D", "PointwiseConv2D"):
+    if kind == "Conv2D":
         return Conv(name, _array(layer.kernel), None, layer.strides[0], 1, "native"), None
     if kind == "Add":
         return Add(name), None

@@ -95,11 +95,10 @@ def build(
         return keras.initializers.VarianceScaling(2.0, mode, "truncated_normal", seed=layer_seed(layer))
 
     def conv(x, filters, layer, kernel=1, strides=1):
-        conv2d = layers.PointwiseConv2D if kernel == 1 else keras.layers.Conv2D
-        return conv2d(
+        return layers.Conv2D(
             filters,
             kernel,
-            strides=strides,
+            strides,
             padding="same",
             use_bias=False,
             kernel_initializer=initializer(layer, "fan_out"),

@@ -139,7 +139,7 @@ def convolves(x, width):
 @compat.as_written
 def multiplies(x):
     """Whether the gradients of a 1 x 1 convolution of x are faster as TensorFlow's matrix products than as oneDNN's
-    convolutions, in float32: with AVX2 0.6 to 0.8 of the time; with AVX-512 both are as fast."""
+    convolutions: in float32 with AVX2, see `layers.conv`; with AVX-512 they gain little."""
     return enabled() and x.dtype == tf.float32 and _vector == 8
 
 

@@ -184,12 +184,13 @@ def test_epochs_to_an_accuracy_lie_between_those_trained(target, epochs):
 
 def test_the_headline_adds_up_epochs_and_fine_tuning(tmp_path):
     shared = {"model__variant": "CIFAR", "run__global_batch": 100, "run__epochs": 12, "epochs": 12, "gain": 0.0}
-    for name, group_size, norm, size, top1 in (
-        ("a", 1, "gn", 48, 0.80), ("b", 16, "gn", 48, 0.79), ("c", 16, "ln_pn", 24, 0.85)
+    for name, group_size, norm, size, top1, crop in (
+        ("a", 1, "gn", 48, 0.80, "reflect"), ("b", 16, "gn", 48, 0.79, "reflect"), ("c", 16, "ln_pn", 24, 0.85, "box"),
+        ("no step", 1, "gn", 48, 0.90, "box"),
     ):  # fmt: skip
         tuned = (48,) * (size < 48)
         made = {"group_size": group_size, "norm": norm, "train_size": size, "top1": top1, "finetuned": tuned}
-        made_runs.write(tmp_path / "runs" / name, **made, **shared)
+        made_runs.write(tmp_path / "runs" / name, **made, data__crop=crop, **shared)
     loaded = headline.runs.load([str(tmp_path / "runs")])
     for run, speed in zip(loaded.runs, (500.0, 1000.0, 2000.0)):
         timed = {"task": "train", "network": run.config, "size": run.config["data.train_size"]}

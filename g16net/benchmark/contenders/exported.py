@@ -15,10 +15,12 @@ import tempfile
 import numpy as np
 
 from g16net.benchmark import contenders
+from g16net.run.allocator import keep_memory
 
 
 def main(options):
     threads, kind = options["threads"], options["format"]
+    keep_memory()
     if options.get("peer") != "timm":  # whose process has torch
         from g16net.run.start import start_tensorflow
 
