@@ -206,6 +206,8 @@ def test_the_headline_adds_up_epochs_and_fine_tuning(tmp_path):
     headline.draw(str(tmp_path / "steps.svg"), loaded, 10.0)
     drawn = (tmp_path / "steps.svg").read_text()
     assert all(headline.STEPS[i].adds in drawn for i in (0, 2, 4)) and headline.STEPS[3].adds not in drawn
-    made_runs.write(tmp_path / "runs" / "d", group_size=16, norm="gn", optim__learning_rate=9.0, **shared)
+    made_runs.write(
+        tmp_path / "runs" / "d", group_size=16, norm="gn", optim__learning_rate=9.0, data__crop="reflect", **shared
+    )
     with pytest.raises(SystemExit, match="two kinds of runs of 12 epochs"):  # not one with another seed
         headline.table(headline.runs.load([str(tmp_path / "runs")]), 10.0)
