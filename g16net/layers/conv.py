@@ -16,8 +16,8 @@ from g16net.compat import keras, ops
 class Conv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D`, which it equals to rounding, and faster where kernels of 1 x 1 train on a CPU.
 
-    `[batch, height, width, channels]` to `[batch, out_height, out_width, filters]`. Arguments, weights and saved form are
-    Keras' own, and either class reads the weights of the other.
+    `[batch, height, width, channels]` to `[batch, out_height, out_width, filters]`. Arguments, weights and saved form
+    are Keras' own, and either class reads the weights of the other.
     """
 
     def call(self, inputs, training=None):
