@@ -22,7 +22,7 @@ G1 is twice as wide as G16 and has 0.93 to 0.98 of its multiply-adds. Written do
   clipped gradients or a longer warm-up, no label smoothing, no mixup. A change of 1 point or more is one that is
   repeated with seeds 0 to 2, and with BN beside it.
 - Precision, added last: the norms of G16 at size "t" in float32 (`part=float32`), to see whether bfloat16 has a part in
-  the gap. Without AVX-512 it is the faster precision, too; so that part has further seeds of CutMix for 90 epochs, and
+  the gap. Without AVX-512 it is the faster precision, too; so that part has CutMix for 90 epochs as well, and
   boxes at 32 pixels for 8 epochs, to tell boxes from pixels in the headline's half resolution.
 - The CIFAR variant itself (1.7 M parameters), LN+PN and BN (`part=full`): 93 % is hoped for.
 - Half resolution (`part=half`), size "c", whose total stride of 8 divides both sizes; G16 with LN+PN and BN: random
