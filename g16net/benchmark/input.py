@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from g16net import extras, native
+from g16net import extras, host
 from g16net.data import order as orders
 from g16net.data import transforms
 from g16net.data.sources.folder import list_images
@@ -52,7 +52,7 @@ def benchmark_data(config, workdir, peers=(), rounds=5, seconds=2.0):
             speeds[name].append(measure(batches, seconds, warmup=1.5 * seconds if turn == 0 else 0.25 * seconds))
         for name, rate in peers_rates.items():
             speeds[name].append(rate(seconds, warmup=0.5 * seconds))
-    cores = native.cores()
+    cores = host.cores()
     rows = [
         {
             "name": name,

@@ -10,7 +10,7 @@ import time
 import tensorflow as tf
 from tensorflow import keras
 
-from g16net import compat, layers, native
+from g16net import compat, host, layers
 from g16net.benchmark import contenders
 from g16net.costs import counts, roofline
 from g16net.models import efficientnet
@@ -50,7 +50,7 @@ def machine(dtype="float32", norms=("bn", "ln_pn"), seconds=0.1):
 def _links(seconds):
     """Of a plan for several of this machine: each a worker, and its loopback in the place of the network."""
     rate = loopback(seconds)
-    return roofline.Links(rate, rate, 1, native.cores(), "measured here: bytes through a local TCP connection")
+    return roofline.Links(rate, rate, 1, host.cores(), "measured here: bytes through a local TCP connection")
 
 
 def loopback(seconds=0.1):

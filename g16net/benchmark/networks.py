@@ -20,7 +20,7 @@ from absl import logging
 
 import g16net
 from g16net import config as config_lib
-from g16net import extras, native
+from g16net import extras, host
 from g16net.config import batches, experiments, recipe
 from g16net.costs import counts
 from g16net.errors import ConfigError, RunError, UserError
@@ -101,7 +101,7 @@ def benchmark(config, workdir, peers=()):
     precisions = config.benchmark.precisions.split(",")
     logging.info("Timing %d contenders in %d cells, %s", len(contenders), len(cells), ", ".join(precisions))
     load = os.getloadavg()[0]
-    if load > 0.3 * native.cores():
+    if load > 0.3 * host.cores():
         logging.warning(
             "This machine is busy (load %.1f). Ratios between our networks stand that; torch's figures do not, for its "
             "threads wait for each other at every operation.",
@@ -116,7 +116,7 @@ def benchmark(config, workdir, peers=()):
                     continue
                 if module == "exported" and precision != precisions[0]:
                     continue
-                common = {"threads": config.benchmark.threads or native.cores(), "num_classes": config.data.num_classes}
+                common = {"threads": config.benchmark.threads or host.cores(), "num_classes": config.data.num_classes}
                 given = dict(common, **options(precision if module == "ours" else recipe.dtype_of(precision)))
                 given.update({"folder": folder} if module == "exported" else {})
                 network = None
@@ -138,8 +138,8 @@ def benchmark(config, workdir, peers=()):
                 row.profile()
     figures = {
         "size": list(sizes),
-        "cores": native.cores(),
-        "threads": config.benchmark.threads or native.cores(),
+        "cores": host.cores(),
+        "threads": config.benchmark.threads or host.cores(),
         "load_before": round(load, 2),
         "rounds": config.benchmark.rounds,
         "seconds_a_turn": config.benchmark.seconds,

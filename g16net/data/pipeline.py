@@ -25,7 +25,7 @@ from typing import Any, Callable, Optional, Tuple
 import tensorflow as tf
 from absl import logging
 
-from g16net import compat, native
+from g16net import compat, host, native
 from g16net.data import order as orders
 from g16net.data import transforms
 from g16net.data.sources.base import Source
@@ -218,7 +218,7 @@ def _batches(
 
     `finish` gets {"image", "label", "sound": bool [batch]} and the rows.
     """
-    calls = num_parallel_calls or 2 * native.cores()
+    calls = num_parallel_calls or 2 * host.cores()
     steps = min(max(2, -(-2 * calls // batch)), 16)  # in work at once, so that small batches keep the cores busy too
 
     def example(slot, row):

@@ -18,7 +18,7 @@ import threading
 
 from absl import logging
 
-from g16net import compat
+from g16net import compat, host
 from g16net.compat import tf
 
 try:  # not public, and the only way to know
@@ -48,7 +48,7 @@ def library():
             try:
                 path = build.build()
                 _library = tf.load_op_library(path)
-                threads = tf.config.threading.get_intra_op_parallelism_threads() or cores()
+                threads = tf.config.threading.get_intra_op_parallelism_threads() or host.cores()
                 functions = ctypes.CDLL(path)
                 functions.g16_set_threads(threads)
                 _vector = functions.g16_conv_vector()
@@ -56,11 +56,6 @@ def library():
                 logging.info("No native operations, TensorFlow's own do the work: %s", error)
                 _library = False
     return _library or None
-
-
-def cores():
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gradient_of(operation):

@@ -10,6 +10,8 @@ import ctypes
 import glob
 import os
 
+from g16net import host
+
 # Number and value of an option of glibc's `mallopt`, and the words by which a user's environment sets such a thing.
 OPTIONS = (
     (-4, 0, ("MALLOC_MMAP", "glibc.malloc.mmap")),  # no block is a mapping of its own
@@ -22,13 +24,14 @@ CORES = 16  # threads of more may wait for each other at one heap: not measured
 
 def wanted() -> bool:
     """Whether the tensors of this machine are in memory that `keep_memory` would keep."""
-    return (os.cpu_count() or 1) <= CORES and not any(glob.glob(pattern) for pattern in ACCELERATORS)
+    return host.cores() <= CORES and not any(glob.glob(pattern) for pattern in ACCELERATORS)
 
 
 def keep_memory() -> None:
     """Makes glibc keep freed memory, but for what the user's environment sets.
 
-    Nothing is done with another C library, on machines with accelerators, and on those with more than `CORES` cores.
+    Nothing is done with another C library, on machines with accelerators, and where more than `CORES` cores may be
+    used.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

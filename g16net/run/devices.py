@@ -12,7 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tensorflow import keras
 
-from g16net import compat, native
+from g16net import compat, host, native
 from g16net.config import batches, recipe
 from g16net.data.sources.base import Source
 from g16net.errors import ConfigError, RunError, UserError
@@ -284,7 +284,7 @@ class Devices:
         if gpus:
             text = f"{len(gpus)} GPU"
         else:
-            text = f"CPU, {native.cores()} cores"
+            text = f"CPU, {host.cores()} cores"
         if self.replicas > 1:
             text += f", {self.replicas} replicas in {self.shard[1]} process{'es' if self.shard[1] > 1 else ''}"
         if self.updates.accumulation > 1:

@@ -12,7 +12,7 @@ import pytest
 from helpers import command, slow_with_keras3, wait_for
 from made_data import class_folders
 
-from g16net import native, sweep
+from g16net import host, sweep
 from g16net.cli.main import main
 from g16net.config import experiments
 from g16net.errors import ConfigError, UserError
@@ -258,7 +258,7 @@ def test_failures_are_isolated_named_and_tried_again_on_demand(tmp_path):
     assert os.path.realpath(os.path.join(workdir, "tuned", "checkpoints")).endswith("good/checkpoints")
     assert json.loads(open(os.path.join(workdir, "tuned", "finetune.json")).read())["size"] == 32
     assert rows["good"]["top1"] == json.loads(open(os.path.join(workdir, "good", "evaluate.json")).read())["top1"]
-    own = len(local.shares(2)[0] or ()) or native.cores()
+    own = len(local.shares(2)[0] or ()) or host.cores()
     assert f"CPU, {own} core" in open(os.path.join(workdir, "good", "run.log")).read()
     assert "for the training of good" in shown[0] and "2 done, 1 failed, 0 running" in shown[-1]
     assert json.loads(open(os.path.join(workdir, "sweep.json")).read())["runs"] == summary["runs"]

@@ -20,8 +20,9 @@ from g16net.run.allocator import keep_memory
 
 def main(options):
     threads, kind = options["threads"], options["format"]
-    keep_memory()
-    if options.get("peer") != "timm":  # whose process has torch
+    if options.get("peer") == "timm":  # its process has torch
+        keep_memory()
+    else:
         from g16net.run.start import start_tensorflow
 
         start_tensorflow()
