@@ -110,7 +110,7 @@ def load(patterns):
             one, config = rows[0], run.config
             network, train, native = (one["variant"], _name(one)), one["train_size"], one["native_size"]
             half, passes = train < native, config["run.epochs"]
-            tuned = [p for p in rows if half and p["finetuned"]]
+            tuned = [p for p in rows if half and p["finetuned"] and not p["folder"]]
             kinds = {p["layers"]: DEEP if points.tuned(p) == "stages" else HALF for p in tuned}
             for layers, kind in (kinds or {"": HALF if half else NATIVE}).items():
                 cost = {"multiply-adds": None, "time": None}
@@ -122,7 +122,7 @@ def load(patterns):
                 if timed and kind != DEEP:
                     cost["time"] = passes / speeds[(*network, "train", train)]
                     cost["time"] += 1 / speeds[(*network, "infer", native)] if half else 0.0
-                own = [p for p in rows if p["layers"] in ("", layers)]
+                own = [p for p in rows if p["layers"] in ("", layers) and not p["folder"]]
                 top1 = {(p["test_size"], p["finetuned"]): 100 * p["top1"]["mean"] for p in own}
                 found.append(Run(network[1], kind, network[0], config["run.seed"], native, top1, cost))
     return found, everything, speeds

@@ -56,6 +56,8 @@ def execute(assignments, main):
     for mode, row in rows.items():
         if "check" in row.checks:
             modes.function(mode, "check")(config, **options(mode))
+    if any(key == "init.checkpoint" for key, _ in assignments):
+        modes.function("adopt", "check_weights")(config, workdir)
     check_workdir(rows, config, workdir)
     if FLAGS.dry_run:
         dry_run(rows, config, workdir)

@@ -6,6 +6,7 @@ is opened.
 
 import json
 import math
+import os
 import re
 from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 
@@ -515,9 +516,11 @@ def parse_value(key: str, text: str) -> Any:
 def override(config: ConfigDict, assignments: Sequence[Tuple[str, str]]) -> None:
     """Sets `[(key, text), ...]`, as they stand on the command line, in `config`.
 
-    Another optimizer leaves open what `config` had for the one before, for `recipe.resolve` to fill in.
+    Another optimizer, and another batch of fine-tuning, leave open what `config` had by rule for the one before, for
+    `recipe.resolve` to fill in.
     """
     given, before = {key for key, _ in assignments}, optimizers.chosen(config)
+    by_batch = optimizers.finetuning(config) if config.finetune.global_batch else {}
     for key, text in assignments:
         value = parse_value(key, text)
         section, name = key.split(".")
@@ -527,6 +530,10 @@ def override(config: ConfigDict, assignments: Sequence[Tuple[str, str]]) -> None
         for name in names:
             if after[section] != before[section] and f"{section}.{name}" not in given:
                 config[section][name] = None
+    for name, number in by_batch.items():
+        by_rule = "finetune.global_batch" in given and config.finetune[name] == number
+        if by_rule and f"finetune.{name}" not in given:
+            config.finetune[name] = None
 
 
 def parse_arg(text: Optional[str], **spec: Any) -> ConfigDict:
@@ -608,9 +615,11 @@ def example(field: Field) -> Any:
 
 def save(config: ConfigDict, path: str) -> None:
     """Writes `config` as JSON."""
-    with open(path, "w", encoding="utf-8") as file:
+    partial = f"{path}.partial"  # so that a full disk or a kill leaves the file that was there
+    with open(partial, "w", encoding="utf-8") as file:
         json.dump(config.to_dict(), file, indent=2, sort_keys=True)
         file.write("\n")
+    os.replace(partial, path)
 
 
 def load(path: str) -> ConfigDict:

@@ -28,6 +28,8 @@ OPTIMIZERS = {
 }
 # The fields whose numbers suit one optimizer alone, of training and of fine-tuning.
 OWN = {"optim": ("learning_rate", "decay", "epsilon", "weight_decay"), "finetune": ("learning_rate", "decay")}
+RATE_PER_IMAGE = 2.0**-14  # learning rate, and 1 - decay of the mean square, for each image of the global batch
+FINETUNE_FACTOR = 8  # times the rate of training: 2^-11 for each image with RMSProp
 KERAS = "keras:"  # begins the name of one of Keras' own
 KERAS_RULE = Rule(None, 0.0, 1e-3, 0.0)
 
@@ -45,3 +47,14 @@ def rule(name: str) -> Rule:
 def chosen(config: Any) -> Dict[str, str]:
     """The names of the optimizers of training and of fine-tuning, by section."""
     return {"optim": config.optim.name, "finetune": config.finetune.optimizer or config.optim.name}
+
+
+def finetuning(config: Any) -> Dict[str, float]:
+    """The numbers that fine-tuning's optimizer has for `finetune.global_batch` where they are left open."""
+    chosen_rule, batch = rule(chosen(config)["finetune"]), config.finetune.global_batch
+    by_rule = FINETUNE_FACTOR * (chosen_rule.per_image or 0) * batch
+    by_batch = max(1 - RATE_PER_IMAGE * batch, 0.0)
+    return {
+        "learning_rate": by_rule or config.optim.learning_rate,
+        "decay": by_batch if chosen_rule.decay is None else chosen_rule.decay,
+    }

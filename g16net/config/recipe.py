@@ -14,8 +14,7 @@ from g16net.errors import ConfigError, suggest
 from g16net.models import architecture
 
 COMPILED = ("tpu", *ipu_settings.STRATEGIES)  # strategies of devices whose compiler takes whole train steps
-RATE_PER_IMAGE = 2.0**-14  # learning rate, and 1 - decay of the mean square, for each image of the global batch
-FINETUNE_BATCH, FINETUNE_FACTOR = 512, 8  # 2^-11 for each image with RMSProp
+FINETUNE_BATCH = 512
 
 # The parts of a network from the end, as `finetune.layers` names them.
 PARTS = ("top", "block7", "block6", "block5", "block4", "block3", "block2", "block1", "stem")
@@ -129,7 +128,7 @@ def _resolve_optimizer(config):
             )
         optim.learning_rate = rule.per_image * batch
     if optim.decay is None:
-        optim.decay = 1 - RATE_PER_IMAGE * batch if rule.decay is None else rule.decay
+        optim.decay = 1 - optimizers.RATE_PER_IMAGE * batch if rule.decay is None else rule.decay
         if not 0 <= optim.decay < 1:
             raise ConfigError(
                 f"run.global_batch={batch} leaves no decay by the recipe's 1 - 2^-14 x batch; "
@@ -151,13 +150,9 @@ def _resolve_finetune(config, variant):
         finetune.optimizer = config.optim.name
     if finetune.clip_norm is None:
         finetune.clip_norm = config.optim.clip_norm
-    rule = optimizers.rule(finetune.optimizer)
-    if finetune.learning_rate is None:
-        by_rule = FINETUNE_FACTOR * (rule.per_image or 0) * finetune.global_batch
-        finetune.learning_rate = by_rule or config.optim.learning_rate
-    if finetune.decay is None:
-        by_batch = max(1 - RATE_PER_IMAGE * finetune.global_batch, 0.0)
-        finetune.decay = by_batch if rule.decay is None else rule.decay
+    for name, number in optimizers.finetuning(config).items():
+        if finetune[name] is None:
+            finetune[name] = number
 
 
 def _check_sizes(config, variant):

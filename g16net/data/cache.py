@@ -243,6 +243,7 @@ def _fingerprint(source, size, max_pixels, exif):
     if source.contents:
         contents = source.contents()
         facts += [contents["digest"], contents.get("class_samples"), contents.get("label_offset")]
+        facts += [contents["input_key"]] if "input_key" in contents else []
     facts += [_written(source.files()) if source.files else None, max_pixels, exif, DECODING]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 

@@ -32,7 +32,7 @@ def check(config: ConfigDict) -> None:
 
 @runtime.in_precision
 def channels(config: ConfigDict, workdir: str) -> Dict[str, Any]:
-    """Figures by depth, over the first images of the evaluation split, of `eval.weights` at `data.eval_size`.
+    """Figures by depth, over the first images of the evaluation split, of `eval.weights` at their test size.
 
     Returns `drift` and `spread` (means over the network), and `layers`, a row per norm:
 
@@ -43,6 +43,7 @@ def channels(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     - `mean`, `variance`: [channels] of each channel, in the file `moments` alone.
     """
     runtime.setup(config)
+    config = assemble.at_test_size(config, workdir)
     model, class_names = assemble.trained(config, workdir)
     source = assemble.open_eval_source(config, workdir, class_names, "look at its channels")
     batches = assemble.eval_batches(config, source, config.data.eval_size)

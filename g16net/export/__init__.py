@@ -32,6 +32,7 @@ def export(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     """
     kind, row = config.export.format, FORMATS[config.export.format]
     check(config)
+    config = assemble.at_test_size(config, workdir)
     if row.write is None:
         return session.export(config, workdir)
     # What is folded, or compared with, may be made for one size of images; a Keras file may not.

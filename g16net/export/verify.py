@@ -31,6 +31,7 @@ def verify_export(config: ConfigDict, workdir: str, file: str = "") -> Dict[str,
     """
     path = file or formats.path_of(config, workdir)
     runner = formats.load(path)
+    config = assemble.at_test_size(config, workdir)
     with compat.policy("float32"):
         model, class_names = assemble.trained(config, workdir)
     source = assemble.open_eval_source(config, workdir, class_names, "verify the export")

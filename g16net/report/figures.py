@@ -174,8 +174,8 @@ def resolutions(found):
             series = []
             for group in dict.fromkeys(p["group"] for p in same if p["variant"] == variant):
                 of_group = [p for p in same if p["group"] == group]
-                for layers in sorted({p["layers"] for p in of_group}):
-                    rows = [p for p in of_group if p["layers"] == layers]
+                for tuned in sorted({(p["layers"], p["folder"]) for p in of_group}):
+                    rows = [p for p in of_group if (p["layers"], p["folder"]) == tuned]
                     one = rows[0]
                     network = look.network(one["group_size"], one["norm"])
                     parts = [network, f"trained at {one['trained_at']}", *_short(one["setting"]), *points.tuning(one)]
@@ -276,7 +276,7 @@ def _sizes(same):
 
 
 def _network(point):
-    fields = ("group_size", "norm", "resolution", "pixels", "kind", "finetuned", "layers", "setting")
+    fields = ("group_size", "norm", "resolution", "pixels", "kind", "finetuned", "layers", "folder", "setting")
     return tuple(point[field] for field in fields)
 
 

@@ -188,7 +188,7 @@ def _points_table(rows):
             point["group"],
             figures.KINDS[point["kind"]],
             point["test_size"],
-            point["layers"] or ("yes" if point["finetuned"] else "no"),
+            " in ".join(filter(None, (point["layers"], point["folder"]))) or ("yes" if point["finetuned"] else "no"),
             *_spread(point["top1"]),
             *(_number(point[key]) for key in (figures.MACS, figures.TRAIN, figures.INFER)),
         ]
@@ -234,7 +234,7 @@ def _results(groups, found):
         plain = next((point["top1"] for point in native if not point["finetuned"]), None)
         best = points.at_best(rows)
         for tuned in [point for point in native if point["finetuned"]] or [None]:
-            seconds = points.finetune_seconds(group, tuned and tuned["layers"])
+            seconds = points.finetune_seconds(group, *((tuned["layers"], tuned["folder"]) if tuned else ()))
             seeds, of_tuned = len(group.runs), tuned["top1"]["runs"] if tuned else len(group.runs)
             cells.append(
                 [

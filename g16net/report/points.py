@@ -2,8 +2,9 @@
 
 A point is a dict. "kind" says where it is from and is never mixed: "measured" here, "published" (read off the paper's
 figure) or "estimated" (speed by the performance model). "finetuned" says whether, "layers" which were tuned as the
-config names them ("" where none were, or it is not known). "top1" has the seeds' spread; costs and speeds are numbers
-or None: "multiply_adds" (of the test image), "train_images_per_second", "infer_images_per_second".
+config names them ("" where none were, or it is not known), "folder" where, if not in the usual one. "top1" has the
+seeds' spread; costs and speeds are numbers or None: "multiply_adds" (of the test image), "train_images_per_second",
+"infer_images_per_second".
 """
 
 import statistics
@@ -72,14 +73,15 @@ def _of_group(group):
     }
     rows = {}
     for run in group.runs:
-        for size, layers, top1 in _results(run):
-            rows.setdefault((size, layers), []).append(top1)
-    for (size, layers), values in sorted(rows.items()):
+        for *key, top1 in _results(run):
+            rows.setdefault(tuple(key), []).append(top1)
+    for (size, layers, folder), values in sorted(rows.items()):
         yield {
             **same,
             "test_size": size,
             "finetuned": layers != "",
             "layers": layers,
+            "folder": folder,
             "top1": runs.spread(values),
             "multiply_adds": _of_size(group, size, "multiply_adds"),
             "infer_images_per_second": _of_size(group, size, "images_per_second"),
@@ -100,18 +102,18 @@ def resolution(config):
 
 
 def _results(run):
-    """`(test size, layers that were fine-tuned or "", top-1)` of a run, each once."""
+    """`(test size, layers that were fine-tuned or "", folder of that or "", top-1)` of a run, each once."""
     results = {}
     weights = runs.weights(run)
     if run.train:
-        results[run.train.get("eval_size", run.config["data.eval_size"]), ""] = run.train["top1"]
+        results[run.train.get("eval_size", run.config["data.eval_size"]), "", ""] = run.train["top1"]
     for row in run.evaluations:
-        if row["weights"] == weights and not row.get("changed"):
-            results[row["size"], ""] = row["top1"]
+        if row["weights"] == weights and not runs.of_others(run, row):
+            results[row["size"], "", ""] = row["top1"]
     for row in run.finetuned:
         if row.get("weights", weights) == weights:  # those that it began from
-            results.setdefault((row["size"], ""), row["top1_before"])
-        results[row["size"], row.get("layers", "top")] = row["top1"]
+            results.setdefault((row["size"], "", ""), row["top1_before"])
+        results[row["size"], row.get("layers", "top"), row.get("folder", "")] = row["top1"]
     return [(*key, top1) for key, top1 in results.items()]
 
 
@@ -178,6 +180,7 @@ def of_paper(costs=()):
                 "kind": PUBLISHED,
                 "setting": "",
                 "layers": "",
+                "folder": "",
                 "data": source["data"],
                 "group": f"{row['variant']} G{row['group_size']} {row['norm']}, {row['train_size']} px"
                 + ("" if row["finetuned"] else ", not fine-tuned"),
@@ -285,7 +288,7 @@ def named(point):
 def tuning(point):
     """`["fine-tuned"]`, `["tuned from block6"]` where it was more than the top, or nothing: a part of a label."""
     how = {"": [], "top": ["fine-tuned"], "stages": [f"tuned from {_deepest(point)}"]}
-    return how[tuned(point)]
+    return how[tuned(point)] + ([f"in {point['folder']}"] if point["folder"] else [])
 
 
 def tuned(point):
@@ -297,10 +300,11 @@ def _deepest(point):
     return min(set(point["layers"].split(",")) - {"top", ""}, default="")  # block6 comes before block7
 
 
-def finetune_seconds(group, layers=None):
-    """Seconds of a run's fine-tunings (of `layers`, where given) at all sizes, in the median over the group's runs that
-    have any; None without."""
-    return _median(
-        sum(row.get("seconds", 0.0) for row in run.finetuned if layers in (None, row.get("layers", "top")))
-        for run in group.runs
-    )
+def finetune_seconds(group, layers=None, folder=""):
+    """Seconds of a run's fine-tunings (those of `layers` in `folder`, where given) at all sizes, in the median over the
+    group's runs that have any; None without."""
+
+    def asked(row):
+        return layers is None or (layers, folder) == (row.get("layers", "top"), row.get("folder", ""))
+
+    return _median(sum(row.get("seconds", 0.0) for row in run.finetuned if asked(row)) for run in group.runs)

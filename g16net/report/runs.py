@@ -1,7 +1,7 @@
 """Reads what runs have written, and joins runs that differ in the seed alone. Opens JSON files only.
 
 A run is a folder with `config.json`. Read are `train.json`, `records.jsonl`, `evaluations.jsonl`, `evaluate.json` and
-`finetune*/SIZE/finetune.json`, as far as they are there. `benchmark.json` and `costs.json` may lie in a run's folder or
+`FOLDER/SIZE/finetune.json`, as far as they are there. `benchmark.json` and `costs.json` may lie in a run's folder or
 in one of their own: their rows name the network. A report's `report.json` holds all that was read for it, and may be
 read in their place, all of it or as a folder of its runs: `results/report.json/g16-*`.
 """
@@ -25,6 +25,8 @@ SAME_RUN = (
     "runtime.steps_per_execution",
 )  # fmt: skip
 SAME_SECTIONS = ("eval", "export", "predict", "checkpoint", "finetune", "costs")
+# Fields that say which images of a data set train and test: of the same ones, the same name is the same data.
+SELECTION = ("data.name", "data.train_split", "data.eval_split", "data.layout", "data.holdout")
 DEFAULTS = json.loads(
     json.dumps({key: field.default for key, field in config_lib.FIELDS.items()})
 )  # lists, as in files
@@ -36,8 +38,9 @@ class Run(NamedTuple):
     config: {"section.name": value}. train: the figures of the training. history: its epochs.
     evaluations: rows with "weights", "size", "top1", ..., and "changed" where they are of other images; the newest of
     each.
-    finetuned: rows with "size", "top1", "top1_before", ...
+    finetuned: rows with "size", "top1", "top1_before", ..., and "folder" where it is not "finetune".
     commands: {mode: command}. versions: of the training. note: what else must be known of these figures.
+    data: a digest of the training split, "" where the run kept none.
     """
 
     folder: str
@@ -49,6 +52,7 @@ class Run(NamedTuple):
     commands: dict
     versions: dict
     note: str = ""
+    data: str = ""
 
 
 class Loaded(NamedTuple):
@@ -83,7 +87,26 @@ def load(patterns):
                 loaded.problems.append(f"{path}: no run here (no config.json), and no folder of runs")
             for folder in map(os.path.normpath, folders):
                 _add(loaded, folder)
+    _tell_data_apart(loaded.runs)
     return loaded
+
+
+def _tell_data_apart(found):
+    """Gives data sets of one name and selection that are not the same (`Run.data`) names of their own, as "data" in the
+    configs."""
+    same = {}
+    for run in found:
+        run.config.pop("data", None)
+        selection = data_name(run.config), *(run.config.get(field) for field in SELECTION)
+        same.setdefault(selection, {}).setdefault(run.data, []).append(run)
+    for (name, *_), by_digest in same.items():
+        known = {digest: alike for digest, alike in by_digest.items() if digest}
+        if len(known) > 1:
+            above = [os.path.basename(os.path.dirname(alike[0].config["data.dir"] or "")) for alike in known.values()]
+            for place, (digest, alike) in zip(above, known.items()):
+                alone = place and above.count(place) == 1
+                for run in alike:
+                    run.config["data"] = f"{place}/{name}" if alone else f"{name} {digest[:6]}"
 
 
 def _belongs(folder, kinds=("config", "benchmark", "costs")):
@@ -96,7 +119,7 @@ def _add(loaded, folder):
     try:
         if os.path.exists(Workdir(folder).config):
             run = read(folder)
-            if run.train or run.evaluations or run.finetuned:
+            if run.train or run.finetuned or not all(of_others(run, row) for row in run.evaluations):
                 loaded.runs.append(run)
                 loaded.problems.extend(_other_weights(run))
             elif not _belongs(folder, ("benchmark", "costs")):
@@ -166,13 +189,25 @@ def _named(rows, loaded, folder, mode):
     return [row for row in rows if row.get("network")]
 
 
+def of_others(run, row):
+    """What an evaluation is of, in words, where it is not of this run's images and of its training's end; else ""."""
+    changed = ", ".join(f"{field}={value}" for field, value in sorted(row.get("changed", {}).items()))
+    if changed:
+        return f"with {changed}"
+    step = row.get("step")  # rows of older versions and of fine-tuned weights have none
+    end = run.train.get("steps", step) if run.train else 0  # without training they are adopted weights
+    return f"of update {step}" if step not in (None, end) else ""
+
+
 def _other_weights(run):
     """A line for each kind of weights or images whose evaluations are no figures of the run."""
     sizes = {}
     for row in run.evaluations:
-        changed = ", ".join(f"{field}={value}" for field, value in sorted(row.get("changed", {}).items()))
-        if changed:
-            sizes.setdefault(("with " + changed, "is without"), []).append(row["size"])
+        other = of_others(run, row)
+        if other:
+            end = f"ended with {run.train.get('steps')}" if run.train else "is not finished"
+            own = "is without" if other.startswith("with") else end
+            sizes.setdefault((other, own), []).append(row["size"])
         elif row["weights"] not in (weights(run), "finetuned"):
             sizes.setdefault((f"of {row['weights']} weights", f"has {weights(run)} ones"), []).append(row["size"])
     for (other, own), found in sizes.items():
@@ -208,6 +243,7 @@ def read(folder):
             _finetuned(folder),
             {mode: result["command"] for mode, result in results.items() if "command" in result},
             results["train"].get("versions", {}),
+            data=_json(Workdir(folder).data, missing={}).get("digest") or "",
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: its files are not those of a run: {type(error).__name__} {error}") from None
@@ -249,8 +285,12 @@ def _evaluations(folder, evaluate):
 
 
 def _finetuned(folder):
-    paths = sorted(glob.glob(os.path.join(glob.escape(folder), "finetune*", "*", "finetune.json")))
-    return [_checked(_json(path), ("size", "top1", "top1_before")) for path in paths]
+    rows = []
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*", "*", "finetune.json"))):
+        name = os.path.relpath(path, folder).split(os.sep)[0]
+        row = _checked(_json(path), ("size", "top1", "top1_before"))
+        rows.append({**row, **({"folder": name} if name != "finetune" else {})})
+    return rows
 
 
 class Group(NamedTuple):
@@ -313,7 +353,7 @@ def _key(config):
     fields = [
         (field, json.dumps(value).strip('"'))
         for field, value in config.items()
-        if field not in SAME_RUN and field.split(".")[0] not in SAME_SECTIONS
+        if field not in (*SAME_RUN, "data") and field.split(".")[0] not in SAME_SECTIONS
     ]
     decoded = [("data.cache_size", str(config["data.cache_size"]))] if config["data.cache"] == "decoded" else []
     return tuple(sorted([*fields, ("data", data_name(config)), *decoded]))
@@ -366,9 +406,12 @@ def resolution_name(config):
 
 def data_name(config):
     """The data's name: of local files the folder's."""
+    if "data" in config:
+        return config["data"]
     folder = os.path.basename(os.path.normpath(config.get("data.dir") or ""))
     name = config.get("data.name", "")
-    return folder if name in ("idx", "folder", "tfrecord") and folder not in ("", ".") else name
+    fetched = name.startswith(("tfds:", "hf:"))  # whose folder is a cache of many
+    return name if fetched or folder in ("", ".") else folder
 
 
 def spread(values):

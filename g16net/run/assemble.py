@@ -3,12 +3,14 @@
 from g16net.compat import tensorflow_only  # noqa: F401  isort: skip  says first what is missing
 
 import functools
+import os
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from ml_collections import ConfigDict
 from tensorflow import keras
 
 from g16net import compat, native
+from g16net import config as config_lib
 from g16net.config import optimizers as optimizer_rules
 from g16net.config import recipe
 from g16net.data import augment as augment_lib
@@ -417,6 +419,11 @@ def trained(
     if weights == "average" and manifest["step"]:  # before the first step it is the weights themselves
         averaged = average(config, network)
         checkpoint.read(folder, checkpoint.state(average=averaged))
+        if averaged.decay and not int(averaged.updates.numpy()):
+            raise UserError(
+                f"{workdir!r} has no averaged weights yet, as its training stopped in its first epoch; go on with it, "
+                "or take the weights as they are: --config.eval.weights=raw"
+            )
         averaged.copy_to()
     else:
         checkpoint.read(folder, checkpoint.model_state(network))
@@ -433,6 +440,22 @@ def _newest(folder, mode):
 def _classes_of(manifest, otherwise):
     """The class names that the checkpoint itself keeps, or `otherwise` where it is of a version that kept none."""
     return list(manifest["data"]["classes"]) if manifest.get("data") else otherwise
+
+
+def at_test_size(config: ConfigDict, workdir: str) -> ConfigDict:
+    """`config` with the size in `data.eval_size` at which the weights of `eval.weights` are used: fine-tuned ones at
+    that of their fine-tuning, unless it is another than the run in `workdir` has.
+
+    UserError where `workdir` holds no such weights.
+    """
+    if config.eval.weights != "finetuned":
+        return config
+    size, stored = int(os.path.basename(finetuned_folder(config, workdir))), Workdir(workdir).config
+    if os.path.exists(stored) and config_lib.load(stored).data.eval_size != config.data.eval_size:
+        return config
+    config = config.copy_and_resolve_references().unlock()
+    config.data.eval_size = size
+    return config.lock()
 
 
 def finetuned_folder(config: ConfigDict, workdir: str) -> str:

@@ -54,13 +54,17 @@ def lock(workdir: str) -> None:
 
 
 def append_line(path: str, value: Any) -> None:
-    """Appends `value` as one JSON line."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(value) + "\n")
+    """Appends `value` as one JSON line, after one that a crash has cut off, too."""
+    line = f"{json.dumps(value)}\n".encode()
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line)
 
 
 def read_lines(path: str) -> List[Dict[str, Any]]:
-    """The records of a file of JSON lines; a last line cut off by a crash is left out."""
+    """The records of a file of JSON lines; a line cut off by a crash is left out."""
     records = []
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
@@ -68,7 +72,7 @@ def read_lines(path: str) -> List[Dict[str, Any]]:
                 try:
                     records.append(json.loads(line))
                 except json.JSONDecodeError:
-                    break
+                    continue
     return records
 
 

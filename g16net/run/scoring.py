@@ -17,6 +17,14 @@ from g16net.run.updates import cut
 KEPT_BYTES = 256 * 2**20
 
 
+def _one_for_all(model):
+    """Gives what each replica keeps for itself, the statistics of batch norm, its mean over the replicas, which is what
+    a checkpoint holds of it. All workers must call it."""
+    for weight in model.non_trainable_weights:
+        if getattr(weight, "synchronization", None) == tf.VariableSynchronization.ON_READ:
+            weight.assign(weight.numpy())
+
+
 class Scorer:
     """Adds up the figures of a model's present weights on one source; traced once for each test size.
 
@@ -42,6 +50,8 @@ class Scorer:
     def __call__(self, size, each=False):
         """Yields, for each batch of test images of `size` pixels, the sums over its images as float64 [4]: top-1,
         top-5, cross-entropy, weight; with `each` also a row of each image of all workers, see `in_order`."""
+        if self.devices.replicas > 1:
+            _one_for_all(self.model)
         if size != self._size:
             self._data = self.devices.distributed(self._batches(size))
             self._size = size

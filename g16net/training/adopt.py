@@ -4,6 +4,10 @@ So published weights are evaluated, exported and asked for predictions as traine
 started in the same workdir begins with them.
 """
 
+import glob
+import hashlib
+import json
+import os
 from typing import Any, Dict
 
 from ml_collections import ConfigDict
@@ -48,10 +52,48 @@ def adopt(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     )
     return {
         "weights_of": config.init.checkpoint,
+        "digest": digest(config.init.checkpoint),
         "weights": sum(len(layer.weights) for layer in efficientnet.learnt(model)),
         "classes": source.num_classes,
         "checkpoint": saved.save(0, epoch=0, in_epoch=0, steps=steps),
     }
+
+
+def digest(path: str) -> str:
+    """Of the weights at `path`: a file, the prefix or folder of a TensorFlow 1 checkpoint, or a run's newest."""
+    if os.path.isdir(path):
+        inner = Workdir(path).checkpoints
+        files = checkpoint.manifest_of(path).get("files") or checkpoint.newest_manifest(
+            inner if os.path.isdir(inner) else path
+        ).get("files")
+        if files:
+            return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+        names = sorted(glob.glob(os.path.join(glob.escape(path), "*.index")))
+    else:
+        names = [path if os.path.exists(path) else f"{path}.index"]
+    found = hashlib.sha256()
+    for name in names:
+        with open(name, "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                found.update(block)
+    return found.hexdigest()[:16]
+
+
+def check_weights(config: ConfigDict, workdir: str) -> None:
+    """UserError where the run in `workdir` is one of adopted weights, and `init.checkpoint` holds others by now."""
+    begun = Workdir(workdir).begun and checkpoint.newest_manifest(Workdir(workdir).checkpoints)
+    path, kept = config.init.checkpoint, Workdir(workdir).figures("adopt")
+    if not begun or begun.get("step") or not os.path.exists(kept):
+        return
+    with open(kept, encoding="utf-8") as file:
+        then = json.load(file)
+    if then.get("weights_of") != path or not (os.path.exists(path) or os.path.exists(f"{path}.index")):
+        return
+    if then.get("digest", digest(path)) != digest(path):
+        raise UserError(
+            f"{workdir!r} holds weights that init.checkpoint={path} had when they were taken over; it holds others "
+            "now. Give another --workdir for these, or leave --config.init.checkpoint out to go on with those"
+        )
 
 
 def check(config: ConfigDict) -> None:

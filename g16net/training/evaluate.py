@@ -21,7 +21,7 @@ from g16net.data.order import Order
 from g16net.data.sources.base import Source
 from g16net.errors import ConfigError
 from g16net.report import mistakes
-from g16net.run import assemble, records
+from g16net.run import assemble, checkpoint, records, run_data
 from g16net.run.devices import Devices
 from g16net.run.workdir import Workdir
 from g16net.training import runtime
@@ -126,17 +126,19 @@ def _text(config):
 def evaluate(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     """Evaluates the weights of `workdir` that `eval.weights` names at every size of `eval.sizes`. Returns the figures.
 
-    Plain names hold the figures at `data.eval_size` (for fine-tuned weights: at their size; or the first of
-    `eval.sizes`), `sizes` those of every size. Each is appended to `WORKDIR/evaluations.jsonl` too. `changed`, where it
-    is there, holds the fields of `OF_IMAGES` that are not as the run has them: such figures are not the run's own.
+    Plain names hold the figures at the size of `assemble.at_test_size` (or the first of `eval.sizes`), `sizes` those of
+    every size. Each is appended to `WORKDIR/evaluations.jsonl` too. `changed`, where it is there, holds the fields of
+    `OF_IMAGES` that are not as the run has them: such figures are not the run's own. `step` is the update whose weights
+    they are.
+
     ConfigError where the devices cannot do what is asked, UserError where the workdir holds no such weights.
     """
     check(config)
     devices = runtime.setup(config)
-    which, usual = {"weights": config.eval.weights}, config.data.eval_size
+    which, usual = {"weights": config.eval.weights}, assemble.at_test_size(config, workdir).data.eval_size
     if config.eval.weights == "finetuned":
-        usual = int(os.path.basename(assemble.finetuned_folder(config, workdir)))
-        which.update(finetune_size=usual, finetune_folder=config.finetune.folder)
+        tuned = int(os.path.basename(assemble.finetuned_folder(config, workdir)))
+        which.update(finetune_size=tuned, finetune_folder=config.finetune.folder)
     sizes = list(config.eval.sizes) or [usual]
     evaluator = kept(config, sizes)
     with devices.evaluation_scope():
@@ -146,7 +148,9 @@ def evaluate(config: ConfigDict, workdir: str) -> Dict[str, Any]:
         evaluator = Evaluator(config, model, source, devices)
         keep(config, evaluator)
     changed = changed_from_run(config, workdir)
-    also = {"changed": changed} if changed else {}
+    also: Dict[str, Any] = {"changed": changed} if changed else {}
+    if config.eval.weights != "finetuned":
+        also["step"] = checkpoint.newest_manifest(Workdir(workdir).checkpoints).get("step", 0)
     rows = []
     for size in sizes:
         examples: Optional[List[Any]] = [] if config.eval.per_class else None
@@ -163,19 +167,32 @@ def evaluate(config: ConfigDict, workdir: str) -> Dict[str, Any]:
 
 
 def changed_from_run(config: ConfigDict, workdir: str) -> Dict[str, Any]:
-    """{field: value} of those `OF_IMAGES` that are not as the run in `workdir` has them; of a folder its name alone, as
-    one that was moved holds the same images."""
-
-    def of(config, field):
-        part, name = field.split(".")
-        value = config[part][name]
-        return os.path.basename(os.path.normpath(value)) if field == "data.dir" else value
-
+    """{field: value} of those `OF_IMAGES` that are not as the run in `workdir` has them. A folder that was moved or
+    copied is the same one."""
     stored = Workdir(workdir).config
     if not os.path.exists(stored):
         return {}
     own = config_lib.load(stored)
-    return {field: of(config, field) for field in OF_IMAGES if of(config, field) != of(own, field)}
+    pairs = {field: [of[field.split(".")[0]][field.split(".")[1]] for of in (own, config)] for field in OF_IMAGES}
+    return {
+        field: now
+        for field, (before, now) in pairs.items()
+        if before != now and not (field == "data.dir" and _same_folder(config, workdir, before))
+    }
+
+
+def _same_folder(config, workdir, before):
+    """Whether the folder of the data holds what `before` held in training, by its name, or where both are there, by
+    the facts of the training split."""
+    folders = [os.path.realpath(folder) for folder in (before, config.data.dir)]
+    if len(set(folders)) == 1:
+        return True
+    if os.path.basename(folders[0]) != os.path.basename(folders[1]):
+        return False
+    if not os.path.exists(folders[0]):
+        return True
+    digest = (run_data.known(workdir) or {}).get("digest")
+    return digest == run_data.facts(config, assemble.open_source_of(config, "train"))["digest"]
 
 
 def check(config: ConfigDict) -> None:

@@ -39,6 +39,7 @@ def predict(config: ConfigDict, workdir: str, images: Sequence[str] = ()) -> Dic
         images: files, folders (searched for images, with the folders below) and globs.
     """
     paths = find(images)
+    config = assemble.at_test_size(config, workdir)
     with compat.policy("float32"):
         model, class_names = assemble.trained(config, workdir)
     prepare = assemble.eval_preprocessing(config, config.data.eval_size)
@@ -53,8 +54,10 @@ def predict(config: ConfigDict, workdir: str, images: Sequence[str] = ()) -> Dic
         shown += list(zip(pixels, sound))[: GRID - len(shown)]
     lines = [json.dumps(record) for record in records]
     figures: Dict[str, Any] = {"images": len(records), "predictions": Workdir(workdir).file("predictions.jsonl")}
-    with open(figures["predictions"], "w", encoding="utf-8") as file:
+    partial = f"{figures['predictions']}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
+    os.replace(partial, figures["predictions"])
     if config.predict.grid and shown:
         figures["grid"] = draw(shown, Workdir(workdir).file("predictions.png"))
     if explained:

@@ -131,7 +131,9 @@ def read(path: str, model: keras.Model, weights: str = "average") -> Dict[str, A
         raise UserError(f"init.checkpoint={path} holds no whole checkpoint; it takes {foreign_weights.KINDS}")
     stored = tf.train.load_checkpoint(os.path.join(folder, "state"))
     names = stored.get_variable_to_shape_map()
-    averaged = weights == "average" and any(name.startswith("average/") and "/" in name[8:] for name in names)
+    # an average of nothing, as adopted runs and those stopped in their first epoch have, is zeros
+    averaged = weights == "average" and "average/updates" in names and stored.get_tensor("average/updates") > 0
+    averaged = averaged and any(name.startswith("average/") and "/" in name[8:] for name in names)
     prefix = "average/" if averaged else "model/"
     return {
         name[len(prefix) :]: stored.get_tensor(name)

@@ -20,7 +20,7 @@ from g16net import extras
 from g16net.config import experiments, recipe
 from g16net.errors import UserError
 from g16net.models import architecture, norms
-from g16net.weights import keras_applications, lukemelas, tf1, timm
+from g16net.weights import keras_applications, lukemelas, own, tf1, timm
 
 NUMPY_DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}  # of safetensors
 KINDS = "a workdir, one of its checkpoints/STEP, a .keras or .h5 file, or weights of timm or EfficientNet-PyTorch "
@@ -53,7 +53,8 @@ class Foreign(NamedTuple):
 
 
 def settle(config: ConfigDict, given: Set[str]) -> None:
-    """Checks `init.checkpoint` against the network of `config`, and sets the fields that come with its weights.
+    """Checks `init.checkpoint` against the network of `config`, and sets the fields that come with its weights: what
+    the network computes with them that their shapes do not tell, such as the input's mean.
 
     Args:
         config: with `init.checkpoint` set; changed in place.
@@ -65,6 +66,7 @@ def settle(config: ConfigDict, given: Set[str]) -> None:
     path = config.init.checkpoint
     foreign = inspect(path)
     if foreign is None:
+        _take(config, given, own.settings(path, config.model.norm), "the run they are of")
         return
     scaled = [f"model.{name}" for name in ("width", "depth") if config.model[name] is not None]
     wrong = []
@@ -83,15 +85,7 @@ def settle(config: ConfigDict, given: Set[str]) -> None:
             f"init.checkpoint={path} holds {foreign.library} weights of another network: {', '.join(wrong)}. "
             f"Start from {_experiment(foreign.network)}{without}"
         )
-    for key, value in foreign.settings.items():
-        section, name = key.split(".")
-        if key not in given and config[section][name] != value:
-            logging.info("init.checkpoint: %s: %s -> %s, as %s weights ask for", key, config[section][name],
-                         value, foreign.library)  # fmt: skip
-            config[section][name] = value
-        elif key in given and config[section][name] != value:
-            logging.warning("init.checkpoint: %s=%s, as you set it, is not the %s of %s weights",
-                            key, config[section][name], value, foreign.library)  # fmt: skip
+    _take(config, given, foreign.settings, f"{foreign.library} weights")
     for doubt in sorted(set(foreign.assumed.values())):
         keys = [key for key, why in foreign.assumed.items() if why == doubt and key not in given]
         if keys:
@@ -99,6 +93,21 @@ def settle(config: ConfigDict, given: Set[str]) -> None:
                             path, doubt, " ".join(f"--config.{key}=..." for key in keys))  # fmt: skip
     if foreign.symmetric:
         _check_sizes(config, foreign)
+
+
+def _take(config, given, settings, whose):
+    """Sets the fields of `settings` that are not `given`, and warns of those given that differ."""
+    for key, value in settings.items():
+        section, name = key.split(".")
+        if config[section][name] == value:
+            continue
+        if key in given:
+            logging.warning("init.checkpoint: %s=%s, as you set it, is not the %s of %s",
+                            key, config[section][name], value, whose)  # fmt: skip
+        else:
+            if key != "model.activation" or config[section][name] is not None:  # None: the variant's, most often this
+                logging.info("init.checkpoint: %s: %s -> %s, as in %s", key, config[section][name], value, whose)
+            config[section][name] = value
 
 
 def _check_sizes(config, foreign):
@@ -379,7 +388,7 @@ def _timm(path, shapes):
     network, over_batch = _timm_network(path, shapes)
     name, test, doubt = _timm_description(path, network["model.variant"])
     settings = _input(test)
-    assumed = dict.fromkeys(settings, doubt) if doubt else {}
+    assumed = dict.fromkeys(("data.eval_crop",) if doubt == SQUASHED else settings, doubt) if doubt else {}
     kind = re.search("(tf_)?efficientnet_", name)
     symmetric = not over_batch or bool(kind and not kind[1])  # with group norm there are no tf_ models
     settings["model.norm_epsilon"] = timm.NORM_EPSILON[None if symmetric else "tf_"]
@@ -438,6 +447,9 @@ def _safetensors_shapes(path):
         raise UserError(f"init.checkpoint={path} is no whole safetensors file: {error}") from error
 
 
+SQUASHED = "timm fits these weights' images into a square without a crop, which is not to be had here; centre crops"
+
+
 def _timm_description(path, variant):
     """`(timm's name, timm.Input, doubt)` by the hub's `config.json` beside the file, or by the file's own name.
 
@@ -454,7 +466,7 @@ def _timm_description(path, variant):
     name = name if isinstance(name, str) else os.path.basename(path)
     file = os.path.basename(path)
     named = next((text for text in (file, name) if "efficientnet_" in text), f"tf_efficientnet_{variant.lower()}")
-    test = timm.preprocessing(named)
+    test, squashed = timm.preprocessing(named), timm.SQUASHED in named
     form = described.get("pretrained_cfg", described)
     if isinstance(form, dict) and "architecture" in described:
         test = test._replace(resize=timm.RESIZES.get(str(form.get("interpolation")), test.resize))
@@ -463,7 +475,10 @@ def _timm_description(path, variant):
             test = test._replace(crop=float(crop))
         given = form.get("mean"), form.get("std")
         if all(isinstance(v, list) and len(v) == 3 and all(isinstance(x, (int, float)) for x in v) for v in given):
-            return name, test._replace(mean=given[0], std=given[1]), None
+            squashed = form.get("crop_mode") in ("squash", "border") or squashed and "crop_mode" not in form
+            return name, test._replace(mean=given[0], std=given[1]), SQUASHED if squashed else None
+    if squashed:
+        return name, test, SQUASHED
     if timm.HALF_NAMES.search(file) or re.search(r"\.\w*(in1k|in12k)\b", file):
         return name, test, None
     doubt = "neither a config.json beside the file nor its name has the preprocessing; values of such networks"

@@ -32,6 +32,9 @@ HALF_NAMES = re.compile(r"efficientnet_b\d[._](ap|ra4)[._-]|tf_efficientnet_lite
 # Crop fractions of the tf_ models, which the TensorFlow code gives as size / (size + 32).
 CROPS = {"b0": 0.875, "b1": 0.882, "b2": 0.89, "b3": 0.904, "b4": 0.922, "b5": 0.934, "b6": 0.942, "b7": 0.949}
 CROPS.update(lite0=0.875, lite1=0.882, lite2=0.89, lite3=0.904, lite4=0.92)
+# Of the other models by what their names say of their training; without: 0.875.
+CROPS_OF_TRAINING = {"ra4_": 0.9, "sw_in12k_ft": 1.0, "sw_in12k": 0.95}
+SQUASHED = "sw_in12k_ft"  # timm resizes these models' images to a square, whatever their shape
 RESIZES = {"bicubic": "bicubic", "bilinear": "bilinear_antialias"}  # timm's interpolation: `data.eval_resize`
 NORM_EPSILON = {"tf_": 1e-3, None: 1e-5}  # by the beginning of the name
 GROUP_NORM_SIZE = 8  # channels in a group of the norms of efficientnet_b0_gn and _g8_gn
@@ -53,7 +56,8 @@ def preprocessing(name: str) -> Input:
     scale = (HALF, HALF) if HALF_NAMES.search(name) else (MEAN, STD)
     model = re.match(r"tf_efficientnet_(b[0-7]|lite[0-4])\b", name)
     if not model:
-        return Input(*scale, "bicubic", 0.875)
+        known = [crop for training, crop in CROPS_OF_TRAINING.items() if f".{training}" in name]
+        return Input(*scale, "bicubic", known[0] if known else 0.875)
     return Input(*scale, RESIZES["bilinear" if model[1] in ("lite3", "lite4") else "bicubic"], CROPS[model[1]])
 
 

@@ -188,6 +188,44 @@ def test_fine_tuning_a_stored_run_with_another_optimizer_does_not_take_its_numbe
     assert found == pytest.approx((0.05, 0, 1e-3, 5e-4, 8 * 32e-3 / 1024, 0.999))
 
 
+@pytest.mark.parametrize(
+    "assignments, numbers",
+    [
+        ([("finetune.global_batch", "64")], (64 * 2**-11, 1 - 64 * 2**-14)),
+        ([("finetune.global_batch", "64"), ("finetune.learning_rate", "0.25")], (0.25, 1 - 64 * 2**-14)),
+        ([("finetune.layers", "top")], (512 * 2**-11, 1 - 512 * 2**-14)),
+    ],
+)
+def test_fine_tuning_a_stored_run_with_another_batch_takes_the_numbers_of_that(assignments, numbers):
+    config = recipe.resolve(recipe.get_config()).copy_and_resolve_references().unlock()
+    config_lib.override(config, assignments)
+    assert own_numbers(recipe.resolve(config))[4:] == pytest.approx(numbers)
+
+
+def test_a_rate_of_fine_tuning_that_was_chosen_stays_with_another_batch():
+    config = recipe.get_config()
+    config.finetune.learning_rate = 0.125
+    config = recipe.resolve(config).copy_and_resolve_references().unlock()
+    config_lib.override(config, [("finetune.global_batch", "64")])
+    assert recipe.resolve(config).finetune.learning_rate == 0.125
+
+
+def test_a_config_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path = str(tmp_path / "config.json")
+    config_lib.save(recipe.get_config(), path)
+    with open(path) as file:
+        before = file.read()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("json.dump", full)
+    with pytest.raises(OSError, match="No space"):
+        config_lib.save(recipe.get_config(), path)
+    with open(path) as file:
+        assert file.read() == before
+
+
 def own_numbers(config):
     optim, fine = config.optim, config.finetune
     return optim.learning_rate, optim.decay, optim.epsilon, optim.weight_decay, fine.learning_rate, fine.decay

@@ -230,3 +230,16 @@ def test_disk_without_room(tmp_path, monkeypatch):
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: type("usage", (), {"free": 10}))
     with pytest.raises(ValueError, match="GB are needed"):
         cache.on_disk(open_kind("folder", tmp_path), 4, str(tmp_path / "decoded"))
+
+
+def test_another_column_of_the_same_files_is_another_cache(tmp_path):
+    """As of RGB-D sets, whose two images of a row lie in one Parquet file."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {key: [jpeg(grey)] * 4 for key, grey in {"image": 200, "depth": 90}.items()}
+    (tmp_path / "data").mkdir()
+    rows = pyarrow.table({**columns, "label": [0, 1, 0, 1]})
+    parquet.write_table(rows, str(tmp_path / "data" / "train-00000-of-00001.parquet"))
+    for key, grey in {"image": 200, "depth": 90}.items():
+        source = open_source("parquet", "train", str(tmp_path / "data"), input_key=key)
+        images = [image for image, _ in by_id(cache.on_disk(source, 4, str(tmp_path / "decoded"))).values()]
+        assert len(images) == 4 and abs(np.array(images).astype(int) - grey).max() <= 1

@@ -269,6 +269,58 @@ def test_accuracy_is_that_of_the_runs_own_images(tmp_path):
     assert "evaluations with data.eval_split=train at 48 px; the run is without" in problem
 
 
+def test_accuracy_is_that_of_the_end_of_training(tmp_path):
+    folder = made_runs.write(tmp_path / "run")
+    native = next(p for p in points.measured(one_again(folder)) if p["test_size"] == 48)
+    trained = json.loads((folder / "train.json").read_text())
+    (folder / "train.json").write_text(json.dumps(dict(trained, steps=30)))
+    row = {"kind": "evaluation", "weights": "average", "multiply_adds": 1, "images_per_second": 1.0}
+    for size, step, top1 in ((48, 10, 0.3), (96, 10, 0.3), (112, 30, 0.7)):
+        records.append_line(folder / "evaluations.jsonl", dict(row, size=size, step=step, top1=top1))
+    loaded = runs.load([str(folder)])
+    found = {point["test_size"]: point["top1"]["mean"] for point in points.measured(runs.group(loaded.runs))}
+    assert sorted(found) == [32, 48, 64, 112] and (found[48], found[112]) == (native["top1"]["mean"], 0.7)
+    (problem,) = loaded.problems
+    assert "evaluations of update 10 at 48, 96 px; the run ended with 30" in problem
+    (folder / "train.json").unlink()  # not finished: looked at in between, and no more
+    (folder / "evaluate.json").unlink()
+    (folder / "evaluations.jsonl").write_text(json.dumps(dict(row, size=48, step=10, top1=0.3)) + "\n")
+    loaded = runs.load([str(folder)])
+    assert not loaded.runs and "not finished" in loaded.problems[0]
+
+
+def test_data_of_one_name_that_are_not_the_same_are_told_apart(tmp_path):
+    for name, place, seed, digest in (
+        ("a", "/2023/photos", 0, "aaaa1111"),
+        ("b", "/2024/photos", 0, "bbbb2222"),
+        ("c", "/moved/2024/photos", 1, "bbbb2222"),
+    ):
+        made_runs.write(tmp_path / name, data=place, seed=seed, top1=0.7 if name == "a" else 0.9)
+        (tmp_path / name / "data.json").write_text(json.dumps({"classes": [], "digest": digest}))
+    loaded = runs.load([str(tmp_path / "*")])
+    groups = {runs.data_name(group.config): group for group in runs.group(loaded.runs)}
+    assert {name: len(group.runs) for name, group in groups.items()} == {"2023/photos": 1, "2024/photos": 2}
+    (tmp_path / "report.json").write_text(json.dumps(runs.packed(loaded)))
+    again = runs.group(runs.load([str(tmp_path / "report.json")]).runs)
+    assert sorted(runs.data_name(group.config) for group in again) == sorted(groups)
+    (alone,) = runs.group(runs.load([str(tmp_path / "[bc]")]).runs)
+    assert runs.data_name(alone.config) == "photos"
+    made_runs.write(tmp_path / "d", data="/2024/photos", seed=2, data__name="parquet")
+    assert runs.data_name(runs.read(str(tmp_path / "d")).config) == "photos"
+
+
+def test_fine_tunings_in_two_folders_are_two(tmp_path):
+    folder = made_runs.write(tmp_path / "run", train_size=32, finetuned=(48,))
+    usual = json.loads((folder / "finetune" / "48" / "finetune.json").read_text())
+    (folder / "slower" / "48").mkdir(parents=True)
+    (folder / "slower" / "48" / "finetune.json").write_text(json.dumps(dict(usual, top1=0.99, seconds=20.0)))
+    groups = one_again(folder)
+    tuned = {p["folder"]: p for p in points.measured(groups) if p["finetuned"]}
+    assert {name: point["top1"]["mean"] for name, point in tuned.items()} == {"": usual["top1"], "slower": 0.99}
+    assert points.named(tuned["slower"]).endswith("fine-tuned, in slower")
+    assert [points.finetune_seconds(groups[0], "top", name) for name in tuned] == [9.0, 20.0]
+
+
 def one_again(folder):
     return runs.group([runs.read(str(folder))])
 

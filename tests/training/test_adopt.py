@@ -7,12 +7,14 @@ import json
 import numpy as np
 import pytest
 
+from g16net import compat
 from g16net.cli import command
 from g16net.cli import main as cli
 from g16net.config import recipe
 from g16net.errors import UserError
-from g16net.models import efficientnet
+from g16net.models import efficientnet, portable
 from g16net.run import assemble, checkpoint, resolve
+from g16net.training import warm_start
 from g16net.weights import timm as timm_weights
 
 pytestmark = pytest.mark.run
@@ -55,9 +57,35 @@ def test_weights_are_evaluated_and_trained_from(weights, tmp_path):
     figures = json.loads((workdir / "evaluate.json").read_text())
     assert figures["images"] == 359 and figures["top1"] == pytest.approx(np.concatenate(right).mean(), abs=2 / 359)
     assert checkpoint.newest_manifest(str(workdir / "checkpoints"))["step"] == 0
+    # the weights themselves, as there is no average of no update; and what the network computes with them
+    stored = warm_start.read(str(workdir), network, "average")
+    for weight in network.weights:
+        np.testing.assert_array_equal(stored[compat.name_of(weight)], weight.numpy())
+    for place in (workdir, workdir / "checkpoints" / "00000000"):
+        other = resolve.resolve([("init.checkpoint", str(place))], EXPERIMENT, "digits")[0]
+        assert (other.data.eval_resize, other.model.std, other.model.mean) == ("bicubic", (127.5,) * 3, (127.5,) * 3)
+    mine = [("init.checkpoint", str(workdir)), ("model.std", "1,2,3")]
+    assert resolve.resolve(mine, EXPERIMENT, "digits")[0].model.std == (1.0, 2.0, 3.0)
+    with open(path, "rb") as file:
+        before = file.read()
+    timm_weights.save(efficientnet.build("TINY", 1, 6, "bn", 10, seed=3), path)
+    with pytest.raises(UserError, match="holds others now"):
+        run(*start, "--mode=evaluate")
+    with open(path, "wb") as file:
+        file.write(before)
     assert run(*start, "--mode=train") == 0
     trained = json.loads((workdir / "train.json").read_text())
     assert (trained["steps"], trained["resumed_from_step"]) == (2, 0)
+
+
+def test_a_keras_file_tells_its_input_and_norms(tmp_path):
+    path = str(tmp_path / "mine.keras")
+    model = efficientnet.build("TINY", 16, 4, "ln_pn", 10, mean=127.5, std=[60, 61, 62], norm_epsilon=1e-5,
+                               proxy_epsilon=0.01, activation="relu")  # fmt: skip
+    portable.save(model, path)
+    config = resolve.resolve([("init.checkpoint", path)], "g16_ln_pn:demo,variant=TINY", "digits")[0].model
+    assert (config.mean, config.std, config.activation) == ((127.5,) * 3, (60.0, 61.0, 62.0), "relu")
+    assert (config.norm_epsilon, config.proxy_epsilon) == (1e-5, 0.01)
 
 
 def test_weights_of_other_classes_are_refused(tmp_path):

@@ -147,6 +147,20 @@ def test_mirrored_devices_train_as_one(options, alone, tmp_path):
     assert page.read_text() == mirrored
 
 
+def test_figures_of_batch_norm_on_replicas_are_those_of_their_checkpoint(tmp_path):
+    options = [
+        "--config.runtime.strategy=mirrored",
+        "--config.runtime.virtual_cpus=2",
+        "--config.model.norm=bn",
+        *PLAIN,
+    ]
+    options += ["--config.regularise.average=0", "--config.eval.weights=raw"]
+    finish(start(tmp_path, *options, epochs=2))
+    (record,) = history(tmp_path)[1:]
+    found = evaluate.evaluate(as_alone(model__norm="bn", eval__weights="raw", regularise__average=0.0), str(tmp_path))
+    assert record["eval_loss"] == pytest.approx(found["loss"], rel=1e-5)
+
+
 @pytest.mark.slow
 def test_accumulation_on_two_replicas_trains_as_one_pass_on_one(alone, tmp_path):
     options = [

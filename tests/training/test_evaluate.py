@@ -4,11 +4,13 @@ import contextlib
 import inspect
 import io
 import json
+import os
 
 import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_data import class_folders
 
 from g16net import compat
 from g16net import config as config_lib
@@ -16,7 +18,7 @@ from g16net.cli import command
 from g16net.cli import main as cli
 from g16net.config import experiments, recipe
 from g16net.optim.weight_average import WeightAverage
-from g16net.run import assemble, resolve, scoring
+from g16net.run import assemble, resolve, run_data, scoring
 from g16net.training import evaluate, runtime
 
 pytestmark = pytest.mark.run
@@ -90,7 +92,22 @@ def test_figures_of_other_images_than_the_runs_own_say_so(tmp_path):
     own.data.dir = "/there/photos/"  # moved
     assert evaluate.changed_from_run(own, str(tmp_path)) == {}
     own.data.dir, own.data.holdout = "/here/other", 0.5
-    assert evaluate.changed_from_run(own, str(tmp_path)) == {"data.dir": "other", "data.holdout": 0.5}
+    assert evaluate.changed_from_run(own, str(tmp_path)) == {"data.dir": "/here/other", "data.holdout": 0.5}
+
+
+def test_another_folder_of_the_same_name_holds_other_images_unless_it_is_a_copy(tmp_path):
+    config, workdir, folders = tiny(), str(tmp_path / "run"), {}
+    for place, counts in {"first": (3, 4), "copy": (3, 4), "later": (3, 5)}.items():
+        folders[place] = str(tmp_path / place / "photos")
+        for split in ("train", "val"):
+            class_folders(folders[place], dict(zip(("cat", "dog"), counts)), split)
+    config.data.name, config.data.dir = "folder", folders["first"]
+    os.makedirs(workdir)
+    config_lib.save(config, os.path.join(workdir, "config.json"))
+    run_data.keep(config, workdir, assemble.open_source_of(config, "train"))
+    for place, changed in {"first": {}, "copy": {}, "later": {"data.dir": folders["later"]}}.items():
+        config.data.dir = folders[place]
+        assert evaluate.changed_from_run(config, workdir) == changed
 
 
 def save(workdir, model, average, source):

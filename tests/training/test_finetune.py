@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from g16net import compat, export
+from g16net import config as config_lib
 from g16net.config import recipe
 from g16net.errors import ConfigError, UserError
 from g16net.run import assemble, checkpoint, records
@@ -171,8 +172,13 @@ def test_several_sizes_lie_side_by_side_and_later_modes_pick_one(workdir_of):
     stored = json.loads(pathlib.Path(paths[1]).read_text())
     assert (figures["size"], figures["top1"]) == (48, stored["top1"])
     assert figures["loss"] == pytest.approx(stored["loss"], rel=1e-5)
+    config_lib.save(tiny(), os.path.join(workdir, "config.json"))
+    assert assemble.at_test_size(picked, workdir).data.eval_size == 48 and picked.data.eval_size == 32
+    asked = tiny(eval__weights="finetuned", eval__finetune_size=48, data__eval_size=64)
+    assert assemble.at_test_size(asked, workdir).data.eval_size == 64  # is not the run's
     exported = export.export(picked, workdir)
     assert exported["path"] == os.path.join(workdir, "finetune", "48", "saved_model")
+    assert exported["checked_sizes"] == [32, 48, 80], "its own size is that of its fine-tuning"
     assert exported["largest_logit_difference"] < 1e-4
 
 

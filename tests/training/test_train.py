@@ -267,6 +267,8 @@ def test_records_survive_a_crash_in_mid_line(tmp_path):
         file.write('{"kind": "epo')
     found = records.by_epoch(records.read_lines(path))
     assert [(record["epoch"], record["loss"]) for record in found] == [(1, 3.0), (2, 1.0)]
+    records.append_line(path, {"kind": "epoch", "epoch": 3, "loss": 0.5})  # of the run that goes on
+    assert [record["epoch"] for record in records.by_epoch(records.read_lines(path))] == [1, 2, 3]
 
 
 def test_finish_writes_command_versions_and_figures(tmp_path):

@@ -103,7 +103,11 @@ def open_parquet(
     def contents():
         prints = [zlib.crc32(some.labels[end - count : end].tobytes()) for end, count in zip(ends, counts)]
         kept = [os.path.basename(name) for name in names]
-        return identity.of_records(some.class_names, kept, counts, sizes, prints)
+        facts = identity.of_records(some.class_names, kept, counts, sizes, prints)
+        return {
+            **facts,
+            "input_key": columns.image,
+        }  # which the other facts do not tell
 
     return sharded(
         "parquet", asked.shown, shards, some.class_names, lambda record, i: {"image": record, "label": labels[i]},
