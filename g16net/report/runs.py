@@ -92,21 +92,24 @@ def load(patterns):
 
 
 def _tell_data_apart(found):
-    """Gives data sets of one name and selection that are not the same (`Run.data`) names of their own, as "data" in the
-    configs."""
-    same = {}
+    """Gives each data set (`Run.data`) one name, as "data" in the configs, and another one than those of its name and
+    selection that are not the same."""
+    first, same = {}, {}
     for run in found:
-        run.config.pop("data", None)
-        selection = data_name(run.config), *(run.config.get(field) for field in SELECTION)
-        same.setdefault(selection, {}).setdefault(run.data, []).append(run)
-    for (name, *_), by_digest in same.items():
-        known = {digest: alike for digest, alike in by_digest.items() if digest}
-        if len(known) > 1:
-            above = [os.path.basename(os.path.dirname(alike[0].config["data.dir"] or "")) for alike in known.values()]
-            for place, (digest, alike) in zip(above, known.items()):
-                alone = place and above.count(place) == 1
-                for run in alike:
-                    run.config["data"] = f"{place}/{name}" if alone else f"{name} {digest[:6]}"
+        named = run.config.pop("data", None)  # by a report, whose folders are cut off
+        if run.data:
+            selection = tuple(run.config.get(field) for field in SELECTION)
+            one = first.setdefault((run.data, selection), [data_name(run.config), named, []])
+            one[1] = one[1] or named
+            one[2].append(run)
+    for (digest, selection), (name, named, alike) in first.items():
+        same.setdefault((name, selection), []).append((digest, named, alike))
+    for (name, _), sets in same.items():
+        above = [os.path.basename(os.path.dirname(alike[0].config["data.dir"] or "")) for *_, alike in sets]
+        for place, (digest, named, alike) in zip(above, sets):
+            own = named or (f"{place}/{name}" if above.count(place) == 1 and place not in ("", "...") else "")
+            for run in alike:
+                run.config["data"] = own or f"{name} {digest[:6]}" if len(sets) > 1 else name
 
 
 def _belongs(folder, kinds=("config", "benchmark", "costs")):
@@ -195,8 +198,15 @@ def of_others(run, row):
     if changed:
         return f"with {changed}"
     step = row.get("step")  # rows of older versions and of fine-tuned weights have none
-    end = run.train.get("steps", step) if run.train else 0  # without training they are adopted weights
-    return f"of update {step}" if step not in (None, end) else ""
+    return f"of update {step}" if step not in (None, _last_step(run, step)) else ""
+
+
+def _last_step(run, unknown=None):
+    """The update with which the training of `run` ended; of adopted weights, and where it has not ended, 0."""
+    if run.train:
+        return run.train.get("steps", unknown)
+    last = run.history[-1] if run.history else {}  # a run that shares its training has the records of it
+    return last.get("step", unknown) if last.get("epoch") == run.config["run.epochs"] else 0
 
 
 def _other_weights(run):
@@ -205,7 +215,7 @@ def _other_weights(run):
     for row in run.evaluations:
         other = of_others(run, row)
         if other:
-            end = f"ended with {run.train.get('steps')}" if run.train else "is not finished"
+            end = f"ended with {_last_step(run)}" if _last_step(run) else "is not finished"
             own = "is without" if other.startswith("with") else end
             sizes.setdefault((other, own), []).append(row["size"])
         elif row["weights"] not in (weights(run), "finetuned"):

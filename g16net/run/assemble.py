@@ -6,6 +6,7 @@ import functools
 import os
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
+from absl import logging
 from ml_collections import ConfigDict
 from tensorflow import keras
 
@@ -405,6 +406,9 @@ def trained(
         size: pixels of its images; None: any.
         weights: "average", "raw" or "finetuned"; None: `eval.weights`.
         network: one of the same config, to read the weights into; None, or one of other classes: a new one.
+
+    Raises:
+        UserError: the workdir holds no such weights.
     """
     weights = weights or config.eval.weights
     class_names = run_data.class_names(workdir)
@@ -453,6 +457,8 @@ def at_test_size(config: ConfigDict, workdir: str) -> ConfigDict:
     size, stored = int(os.path.basename(finetuned_folder(config, workdir))), Workdir(workdir).config
     if os.path.exists(stored) and config_lib.load(stored).data.eval_size != config.data.eval_size:
         return config
+    if size != config.data.eval_size:
+        logging.info("Fine-tuned weights are used at the size of their fine-tuning, %d pixels", size)
     config = config.copy_and_resolve_references().unlock()
     config.data.eval_size = size
     return config.lock()

@@ -50,7 +50,9 @@ def resolve(
         start_tensorflow(devices=False)
         from g16net.weights import detect as foreign_weights
 
-        foreign_weights.settle(config, {key for key, _ in assignments})
+        place = workdir or os.path.join("runs", experiments.run_name(experiment, demo))
+        begun = place if Workdir(place).begun and os.path.exists(Workdir(place).config) else None
+        foreign_weights.settle(config, {key for key, _ in assignments}, begun)
     name = experiments.run_name(experiment, demo) if experiment else os.path.basename(str(workdir))
     for key in ("dir", "cache_dir"):  # the run is resumed from any folder
         if config.data[key] and "://" not in config.data[key]:

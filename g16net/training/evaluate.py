@@ -19,7 +19,7 @@ from g16net.costs import counts
 from g16net.data.each import each
 from g16net.data.order import Order
 from g16net.data.sources.base import Source
-from g16net.errors import ConfigError
+from g16net.errors import ConfigError, UserError
 from g16net.report import mistakes
 from g16net.run import assemble, checkpoint, records, run_data
 from g16net.run.devices import Devices
@@ -150,7 +150,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     changed = changed_from_run(config, workdir)
     also: Dict[str, Any] = {"changed": changed} if changed else {}
     if config.eval.weights != "finetuned":
-        also["step"] = checkpoint.newest_manifest(Workdir(workdir).checkpoints).get("step", 0)
+        also["step"] = checkpoint.newest_whole(Workdir(workdir).checkpoints)[1]["step"]
     rows = []
     for size in sizes:
         examples: Optional[List[Any]] = [] if config.eval.per_class else None
@@ -192,7 +192,10 @@ def _same_folder(config, workdir, before):
     if not os.path.exists(folders[0]):
         return True
     digest = (run_data.known(workdir) or {}).get("digest")
-    return digest == run_data.facts(config, assemble.open_source_of(config, "train"))["digest"]
+    try:
+        return digest in (None, run_data.facts(config, assemble.open_source_of(config, "train"))["digest"])
+    except UserError:  # there is no training split: nobody can tell
+        return False
 
 
 def check(config: ConfigDict) -> None:

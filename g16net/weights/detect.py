@@ -10,7 +10,7 @@ import os
 import re
 import struct
 import zipfile
-from typing import Any, Callable, Dict, List, NamedTuple, Set
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set
 
 import numpy as np
 from absl import logging
@@ -52,13 +52,14 @@ class Foreign(NamedTuple):
     check: Callable[[Any], None] = lambda model: None
 
 
-def settle(config: ConfigDict, given: Set[str]) -> None:
+def settle(config: ConfigDict, given: Set[str], begun: Optional[str] = None) -> None:
     """Checks `init.checkpoint` against the network of `config`, and sets the fields that come with its weights: what
     the network computes with them that their shapes do not tell, such as the input's mean.
 
     Args:
         config: with `init.checkpoint` set; changed in place.
         given: the keys that the command line sets, which are left as they are.
+        begun: the workdir of the run that goes on, which has what weights of ours brought it.
 
     Raises:
         UserError: nothing there, a file of an unknown kind, or weights of another network; with the remedy.
@@ -66,7 +67,10 @@ def settle(config: ConfigDict, given: Set[str]) -> None:
     path = config.init.checkpoint
     foreign = inspect(path)
     if foreign is None:
-        _take(config, given, own.settings(path, config.model.norm), "the run they are of")
+        settings = own.settings(begun or path, config.model.norm)
+        if given & own.GROUPING:  # one has no meaning with the other's
+            settings = {key: value for key, value in settings.items() if key not in own.GROUPING}
+        _take(config, given, settings, "the run that goes on" if begun else "the run they are of")
         return
     scaled = [f"model.{name}" for name in ("width", "depth") if config.model[name] is not None]
     wrong = []
@@ -99,14 +103,15 @@ def _take(config, given, settings, whose):
     """Sets the fields of `settings` that are not `given`, and warns of those given that differ."""
     for key, value in settings.items():
         section, name = key.split(".")
-        if config[section][name] == value:
+        now = config[section][name]
+        now = recipe.variant_of(config).activation if key == "model.activation" and now is None else now
+        if now == value:
             continue
         if key in given:
             logging.warning("init.checkpoint: %s=%s, as you set it, is not the %s of %s",
                             key, config[section][name], value, whose)  # fmt: skip
         else:
-            if key != "model.activation" or config[section][name] is not None:  # None: the variant's, most often this
-                logging.info("init.checkpoint: %s: %s -> %s, as in %s", key, config[section][name], value, whose)
+            logging.info("init.checkpoint: %s: %s -> %s, as in %s", key, now, value, whose)
             config[section][name] = value
 
 

@@ -15,6 +15,7 @@ OF_NORM = (
     "model.norm_epsilon", "model.norm_groups", "model.norm_group_size", "model.strided_groups", "model.proxy_epsilon",
     "model.quadrature",
 )  # fmt: skip
+GROUPING = {"model.norm_groups", "model.norm_group_size"}
 # The field of a setting of our layers.
 OF_LAYERS = {"epsilon": "norm_epsilon", "strided": "strided_groups", "proxy_epsilon": "proxy_epsilon"}
 OF_LAYERS["quadrature"] = "quadrature"
@@ -35,29 +36,40 @@ def settings(path: str, norm: str) -> Dict[str, Any]:
         break
     else:
         found = {}
-    return {**found, **(_of_layers(path) if os.path.isfile(path) and zipfile.is_zipfile(path) else {})}
+    return {**found, **(_of_layers(path, norm) if os.path.isfile(path) and zipfile.is_zipfile(path) else {})}
 
 
-def _of_layers(path):
-    found = {}
+def _of_layers(path, norm):
     with zipfile.ZipFile(path) as file:
         described = json.loads(file.read("config.json")) if "config.json" in file.namelist() else {}
-    for name, layer in _layers(described):
-        if name == "normalize":
+    found, kinds, groups, sizes = {}, set(), set(), set()
+    for layer, shape in _layers(described):
+        if layer["name"] == "normalize":
             found.update({f"model.{key}": tuple(layer[key]) for key in ("mean", "std") if key in layer})
-        elif "pooled" in layer and "epsilon" in layer:  # a norm
+        elif "pooled" in layer and "epsilon" in layer:  # a norm, or its proxy
             found.update({f"model.{field}": layer[key] for key, field in OF_LAYERS.items() if key in layer})
             if isinstance(layer.get("activation"), str):
                 found["model.activation"] = layer["activation"]
-    return found
+            kinds.add("pn" if "proxy_epsilon" in layer else "bn" if "momentum" in layer else
+                      "gn" if "groups" in layer else "ln")  # fmt: skip
+            if "groups" in layer and "proxy_epsilon" not in layer:
+                groups.add(layer["groups"])
+                sizes.add(shape[-1] // layer["groups"] if shape else None)
+    if len(groups) == 1:
+        found.update({"model.norm_groups": groups.pop(), "model.norm_group_size": None})
+    elif len(sizes) == 1 and None not in sizes:
+        found["model.norm_group_size"] = sizes.pop()
+    same = kinds == set(norm.split("_"))
+    return {field: value for field, value in found.items() if same or field not in OF_NORM}
 
 
 def _layers(described: Any) -> Iterator[Any]:
-    """`(name, settings)` of each layer in a file's description of a network, whatever it is within."""
+    """`(settings, shape of the input or None)` of each layer in a file's description of a network, whatever it is
+    within."""
     if isinstance(described, dict):
         inner = described.get("config")
         if isinstance(inner, dict) and "name" in inner:
-            yield inner["name"], inner
+            yield inner, (described.get("build_config") or {}).get("input_shape")
         described = list(described.values())
     if isinstance(described, list):
         for part in described:

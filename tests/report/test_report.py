@@ -289,6 +289,18 @@ def test_accuracy_is_that_of_the_end_of_training(tmp_path):
     assert not loaded.runs and "not finished" in loaded.problems[0]
 
 
+def test_an_evaluation_that_shares_its_training_counts(tmp_path):
+    """As a sweep links it: the records of the training, without its figures."""
+    folder = made_runs.write(tmp_path / "run")
+    (folder / "train.json").unlink()
+    row = {"weights": "average", "multiply_adds": 1, "images_per_second": 1.0, "size": 96}
+    for step, top1 in ((30, 0.7), (20, 0.2)):
+        records.append_line(folder / "evaluations.jsonl", dict(row, kind="evaluation", step=step, top1=top1))
+        loaded = runs.load([str(folder)])
+        found = {point["test_size"]: point["top1"]["mean"] for point in points.measured(runs.group(loaded.runs))}
+        assert found.get(96) == (0.7 if step == 30 else None)
+
+
 def test_data_of_one_name_that_are_not_the_same_are_told_apart(tmp_path):
     for name, place, seed, digest in (
         ("a", "/2023/photos", 0, "aaaa1111"),
@@ -305,8 +317,11 @@ def test_data_of_one_name_that_are_not_the_same_are_told_apart(tmp_path):
     assert sorted(runs.data_name(group.config) for group in again) == sorted(groups)
     (alone,) = runs.group(runs.load([str(tmp_path / "[bc]")]).runs)
     assert runs.data_name(alone.config) == "photos"
-    made_runs.write(tmp_path / "d", data="/2024/photos", seed=2, data__name="parquet")
-    assert runs.data_name(runs.read(str(tmp_path / "d")).config) == "photos"
+    for name, place in (("d", "/job1"), ("e", "/job2")):  # copied for each job of a cluster
+        made_runs.write(tmp_path / name, data=place, seed=ord(name), data__name="parquet")
+        (tmp_path / name / "data.json").write_text(json.dumps({"classes": [], "digest": "cccc3333"}))
+    (group,) = runs.group(runs.load([str(tmp_path / "[de]")]).runs)
+    assert len(group.runs) == 2 and runs.data_name(group.config) == "job1"
 
 
 def test_fine_tunings_in_two_folders_are_two(tmp_path):

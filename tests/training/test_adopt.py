@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from g16net import compat
+from g16net import config as config_lib
 from g16net.cli import command
 from g16net.cli import main as cli
 from g16net.config import recipe
@@ -66,6 +67,11 @@ def test_weights_are_evaluated_and_trained_from(weights, tmp_path):
         assert (other.data.eval_resize, other.model.std, other.model.mean) == ("bicubic", (127.5,) * 3, (127.5,) * 3)
     mine = [("init.checkpoint", str(workdir)), ("model.std", "1,2,3")]
     assert resolve.resolve(mine, EXPERIMENT, "digits")[0].model.std == (1.0, 2.0, 3.0)
+    begun = tmp_path / "begun"  # before a start from a run brought its settings: the same command resumes it
+    (begun / "checkpoints").mkdir(parents=True)
+    config_lib.save(resolve.resolve([], EXPERIMENT, "digits")[0], str(begun / "config.json"))
+    same = resolve.resolve(mine[:1], EXPERIMENT, "digits", str(begun))[0]
+    assert (same.model.std, same.data.eval_resize) == ((1.0,) * 3, "bilinear")
     with open(path, "rb") as file:
         before = file.read()
     timm_weights.save(efficientnet.build("TINY", 1, 6, "bn", 10, seed=3), path)
@@ -86,6 +92,17 @@ def test_a_keras_file_tells_its_input_and_norms(tmp_path):
     config = resolve.resolve([("init.checkpoint", path)], "g16_ln_pn:demo,variant=TINY", "digits")[0].model
     assert (config.mean, config.std, config.activation) == ((127.5,) * 3, (60.0, 61.0, 62.0), "relu")
     assert (config.norm_epsilon, config.proxy_epsilon) == (1e-5, 0.01)
+    config = resolve.resolve([("init.checkpoint", path)], "g16_bn:demo,variant=TINY", "digits")[0].model
+    assert (config.mean, config.norm_epsilon) == ((127.5,) * 3, 1e-3)  # the norm is another one
+    for grouping, given, found in (
+        ({"norm_groups": 8}, [], (8, None)),
+        ({"norm_group_size": 8}, [], (4, 8)),
+        ({"norm_group_size": 8}, [("model.norm_groups", "2")], (2, None)),
+    ):
+        path = str(tmp_path / "gn.keras")
+        portable.save(efficientnet.build("TINY", 16, 4, "gn", 10, **grouping), path)
+        config = resolve.resolve([("init.checkpoint", path), *given], "g16_gn:demo,variant=TINY", "digits")[0].model
+        assert (config.norm_groups, config.norm_group_size) == found
 
 
 def test_weights_of_other_classes_are_refused(tmp_path):

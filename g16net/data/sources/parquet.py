@@ -104,10 +104,8 @@ def open_parquet(
         prints = [zlib.crc32(some.labels[end - count : end].tobytes()) for end, count in zip(ends, counts)]
         kept = [os.path.basename(name) for name in names]
         facts = identity.of_records(some.class_names, kept, counts, sizes, prints)
-        return {
-            **facts,
-            "input_key": columns.image,
-        }  # which the other facts do not tell
+        # what else is told is the same for every column
+        return {**facts, "input_key": input_key} if input_key else facts
 
     return sharded(
         "parquet", asked.shown, shards, some.class_names, lambda record, i: {"image": record, "label": labels[i]},
