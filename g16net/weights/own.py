@@ -42,35 +42,49 @@ def settings(path: str, norm: str) -> Dict[str, Any]:
 def _of_layers(path, norm):
     with zipfile.ZipFile(path) as file:
         described = json.loads(file.read("config.json")) if "config.json" in file.namelist() else {}
+    layers = {layer["config"]["name"]: layer for layer in _layers(described)}
     found, kinds, groups, sizes = {}, set(), set(), set()
-    for layer, shape in _layers(described):
-        if layer["name"] == "normalize":
-            found.update({f"model.{key}": tuple(layer[key]) for key in ("mean", "std") if key in layer})
-        elif "pooled" in layer and "epsilon" in layer:  # a norm, or its proxy
-            found.update({f"model.{field}": layer[key] for key, field in OF_LAYERS.items() if key in layer})
-            if isinstance(layer.get("activation"), str):
-                found["model.activation"] = layer["activation"]
-            kinds.add("pn" if "proxy_epsilon" in layer else "bn" if "momentum" in layer else
-                      "gn" if "groups" in layer else "ln")  # fmt: skip
-            if "groups" in layer and "proxy_epsilon" not in layer:
-                groups.add(layer["groups"])
-                sizes.add(shape[-1] // layer["groups"] if shape else None)
+    for name, layer in layers.items():
+        of = layer["config"]
+        if name == "normalize":
+            found.update({f"model.{key}": tuple(of[key]) for key in ("mean", "std") if key in of})
+        elif "pooled" in of and "epsilon" in of:  # a norm, or its proxy
+            found.update({f"model.{field}": of[key] for key, field in OF_LAYERS.items() if key in of})
+            if isinstance(of.get("activation"), str):
+                found["model.activation"] = of["activation"]
+            kinds.add("pn" if "proxy_epsilon" in of else "bn" if "momentum" in of else "gn" if "groups" in of else "ln")
+            if "groups" in of and "proxy_epsilon" not in of:
+                channels = _channels(layers, name)
+                groups.add(of["groups"])
+                sizes.add(channels and channels / of["groups"])
     if len(groups) == 1:
         found.update({"model.norm_groups": groups.pop(), "model.norm_group_size": None})
     elif len(sizes) == 1 and None not in sizes:
-        found["model.norm_group_size"] = sizes.pop()
+        found["model.norm_group_size"] = int(sizes.pop())
     same = kinds == set(norm.split("_"))
     return {field: value for field, value in found.items() if same or field not in OF_NORM}
 
 
 def _layers(described: Any) -> Iterator[Any]:
-    """`(settings, shape of the input or None)` of each layer in a file's description of a network, whatever it is
-    within."""
+    """The description of each layer in that of a network, whatever it is within."""
     if isinstance(described, dict):
-        inner = described.get("config")
-        if isinstance(inner, dict) and "name" in inner:
-            yield inner, (described.get("build_config") or {}).get("input_shape")
+        if isinstance(described.get("config"), dict) and "name" in described["config"]:
+            yield described
         described = list(described.values())
     if isinstance(described, list):
         for part in described:
             yield from _layers(part)
+
+
+def _channels(layers, name):
+    """Channels of what goes into the layer `name`; None where that is not told."""
+    shape = (layers[name].get("build_config") or {}).get("input_shape")
+    while not shape and name in layers:
+        nodes = layers[name].get("inbound_nodes")
+        try:
+            name = nodes[0][0][0]
+        except (LookupError, TypeError):
+            return None
+        filters = layers.get(name, {}).get("config", {}).get("filters")
+        shape = [filters] if filters else None
+    return shape[-1] if shape else None

@@ -519,7 +519,7 @@ def test_training_is_relative_to_the_smallest_depthwise_network(groups):
 def test_at_equal_accuracy_by_hand():
     def point(group, group_size, top1, speed):
         same = {"norm": "bn", "resolution": "native", "multiply_adds": 1, "kind": "measured"}
-        same.update({"finetuned": False, "layers": ""})
+        same.update({"finetuned": False, "layers": "", "folder": ""})
         return {**same, "group": group, "group_size": group_size, "top1": {"mean": top1}, "speed": speed,
                 "train_images_per_second": speed}  # fmt: skip
 
