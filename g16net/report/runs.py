@@ -108,8 +108,10 @@ def _tell_data_apart(found):
         above = [os.path.basename(os.path.dirname(alike[0].config["data.dir"] or "")) for *_, alike in sets]
         for place, (digest, named, alike) in zip(above, sets):
             own = named or (f"{place}/{name}" if above.count(place) == 1 and place not in ("", "...") else "")
+            shown = (own or f"{name} {digest[:6]}") if len(sets) > 1 else name
             for run in alike:
-                run.config["data"] = own or f"{name} {digest[:6]}" if len(sets) > 1 else name
+                if shown != data_name(run.config):
+                    run.config["data"] = shown
 
 
 def _belongs(folder, kinds=("config", "benchmark", "costs")):
