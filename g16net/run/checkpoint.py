@@ -135,7 +135,7 @@ class Checkpoints:
                     shape_and_slices=[""] * len(names),
                     tensors=values,
                 )
-            sums = {name: _sha256(os.path.join(partial, name)) for name in sorted(os.listdir(partial))}
+            sums = {name: sha256(os.path.join(partial, name)) for name in sorted(os.listdir(partial))}
             records.write_json(os.path.join(partial, "manifest.json"), {**meta, "files": sums})
             for name in os.listdir(partial):
                 _sync(os.path.join(partial, name))
@@ -260,7 +260,7 @@ def _verify(folder):
         with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as file:
             manifest = json.load(file)
         for name, expected in manifest["files"].items():
-            if _sha256(os.path.join(folder, name)) != expected:
+            if sha256(os.path.join(folder, name)) != expected:
                 return f"{name} does not match its sum", None
     except (OSError, ValueError, KeyError) as error:
         return str(error), None
@@ -276,7 +276,8 @@ def _sync(path):
         os.close(handle)
 
 
-def _sha256(path):
+def sha256(path: str) -> str:
+    """Of the content of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):

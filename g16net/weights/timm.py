@@ -56,7 +56,7 @@ def preprocessing(name: str) -> Input:
     scale = (HALF, HALF) if HALF_NAMES.search(name) else (MEAN, STD)
     model = re.match(r"tf_efficientnet_(b[0-7]|lite[0-4])\b", name)
     if not model:
-        known = [crop for training, crop in CROPS_OF_TRAINING.items() if f".{training}" in name]
+        known = [crop for training, crop in CROPS_OF_TRAINING.items() if re.search(f"[._]{training}", name)]
         return Input(*scale, "bicubic", known[0] if known else 0.875)
     return Input(*scale, RESIZES["bilinear" if model[1] in ("lite3", "lite4") else "bicubic"], CROPS[model[1]])
 

@@ -160,6 +160,7 @@ def test_preprocessing_of_published_weights():
     assert timm_weights.preprocessing("tf_efficientnet_b4.ap_in1k") == ((0.5,) * 3, (0.5,) * 3, "bicubic", 0.922)
     assert timm_weights.preprocessing("efficientnet_b1")[::3] == (timm_weights.MEAN, 0.875)
     assert timm_weights.preprocessing("efficientnet_b0.ra4_e3600_r224_in1k")[::3] == ((0.5,) * 3, 0.9)
+    assert timm_weights.preprocessing("efficientnet_b0_ra4_e3600_r224_in1k")[::3] == ((0.5,) * 3, 0.9)
     assert timm_weights.preprocessing("efficientnet_b5.sw_in12k").crop == 0.95
     b0, doubt = lukemelas.preprocessing("efficientnet-b0-355c32eb.safetensors", "B0")
     assert b0 == (timm_weights.MEAN, timm_weights.STD, "bicubic", 1.0) and not doubt
