@@ -24,8 +24,8 @@ marked as added or changed:
   clipped gradients or a longer warm-up, no label smoothing, no mixup. A change of 1 point or more is one that is
   repeated with seeds 0 to 2, and with BN beside it.
 - Precision, added last: the norms of G16 at size "t" in float32 (`part=float32`), to see whether bfloat16 has a part in
-  the gap. Without AVX-512 it is the faster precision, too; so that part has CutMix for 90 epochs as well, and
-  boxes at 32 pixels for 8 epochs, to tell boxes from pixels in the headline's half resolution.
+  the gap. Without AVX-512 it is the faster precision, too; so that part has CutMix for 90 epochs as well, boxes at
+  32 pixels for 8 epochs, to tell boxes from pixels in the headline's half resolution, and BN and LN+PN at size "c".
 - The CIFAR variant itself (1.7 M parameters), LN+PN and BN (`part=full`): 93 % is hoped for.
 - Half resolution (`part=half`), size "c", whose total stride of 8 divides both sizes; G16 with LN+PN and BN: random
   boxes of 0.35 to 1 of the image, which enlarge what they show, at 32 pixels (native) and at 24 (0.56 of the pixels);
@@ -118,6 +118,7 @@ def float32(seeds):
                 runs.append(one("t", network, seed, f"t-{network}-{seed}-float32", **single))
         for network in ("g16-bn", "g16-ln_pn"):
             runs.append(one("t", network, seed, f"t-{network}-mixed-{seed}-float32", **mixed))
+            runs.append(one("c", network, seed, f"c-{network}-{seed}-float32", **single))
         runs.append(one("c", "g16-ln_pn", seed, f"c-g16-ln_pn-boxes-e8-{seed}-float32", ("train", "evaluate"), **boxes))
     return runs
 
