@@ -2,7 +2,8 @@
 
 Expect: no published figure; about 60 % of the multiply-adds of training at the final size throughout.
 Run: launch.py --experiment=g16_ln_pn_progressive:variant=B0,resolution=native
-     (variant B0 to B7; resolution native or half; `demo` for the embedded digits; parts=4 sizes)
+     (variant B0 to B7; resolution native or half; `small` for small sets, `demo` for the
+     embedded digits; parts=4 sizes)
 """
 
 from g16net import config as config_lib
@@ -10,7 +11,7 @@ from g16net.config import experiments, recipe
 
 
 def get_config(arg=""):
-    args = config_lib.parse_arg(arg, variant="", resolution="native", demo=False, parts=4)
+    args = config_lib.parse_arg(arg, variant="", resolution="native", small=False, demo=False, parts=4)
     rest = [part for part in arg.split(",") if not part.strip().startswith("parts")]
     config = experiments.load("g16_ln_pn", ",".join(rest))
     config.data.progressive = recipe.progressive_sizes(config.model.variant, args.resolution, args.parts)

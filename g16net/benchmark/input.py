@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from g16net import extras, host
+from g16net import compat, extras, host
 from g16net.data import order as orders
 from g16net.data import transforms
 from g16net.data.sources.folder import list_images
@@ -92,8 +92,6 @@ def stages(config, source):
     def decode(record, seed):
         """The training box alone; returns one pixel, so that only the decoding costs."""
         image = record["image"]
-        if image.dtype != tf.string:
-            return image[0, 0]
         box = transforms.random_box(tf.image.extract_jpeg_shape(image), seed, area=(config.data.area_min, 1.0))
         return tf.image.decode_and_crop_jpeg(image, box, channels=3)[0, 0]
 
@@ -103,7 +101,8 @@ def stages(config, source):
     runs["crop_resize"] = rows(source, unmixed(plain), batch)
     if config.data.augment != "none":
         runs["augment"] = rows(source, unmixed(config), batch)
-    runs["batch"] = lambda: (images for images, *_ in assemble.train_batches(config, source))
+    # targets, one an image: mixed on the device, the images are a tuple
+    runs["batch"] = lambda: (targets for _, targets, *_ in assemble.train_batches(config, source))
     logging.info("Timing %s at %d pixels, batch %d", ", ".join(runs), size, batch)
     return runs
 
@@ -120,7 +119,10 @@ def unmixed(config):
 
 
 def rows(source, function, batch):
-    """Endless batches of `function(record, seed)` in the training order, images side by side on all cores."""
+    """Endless batches of `function(record, seed)` in the training order, images side by side on all cores.
+
+    Those that raise are left out: corrupt ones and, where only JPEG is taken, others.
+    """
 
     def make():
         order = orders.Order(source.num_examples // batch * batch, batch, seed=0)
@@ -131,6 +133,7 @@ def rows(source, function, batch):
             return function(source.read(row), seed)
 
         data = data.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        data = compat.ignore_errors(data, log=False)
         return iter(data.batch(batch).prefetch(2))
 
     return make
@@ -157,13 +160,14 @@ def plain_tensorflow(config, source):
 
 
 def timm_rate(config):
-    """A function that times timm's loader with two workers on the same class folders, see `timm_peer`."""
+    """A function that times timm's loader, a worker a core, on the same class folders."""
     data = config.data
     root = list_images(data.train_split or "train", data.dir, data.holdout, data.train_split, data.layout).root
     size, batch = str(config.data.train_size), str(config.run.global_batch)
 
     def rate(seconds, warmup):
         command = [sys.executable, "-m", "g16net.benchmark.timm_loader", root, size, batch, str(seconds), str(warmup)]
+        command.append(str(host.cores()))
         return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
     return rate

@@ -21,6 +21,7 @@ from absl import logging
 import g16net
 from g16net import config as config_lib
 from g16net import extras, host
+from g16net.benchmark import estimates
 from g16net.config import batches, experiments, recipe
 from g16net.costs import counts
 from g16net.errors import ConfigError, RunError, UserError
@@ -91,7 +92,11 @@ def benchmark(config, workdir, peers=()):
     Raises:
         RunError: a contender's process ended; with the end of its log.
     """
-    contenders = [*ours(config), *foreign(config, peers)]
+    if config.benchmark.input:
+        classes = assemble.open_source_of(config, "train").num_classes
+    else:
+        classes = estimates.num_classes(config, workdir)
+    contenders = [*ours(config), *foreign(config, peers, classes)]
     contenders += exported(config, contenders)
     product = ("product", PRODUCT, lambda dtype: {"dtype": dtype})
     sizes = config.benchmark.sizes or (config.data.train_size,)
@@ -116,7 +121,7 @@ def benchmark(config, workdir, peers=()):
                     continue
                 if module == "exported" and precision != precisions[0]:
                     continue
-                common = {"threads": config.benchmark.threads or host.cores(), "num_classes": config.data.num_classes}
+                common = {"threads": config.benchmark.threads or host.cores(), "num_classes": classes}
                 given = dict(common, **options(precision if module == "ours" else recipe.dtype_of(precision)))
                 given.update({"folder": folder} if module == "exported" else {})
                 network = None
@@ -138,6 +143,7 @@ def benchmark(config, workdir, peers=()):
                 row.profile()
     figures = {
         "size": list(sizes),
+        "classes": classes,
         "cores": host.cores(),
         "threads": config.benchmark.threads or host.cores(),
         "load_before": round(load, 2),
@@ -149,6 +155,14 @@ def benchmark(config, workdir, peers=()):
     return dict(figures, **({"picture": picture} if picture else {}), text=table(figures["rows"], figures["ratios"]))
 
 
+# What contenders that are timed with their input read, and how: all but what they make of an image.
+SAME_DATA = (
+    "name", "dir", "num_classes", "num_examples", "train_split", "eval_split", "layout", "holdout", "input_key",
+    "target_key", "label_offset", "cache", "cache_size", "cache_dir", "jpeg", "exif", "parallel", "service",
+    "max_corrupt", "max_pixels", "mix_on_device",
+)  # fmt: skip
+
+
 def ours(config):
     """Our contenders as `(module, name, precision -> options)`: `config`, and those of `benchmark.experiments`."""
     found = {assemble.title(config): config}
@@ -156,8 +170,9 @@ def ours(config):
         experiment, *changes = text.split("+")
         if experiment:
             other = experiments.load(experiment).unlock()
-            other.runtime, other.benchmark = config.runtime, config.benchmark
-            for key in ("name", "dir", "num_classes", "num_examples", "train_split", "eval_split"):
+            for section in ("runtime", "benchmark"):
+                other[section] = config[section].copy_and_resolve_references()
+            for key in SAME_DATA:
                 other.data[key] = config.data[key]
         else:
             other = config.copy_and_resolve_references().unlock()
@@ -178,7 +193,7 @@ def ours(config):
     return [("ours", name, options(chosen)) for name, chosen in found.items()]
 
 
-def foreign(config, peers):
+def foreign(config, peers, classes):
     """The contenders of `peers`, of the same variant; UserError where one is unknown or not installed."""
     unknown = set(peers) - set(PEERS)
     if unknown:
@@ -191,7 +206,7 @@ def foreign(config, peers):
     sizes = config.benchmark.sizes or (config.data.train_size,)
 
     def options(model, kind, more):
-        macs = {size: counts.count(variant, *kind, size, config.data.num_classes).macs for size in sizes}
+        macs = {size: counts.count(variant, *kind, size, classes).macs for size in sizes}
         return lambda dtype: {"model": model, "dtype": dtype, "multiply_adds": macs, **more}
 
     if "timm" in peers:
@@ -353,7 +368,9 @@ def summaries(rows):
     for row in own:
         task, size, batch = row.in_cell
         of_cell = {key[-1]: limit for key, limit in limits.items() if key[:-1] == row.in_cell}
-        limit = of_cell.get(row.contender.dtype, next(iter(of_cell.values())))  # of files in 8 bits: float32's
+        exported = row.contender.module == "exported"  # files of fewer bits compute in float32, or beside its product
+        limit = of_cell.get(row.contender.dtype, of_cell.get("float32") if exported else None)
+        share = None if limit is None else round(float(np.median(row.speeds * row.facts["multiply_adds"] / limit)), 3)
         seconds = [turn["cpu_seconds"] / turn["images"] for turn in row.turns]
         facts = {key: value for key, value in row.facts.items() if key not in ("multiply_adds", "peak_memory")}
         memory = row.facts["peak_memory"]
@@ -370,7 +387,7 @@ def summaries(rows):
             "peak_memory_per_image": memory and round(memory / batch),
             "multiply_adds_per_image": row.facts["multiply_adds"],
             "multiply_adds_per_second": round(float(np.median(row.speeds)) * row.facts["multiply_adds"]),
-            "share_of_product": round(float(np.median(row.speeds * row.facts["multiply_adds"] / limit)), 3),
+            "share_of_product": share,
             **facts,
         }
         if row.layers:
@@ -419,11 +436,12 @@ def table(rows, ratios):
                 f"({limit['min'] / 1e9:.1f} - {limit['max'] / 1e9:.1f}) thousand million multiply-adds/s"
             )
             continue
-        speed, memory = row["images_per_second"], row["peak_memory_per_image"]
+        speed, memory, share = row["images_per_second"], row["peak_memory_per_image"], row["share_of_product"]
+        of_product = "" if share is None else f"{share:.2f}"
         lines.append(
             f"{row['task']:5} {row['dtype']:8} {row['size']:4} {row['batch']:5}  {row['name']:44} "
             f"{speed['median']:8.1f} {speed['min']:8.1f} -{speed['max']:7.1f} "
-            f"{'' if memory is None else format(memory / 2**20, '.1f'):>9} {row['share_of_product']:10.2f}"
+            f"{'' if memory is None else format(memory / 2**20, '.1f'):>9} {of_product:>10}"
         )
         if "form" in row:
             others = ", ".join(f"{name} {rate:.1f}" for name, rate in row["forms"].items())

@@ -1,13 +1,13 @@
 """Times timm's loader in a process of its own (TensorFlow and torch do not share one well); prints images per second.
 
-python -m g16net.benchmark.timm_loader FOLDER SIZE BATCH SECONDS WARMUP
+python -m g16net.benchmark.timm_loader FOLDER SIZE BATCH SECONDS WARMUP WORKERS
 """
 
 import sys
 import time
 
 
-def main(folder, size, batch, seconds, warmup, workers=2):
+def main(folder, size, batch, seconds, warmup, workers):
     """timm's `create_loader` with its standard training transform over the class folders in `folder`."""
     import timm.data
 
@@ -16,7 +16,7 @@ def main(folder, size, batch, seconds, warmup, workers=2):
         input_size=(3, int(size), int(size)),
         batch_size=int(batch),
         is_training=True,
-        num_workers=workers,
+        num_workers=int(workers),
         use_prefetcher=False,
         persistent_workers=True,
     )

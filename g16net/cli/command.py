@@ -112,7 +112,7 @@ def check_workdir(rows, config, workdir):
                 modes.function(mode, "check_workdir")(config, workdir, before, **options(mode))
         before.append(mode)
     path = Workdir(workdir).config
-    if any(row.of_run for row in rows.values()) and Workdir(workdir).begun and os.path.exists(path):
+    if any(row.of_run or row.trained for row in rows.values()) and Workdir(workdir).begun and os.path.exists(path):
         different = recipe.training_differences(recipe.resolve(config_lib.load(path)), config)
         if different:
             raise UserError(

@@ -32,6 +32,8 @@ def optimizer_state(optimizer, variables, names=None):
     state = {"step": inner.iterations}
     for slot in inner.get_slot_names():
         state.update({f"{slot}/{name}": inner.get_slot(v, slot) for name, v in named})
+    if hasattr(inner, "_m_cache"):  # Nadam's product of its momentums, which is no variable's
+        state["momentum_cache"] = inner._m_cache
     if inner.accumulation > 1:
         state["micro_batches"] = inner.micro_batches
     if getattr(optimizer, "dynamic", False):

@@ -85,7 +85,9 @@ FIELDS = {
     ),
     "data.dir": Field("", str, "folder of the data (tfds: its data_dir; hf: its cache)"),
     "data.train_split": Field("", str, "name of the split to train on; empty: the source's own"),
-    "data.eval_split": Field("", str, "name of the split to evaluate on; empty: the source's own"),
+    "data.eval_split": Field(
+        "", str, "name of the split to evaluate on; empty: the source's own; all: every image of data without splits"
+    ),
     "data.resolution": _one_of("native", ("native", "half"), "training size from the variant table, unless train_size"),
     "data.train_size": _at_least(None, 8, "training pixels; None: from variant and resolution", optional=True),
     "data.progressive": _sizes(
@@ -132,7 +134,7 @@ FIELDS = {
     "data.cache_size": _at_least(None, 8, "pixels of the decoded cache; None: train_size x 8 / 7", optional=True),
     "data.cache_dir": Field("", str, "folder of the decoded cache"),
     "data.label_offset": Field(
-        None, int, "number subtracted from stored labels; None: the source's own rule", optional=True
+        None, int, "tfrecord: number subtracted from stored labels; None: 1, as the classic files have", optional=True
     ),
     "data.layout": _one_of(
         "auto", ("auto", "classes"), "how a folder is read; classes: its subfolders are classes, whatever their names"
@@ -282,7 +284,8 @@ FIELDS = {
     ),
     "finetune.learning_rate": _above_zero(
         None,
-        "peak learning rate of the cosine; None: 8 times what optim.learning_rate would be for finetune.global_batch",
+        "peak learning rate of the cosine; None: 8 times what optim.learning_rate would be for finetune.global_batch; "
+        "keras:NAME: must be given",
         optional=True,
     ),
     "finetune.optimizer": Field(

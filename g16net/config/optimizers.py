@@ -49,12 +49,12 @@ def chosen(config: Any) -> Dict[str, str]:
     return {"optim": config.optim.name, "finetune": config.finetune.optimizer or config.optim.name}
 
 
-def finetuning(config: Any) -> Dict[str, float]:
-    """The numbers that fine-tuning's optimizer has for `finetune.global_batch` where they are left open."""
+def finetuning(config: Any) -> Dict[str, Optional[float]]:
+    """The numbers that fine-tuning's optimizer has for `finetune.global_batch` where they are left open; None: it must
+    be given."""
     chosen_rule, batch = rule(chosen(config)["finetune"]), config.finetune.global_batch
-    by_rule = FINETUNE_FACTOR * (chosen_rule.per_image or 0) * batch
     by_batch = max(1 - RATE_PER_IMAGE * batch, 0.0)
     return {
-        "learning_rate": by_rule or config.optim.learning_rate,
+        "learning_rate": None if chosen_rule.per_image is None else FINETUNE_FACTOR * chosen_rule.per_image * batch,
         "decay": by_batch if chosen_rule.decay is None else chosen_rule.decay,
     }

@@ -38,6 +38,8 @@ FREE_KEYS = (
     "data.cache",
     "data.cache_dir",
     "data.allow_changed",
+    "data.max_corrupt",
+    "data.max_pixels",
     "data.parallel",
     "data.service",
     "data.eval_size",
@@ -218,6 +220,12 @@ def _check_combinations(config):
         raise ConfigError(
             f"schedule.warmup_epochs={config.schedule.warmup_epochs:g} leaves nothing of "
             f"run.epochs={config.run.epochs}; set --config.schedule.warmup_epochs={config.run.epochs / 10:g}"
+        )
+    if config.schedule.warmup_epochs > config.run.epochs:
+        raise ConfigError(
+            f"schedule.warmup_epochs={config.schedule.warmup_epochs:g} is more than run.epochs="
+            f"{config.run.epochs}, and the rate is never reached; set "
+            f"--config.schedule.warmup_epochs={config.run.epochs / 10:g}"
         )
     calls, strategy = config.runtime.steps_per_execution or 1, config.runtime.strategy
     if config.regularise.ema and calls > 1 and strategy in COMPILED:

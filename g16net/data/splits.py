@@ -9,6 +9,7 @@ from g16net.data.walk import once
 from g16net.errors import UserError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
+ALL = "all"  # of data without splits: what is held out and what is not
 ROLES = {  # the words for each part; the first are taken first where there are several
     TRAIN: ("train", "training", "trn", "trains", "trainset", "trainval"),
     VALIDATION: (

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from tensorflow import keras
 
 from g16net.errors import ConfigError, RunError
+from g16net.export import compare
 from g16net.run import assemble, records
 from g16net.training import runtime
 
@@ -32,7 +33,7 @@ def check(config: ConfigDict) -> None:
 
 @runtime.in_precision
 def channels(config: ConfigDict, workdir: str) -> Dict[str, Any]:
-    """Figures by depth, over the first images of the evaluation split, of `eval.weights` at their test size.
+    """Figures by depth, over images drawn from the evaluation split, of `eval.weights` at their test size.
 
     Returns `drift` and `spread` (means over the network), and `layers`, a row per norm:
 
@@ -46,8 +47,8 @@ def channels(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     config = assemble.at_test_size(config, workdir)
     model, class_names = assemble.trained(config, workdir)
     source = assemble.open_eval_source(config, workdir, class_names, "look at its channels")
-    batches = assemble.eval_batches(config, source, config.data.eval_size)
-    rows = statistics(model, (images[weights > 0] for images, _, weights in batches), IMAGES)
+    batches = compare.sample(config, source, config.data.eval_size, IMAGES, config.eval.batch)
+    rows = statistics(model, (images for images, _ in batches), IMAGES)
     path = os.path.join(workdir, "channel_moments.json")
     records.write_json(path, {"weights": config.eval.weights, "size": config.data.eval_size, "layers": rows})
     short = [{name: row[name] for name in ("layer", "depth", "drift", "spread")} for row in rows]

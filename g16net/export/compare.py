@@ -1,5 +1,8 @@
 """Compares an exported file with the model that it was made of, on noise and on images."""
 
+import contextlib
+import json
+import zipfile
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import numpy as np
@@ -25,7 +28,11 @@ def tolerance(export: ConfigDict) -> Optional[float]:
 
 
 def precision_of(path: str) -> str:
-    """The precision of an exported file by its name, as `export` gives it."""
+    """The precision of an exported file, as it says itself; of TFLite files that do not, by the name that `export`
+    gives them."""
+    if path.endswith(".tflite"):
+        with contextlib.suppress(zipfile.BadZipFile, KeyError), zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read("model.json"))["precision"]
     named = [name for name in TOLERANCES if path.endswith(f"_{name}.tflite")]
     return named[0] if named else "float32"
 

@@ -1,8 +1,8 @@
 """TFLite: a folded network as one file for the LiteRT runtime (`ai-edge-litert`, or `tf.lite`).
 
 Input `images` uint8 [1, 32, 32, 3] by default; `resize_tensor_input` takes it to any batch, height and width. Outputs
-`logits` and `probabilities`, float32. `labels.txt` (a class name per line) and `model.json` (preprocessing) are a zip
-at the end of the file, as TFLite's metadata has its associated files: any unzip reads them.
+`logits` and `probabilities`, float32. `labels.txt` (a class name per line) and `model.json` (preprocessing and
+precision) are a zip at the end of the file, as TFLite's metadata has its associated files: any unzip reads them.
 
 Precisions: "float32"; "float16" (weights, half the size; computed in float32 on a CPU); "int8" (weights and inputs of
 convolutions, a scale per filter, ranges of inputs from images). What lies between convolutions stays in float32 under
@@ -71,7 +71,7 @@ def convert(
         model = _int8(converter, images)
     else:
         model = converter.convert()
-    return bytes(model) + _labels(class_names, preprocessing)
+    return bytes(model) + _labels(class_names, {**preprocessing, "precision": precision})
 
 
 def _int8(converter, images):

@@ -111,6 +111,8 @@ def _results(run):
         if row["weights"] == weights and not runs.of_others(run, row):
             results[row["size"], "", ""] = row["top1"]
     for row in run.finetuned:
+        if runs.of_others(run, row):
+            continue
         if row.get("weights", weights) == weights:  # those that it began from
             results.setdefault((row["size"], "", ""), row["top1_before"])
         results[row["size"], row.get("layers", "top"), row.get("folder", "")] = row["top1"]
@@ -123,7 +125,13 @@ def _median(values):
 
 
 def _of_size(group, size, key):
-    return _median(row.get(key) for run in group.runs for row in _rows(run) if row["size"] == size)
+    """The median of `key` over all that was evaluated at `size` as the run computes, whatever the weights."""
+    return _median(
+        row.get(key)
+        for run in group.runs
+        for row in _rows(run)
+        if row["size"] == size and "runtime.precision" not in row.get("changed", {})
+    )
 
 
 def _rows(run):

@@ -214,7 +214,7 @@ def _last_step(run, unknown=None):
 def _other_weights(run):
     """A line for each kind of weights or images whose evaluations are no figures of the run."""
     sizes = {}
-    for row in run.evaluations:
+    for row in run.evaluations + [row for row in run.finetuned if of_others(run, row)]:
         other = of_others(run, row)
         if other:
             end = f"ended with {_last_step(run)}" if _last_step(run) else "is not finished"

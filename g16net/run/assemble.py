@@ -315,7 +315,7 @@ def schedule(config: ConfigDict, steps_per_epoch: int) -> Any:
         )
     if config.schedule.name == "cosine":
         return schedules.Cosine(base, steps, warmup)
-    return base
+    return schedules.ExponentialStaircase(base, steps, warmup, drops=1, rate=1.0) if warmup else base
 
 
 def optimizer(config: ConfigDict, steps_per_epoch: int, accumulation: int = 1, guard: str = "none") -> compat.Optimizer:
@@ -327,12 +327,13 @@ def optimizer(config: ConfigDict, steps_per_epoch: int, accumulation: int = 1, g
     )  # fmt: skip
 
 
-def finetuning_optimizer(config: ConfigDict, learning_rate: Any) -> compat.Optimizer:
-    """The optimizer of a fine-tuning with this rate, a number or a schedule."""
+def finetuning_optimizer(config: ConfigDict, learning_rate: Any, accumulation: int = 1) -> compat.Optimizer:
+    """The optimizer of a fine-tuning with this rate, a number or a schedule. `accumulation`: see `compat.Optimizer`."""
     fine = config.finetune
     return make_optimizer(
-        fine.optimizer, config, learning_rate, fine.decay, fine.clip_norm, fine.layer_decay, 1, guard(config)
-    )
+        fine.optimizer, config, learning_rate, fine.decay, fine.clip_norm, fine.layer_decay, accumulation,
+        guard(config),
+    )  # fmt: skip
 
 
 def make_optimizer(

@@ -172,7 +172,9 @@ class Devices:
     @property
     def per_execution(self) -> int:
         """Weight updates in one call of the device."""
-        runs_ahead = not compat.on_cpu() and (self.averages_inside or not self.config.regularise.ema)
+        runs_ahead = (
+            not compat.on_cpu() and not compat.KERAS3 and (self.averages_inside or not self.config.regularise.ema)
+        )
         return self.config.runtime.steps_per_execution or (PER_EXECUTION if runs_ahead else 1)
 
     @property
@@ -203,9 +205,24 @@ class Devices:
                 f"{self.per_execution} makes several in one call, which Keras {compat.KERAS_VERSION} takes as one: "
                 "leave it 1, or train with tf-keras"
             )
+        if self.updates.accumulation > 1 and self.config.runtime.dynamic_loss_scale:
+            raise ConfigError(
+                "runtime.dynamic_loss_scale leaves out passes, and runtime.grad_accumulation or micro_batch make "
+                f"{self.updates.accumulation} of them one update, of which the others would be left: set "
+                "--config.runtime.dynamic_loss_scale=false"
+            )
+        self.check_rest(updates_per_epoch, 0)
 
     def check_rest(self, updates_per_epoch: int, done: int) -> None:
-        """Raises ConfigError where an epoch cannot be continued after `done` weight updates; Keras takes any."""
+        """Raises ConfigError where an epoch cannot be continued after `done` weight updates. Keras 2 shortens the last
+        call of an epoch, Keras 3 would make all of its updates."""
+        left = updates_per_epoch - done
+        if compat.KERAS3 and left % self.per_execution:
+            raise ConfigError(
+                f"runtime.steps_per_execution={self.per_execution} does not divide the {left} weight updates "
+                f"{'that are left of the' if done else 'of an'} epoch, as Keras {compat.KERAS_VERSION} asks for: take "
+                "1, or train with tf-keras"
+            )
 
     def prepare(self, model: keras.Model) -> None:
         """Readies a new model for training."""

@@ -46,13 +46,15 @@ def resolve(
         else:
             config = experiments.load(str(experiment), demo=True)
             config_lib.override(config, assignments)
-    if experiment and config.init.checkpoint:  # of a run that goes on, config.json has what the weights brought
+    given = {key for key, _ in assignments}
+    place = workdir or os.path.join("runs", experiments.run_name(str(experiment), demo))
+    begun = place if Workdir(place).begun and os.path.exists(Workdir(place).config) else None
+    # the config of a run that goes on has what its weights brought
+    if config.init.checkpoint and (experiment or "init.checkpoint" in given and not begun):
         start_tensorflow(devices=False)
         from g16net.weights import detect as foreign_weights
 
-        place = workdir or os.path.join("runs", experiments.run_name(experiment, demo))
-        begun = place if Workdir(place).begun and os.path.exists(Workdir(place).config) else None
-        foreign_weights.settle(config, {key for key, _ in assignments}, begun)
+        foreign_weights.settle(config, given, begun)
     name = experiments.run_name(experiment, demo) if experiment else os.path.basename(str(workdir))
     for key in ("dir", "cache_dir"):  # the run is resumed from any folder
         if config.data[key] and "://" not in config.data[key]:

@@ -45,7 +45,11 @@ class Scorer:
         self._batches = batches or self._images
         self._cross_entropy = SmoothedCrossEntropy(source.num_classes, label_smoothing=0.0, reduction="none")
         self._step = tf.function(self._sums, autograph=False)
-        self._size = self._data = None  # what is prepared
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops the images that are prepared."""
+        self._size = self._data = None
 
     def __call__(self, size, each=False):
         """Yields, for each batch of test images of `size` pixels, the sums over its images as float64 [4]: top-1,

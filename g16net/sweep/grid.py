@@ -64,7 +64,7 @@ def _fill(value, own):
 def load(experiment, assignments=(), data=""):
     """The runs of the sweep file `experiment` (`NAME`, `FILE.py` or `FILE.py:ARG`), checked.
 
-    `assignments`, `[(key, text), ...]`, are set in every run, `data` in those that name none. Each run gets "after",
+    `assignments`, `[(key, text), ...]`, are set in every run, and so is `data`, unless it is "". Each run gets "after",
     the run that trains for it or None, and "cpus" and "gpus", what it asks of a cluster. Raises UserError, which names
     the run, for what would end one later.
     """
@@ -76,14 +76,17 @@ def load(experiment, assignments=(), data=""):
     runs, names, trainers = module.get_runs(arg), set(), {}
     if not runs:
         raise ConfigError(f"sweep file {module.__file__!r}: get_runs({arg!r}) gives no runs")
+    named = sorted({one["data"] for one in runs} - {""})
+    if data and len(named) > 1:
+        raise UserError(f"--data={data}: the runs name several data sets, {' and '.join(named)}; leave it out")
     for one in runs:
-        one["data"] = one["data"] or data
+        one["data"] = data or one["data"]
         one["fields"] = {**one["fields"], **{key: config_lib.parse_value(key, text) for key, text in assignments}}
         _check(one, names)
         names.add(one["name"])
         config = _resolved(one)
         one["cpus"], one["gpus"] = config.sweep.cpus, config.sweep.gpus
-        trained = (one["data"], recipe.training_key(config))
+        trained = (one["data"], config.data.dir, recipe.training_key(config))
         one["after"] = trainers.get(trained)
         if "train" in one["modes"]:
             trainers.setdefault(trained, one["name"])

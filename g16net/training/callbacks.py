@@ -229,6 +229,7 @@ class Bookkeeping(Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started, self.first_step_done = time.monotonic(), None
+        self.began = self.position.in_epoch
         self.resumed = self.position.resumed
         self.before = self.resumed.get("seconds", 0.0)
 
@@ -241,10 +242,9 @@ class Bookkeeping(Callback):
             self.costs = input_costs(self.waiting)
         if done == self.position.steps:
             return  # the epoch's end saves, with its figures
-        every = self.config.checkpoint.every_steps
         alone = self.devices.shard[1] == 1  # several workers ask each other, which waits for their devices
         stop = (alone or self.position.looking) and self.devices.any(self.signals.received)
-        if stop or every and self.position.step // every > (self.position.step - self._updates()) // every:
+        if stop or self._due():
             self.finite.look(logs)
             self.saved.save(
                 self.position.step,
@@ -257,8 +257,10 @@ class Bookkeeping(Callback):
         if stop:
             self._stop()
 
-    def _updates(self):
-        return self.devices.per_execution
+    def _due(self):
+        """Whether the latest call of the device came to a step of `checkpoint.every_steps`."""
+        every, step = self.config.checkpoint.every_steps, self.position.step
+        return bool(every) and step // every > (step - self.devices.per_execution) // every
 
     def _stop(self):
         self.saved.wait()
@@ -280,7 +282,7 @@ class Bookkeeping(Callback):
         self.position.finish_epoch()
         done, step = self.position.epoch, self.position.step
         timed = self.position.steps - self.timed_from
-        since, images = (self.first_step_done, timed) if timed else (self.started, self._updates())
+        since, images = (self.first_step_done, timed) if timed else (self.started, self.position.steps - self.began)
         record = {
             "kind": "epoch",
             "epoch": done,
@@ -300,7 +302,7 @@ class Bookkeeping(Callback):
             record.update(self._evaluate())
         self._record(record)
         stop = self.devices.any(self.signals.received)
-        if done % self.config.checkpoint.every_epochs == 0 or last or stop:
+        if done % self.config.checkpoint.every_epochs == 0 or last or stop or self._due():
             score = record.get("eval_top1_average", record.get("eval_top1"))
             self.saved.save(step, epoch=done, in_epoch=0, steps=self.position.steps, score=score)
         if stop:

@@ -32,6 +32,7 @@ OF_IMAGES = (
     "data.name", "data.dir", "data.layout", "data.holdout",
     "data.eval_split", "data.eval_resize", "data.eval_crop", "data.exif",
 )  # fmt: skip
+AS_THE_RUN = (*OF_IMAGES, "runtime.precision")  # and what else makes the figures the run's own
 
 
 class Evaluator:
@@ -55,6 +56,11 @@ class Evaluator:
     ) -> None:
         self.config, self.model, self.source = config, model, source
         self._score = devices.scorer(model, source, batches)
+
+    def prepare_again(self):
+        """Lets the next call read and decode its images, which earlier ones may have kept, so that it is timed with
+        that."""
+        self._score.forget()
 
     def __call__(self, size, rows=None):
         """Figures at `size` pixels: `top1`, `top5`, `loss` (cross-entropy without smoothing), `images`, `corrupt`
@@ -128,8 +134,8 @@ def evaluate(config: ConfigDict, workdir: str) -> Dict[str, Any]:
 
     Plain names hold the figures at the size of `assemble.at_test_size` (or the first of `eval.sizes`), `sizes` those of
     every size. Each is appended to `WORKDIR/evaluations.jsonl` too. `changed`, where it is there, holds the fields of
-    `OF_IMAGES` that are not as the run has them: such figures are not the run's own. `step` is the update whose weights
-    they are.
+    `AS_THE_RUN` that are not as the run has them: such figures are not the run's own. `step` is the update whose
+    weights they are.
 
     ConfigError where the devices cannot do what is asked, UserError where the workdir holds no such weights.
     """
@@ -147,6 +153,8 @@ def evaluate(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     if evaluator is None or evaluator.model is not model or evaluator.source is not source:
         evaluator = Evaluator(config, model, source, devices)
         keep(config, evaluator)
+    else:
+        evaluator.prepare_again()
     changed = changed_from_run(config, workdir)
     also: Dict[str, Any] = {"changed": changed} if changed else {}
     if config.eval.weights != "finetuned":
@@ -166,14 +174,14 @@ def evaluate(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     return dict(main, **which, **also, sizes=rows)
 
 
-def changed_from_run(config: ConfigDict, workdir: str) -> Dict[str, Any]:
-    """{field: value} of those `OF_IMAGES` that are not as the run in `workdir` has them. A folder that was moved or
+def changed_from_run(config: ConfigDict, workdir: str, fields: Sequence[str] = AS_THE_RUN) -> Dict[str, Any]:
+    """{field: value} of those `fields` that are not as the run in `workdir` has them. A folder that was moved or
     copied is the same one."""
     stored = Workdir(workdir).config
     if not os.path.exists(stored):
         return {}
     own = config_lib.load(stored)
-    pairs = {field: [of[field.split(".")[0]][field.split(".")[1]] for of in (own, config)] for field in OF_IMAGES}
+    pairs = {field: [of[field.split(".")[0]][field.split(".")[1]] for of in (own, config)] for field in fields}
     return {
         field: now
         for field, (before, now) in pairs.items()

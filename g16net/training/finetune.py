@@ -24,6 +24,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tensorflow import keras
 
+from g16net import config as config_lib
 from g16net.config import recipe
 from g16net.data import cache, features, pipeline
 from g16net.data.sources.base import Source, relabelled
@@ -62,6 +63,11 @@ def check(config: ConfigDict) -> None:
             f"mode finetune works with runtime.strategy=default; got {config.runtime.strategy}: run it by itself, with "
             "--mode=finetune --config.runtime.strategy=default, on the workdir of the trained run"
         )
+    if config.finetune.learning_rate is None:
+        raise ConfigError(
+            f"finetune.optimizer={config.finetune.optimizer} has no rule for its rate: give it, such as "
+            "--config.finetune.learning_rate=0.001, or take another one: --config.finetune.optimizer=rmsprop"
+        )
 
 
 def starting_weights(config: ConfigDict, workdir: str) -> Dict[str, Any]:
@@ -94,22 +100,33 @@ def check_workdir(config: ConfigDict, workdir: str, before: Sequence[str] = ()) 
     there."""
     start = starting_weights(config, workdir)
     for size in config.finetune.sizes:
-        settings_of(config, Workdir(workdir).finetuning(config.finetune.folder, size), size, start)
+        settings_of(config, workdir, size, start)
 
 
-def settle(config: ConfigDict, files: Workdir, size: int, start: Dict[str, Any]) -> None:
-    """Makes the folder of `files` that of this fine-tuning; UserError where it holds another one."""
-    settings = settings_of(config, files, size, start)
+def settle(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any]) -> None:
+    """Makes the folder of this fine-tuning; UserError where it holds another one."""
+    settings, files = (
+        settings_of(config, workdir, size, start),
+        Workdir(workdir).finetuning(config.finetune.folder, size),
+    )
     os.makedirs(files.path, exist_ok=True)
     records.write_json(files.settings, settings)
 
 
-def settings_of(config: ConfigDict, files: Workdir, size: int, start: Dict[str, Any]) -> Dict[str, Any]:
-    """What this fine-tuning is, for its `settings.json`; UserError where the folder of `files` holds another one."""
+# What prepares and chooses the images, which a run leaves open.
+OF_IMAGES = ("data.eval_resize", "data.eval_crop", "data.eval_split")
+
+
+def settings_of(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any]) -> Dict[str, Any]:
+    """What this fine-tuning is, for its `settings.json`; UserError where its folder holds another one."""
+    files = Workdir(workdir).finetuning(config.finetune.folder, size)
     fields = {k: v for k, v in config.finetune.to_dict().items() if k not in ("sizes", "folder", "cache_gb")}
+    fields.update(_of_images(config))
     settings = {"size": size, **fields, **{f"start.{key}": value for key, value in start.items()}}
     if os.path.exists(files.settings):
         before_these_fields = {"optimizer": "rmsprop", "clip_norm": 0.0, "layer_decay": 1.0}
+        if os.path.exists(Workdir(workdir).config):
+            before_these_fields.update(_of_images(config_lib.load(Workdir(workdir).config)))
         old = {**before_these_fields, **_read_json(files.settings)}
         different = [f"{k}: {old.get(k)} -> {settings.get(k)}" for k in settings if old.get(k) != settings[k]]
         if different:
@@ -120,6 +137,10 @@ def settings_of(config: ConfigDict, files: Workdir, size: int, start: Dict[str, 
     return settings
 
 
+def _of_images(config):
+    return {key: config[key.split(".")[0]][key.split(".")[1]] for key in OF_IMAGES}
+
+
 @runtime.in_precision
 def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any]) -> Dict[str, Any]:
     """One fine-tuning at `size` pixels. Returns its figures, which are in its `finetune.json` too."""
@@ -127,7 +148,7 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
     done = files.figures("finetune")
     if not os.path.exists(done):
         run_data.check(config, files.path, assemble.open_source_of(config, "train"), done=False)
-    settle(config, files, size, start)
+    settle(config, workdir, size, start)
     if os.path.exists(done):
         logging.info("%s is finished", files.path)
         return _read_json(done)
@@ -137,20 +158,23 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
     network, class_names = assemble.trained(config, workdir, size, start["weights"])
     train_source, eval_source = (relabelled(source, class_names) for source in assemble.open_sources(config))
     steps = steps_per_epoch(config, train_source)
+    devices.check_rest(steps, 0)
     parts = recipe.trained_parts(config)
     trunk, head = split.split(network, split.first_layer(network, parts))
     trunk.trainable = False
     batches, evaluator, model, kept = inputs(config, size, train_source, eval_source, trunk, head, devices)
     prepared = time.time() - started
-    updates = Updates(config.finetune.global_batch, per_execution=devices.per_execution)
+    count = passes(config)
+    updates = Updates(config.finetune.global_batch // count, count, per_execution=devices.per_execution)
     loss = assemble.loss(config, train_source.num_classes)
-    inner = assemble.finetuning_optimizer(config, schedule(config, steps))
+    inner = assemble.finetuning_optimizer(config, schedule(config, steps), count)
     optimizer = devices.optimizer(inner)
     devices.compile(model, optimizer, loss, updates)
     saved = checkpoint.Checkpoints(
         files.checkpoints,
         checkpoint.state(network, optimizer),
         keep=1,
+        accumulation=count,
         data=run_data.facts(config, train_source),
     )
     manifest = saved.restore_latest()
@@ -174,23 +198,27 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
         records.append_line(lines, {"kind": "epoch", "epoch": 0, **_named(evaluator(size))})
     ending = EpochEnd(size, lines, saved, evaluator, position)
     if epoch < config.finetune.epochs:
-        loop.fit(
-            model,
-            position,
-            config.finetune.epochs,
-            lambda epoch, first, size: batches(epoch),
-            [
+        try:
+            loop.fit(
+                model,
                 position,
-                callbacks.Progress(position, config.finetune.epochs, config.finetune.global_batch),
-                callbacks.StopOnNotFinite(
-                    inner, head.trainable_variables, position, config.runtime.max_skipped, "finetune.learning_rate"
-                ),
-                ending,
-            ],
-            updates,
-        )
-        saved.wait()
+                config.finetune.epochs,
+                lambda epoch, first, size: updates.cut(batches(epoch)),
+                [
+                    position,
+                    callbacks.Progress(position, config.finetune.epochs, config.finetune.global_batch),
+                    callbacks.StopOnNotFinite(
+                        inner, head.trainable_variables, position, config.runtime.max_skipped, "finetune.learning_rate"
+                    ),
+                    ending,
+                ],
+                updates,
+            )
+            saved.wait()
+        except (tf.errors.OpError, OSError) as error:
+            raise train.run_error(error, devices, files.path, position) from error
     history = records.by_epoch(records.read_lines(lines))
+    changed = evaluate.changed_from_run(config, workdir, evaluate.OF_IMAGES)
     figures = {
         "size": size,
         **{key: value for key, value in (ending.figures or evaluator(size)).items() if key != "images_per_second"},
@@ -203,6 +231,7 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
         "epochs": config.finetune.epochs,
         "steps": config.finetune.epochs * steps,
         "features_kept": kept,
+        **({"changed": changed} if changed else {}),
         "prepare_seconds": round(prepared, 3),
         "seconds": round(time.time() - started, 3),
     }
@@ -213,6 +242,16 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
 def steps_per_epoch(config: ConfigDict, source: Source) -> int:
     """Weight updates in an epoch of fine-tuning."""
     return train.whole_batches(source, "finetune.global_batch", config.finetune.global_batch)
+
+
+def passes(config: ConfigDict) -> int:
+    """Passes in a weight update: the fewest in which none has more images than a pass of the training, where that took
+    its batch in several."""
+    whole, batch = config.run.global_batch, config.finetune.global_batch
+    most = config.runtime.micro_batch or whole // (config.runtime.grad_accumulation or 1)
+    if most >= whole:
+        return 1
+    return next(count for count in range(1, batch + 1) if batch % count == 0 and batch // count <= most)
 
 
 def schedule(config: ConfigDict, steps: int) -> Cosine:
@@ -276,8 +315,15 @@ def inputs(
     image = keras.Input((size, size, 3), dtype="float32", name="image")
     frozen = trunk if fine.noise == "all" else split.Inference(trunk, name="frozen", dtype="float32")
     model = keras.Model(image, head(frozen(image)), name=f"{head.name}_on_trunk")
-    mix = assemble.mix(config) if fine.noise == "all" else None
+    mix = assemble.mix(_mixing_here(config)) if fine.noise == "all" else None
     return stream(source, transform, mix), evaluate.Evaluator(config, model, eval_source, devices), model, False
+
+
+def _mixing_here(config):
+    """`config` with the mixing on the host: what is compiled takes images alone."""
+    config = config.copy_and_resolve_references().unlock()
+    config.data.mix_on_device = False
+    return config
 
 
 def fits(config: ConfigDict, trunk: keras.Model, *sources: Source) -> bool:

@@ -70,6 +70,12 @@ def settle(config: ConfigDict, given: Set[str], begun: Optional[str] = None) -> 
         settings = own.settings(begun or path, config.model.norm)
         if given & own.GROUPING:  # one has no meaning with the other's
             settings = {key: value for key, value in settings.items() if key not in own.GROUPING}
+        if not settings:
+            fields = ", ".join(own.ALWAYS[:3])
+            logging.warning(
+                "init.checkpoint=%s: nothing in it or beside it tells what it was trained with; this run's %s and what "
+                "its norms compute with are assumed", path, fields,
+            )  # fmt: skip
         _take(config, given, settings, "the run that goes on" if begun else "the run they are of")
         return
     scaled = [f"model.{name}" for name in ("width", "depth") if config.model[name] is not None]
@@ -89,7 +95,12 @@ def settle(config: ConfigDict, given: Set[str], begun: Optional[str] = None) -> 
             f"init.checkpoint={path} holds {foreign.library} weights of another network: {', '.join(wrong)}. "
             f"Start from {_experiment(foreign.network)}{without}"
         )
-    _take(config, given, foreign.settings, f"{foreign.library} weights")
+    possible = foreign.network["model.norm"]
+    if isinstance(possible, tuple) and config.model.norm != possible[0]:
+        logging.warning("init.checkpoint=%s: its shapes fit %s alike; published are such weights with %s, and the run has "
+                        "model.norm=%s", path, " and ".join(possible), possible[0], config.model.norm)  # fmt: skip
+    settings = {"model.activation": recipe.variant_of(config).activation, **foreign.settings}
+    _take(config, given, settings, f"{foreign.library} weights")
     for doubt in sorted(set(foreign.assumed.values())):
         keys = [key for key, why in foreign.assumed.items() if why == doubt and key not in given]
         if keys:
@@ -313,6 +324,13 @@ def _keras(path, arrays, layers):
     return Foreign("keras.applications'", network, settings, values, assumed)
 
 
+def _flat(layers):
+    """The layers of a model's config in order, those of a model inside it in its place."""
+    for layer in layers:
+        inside = layer["config"].get("layers")
+        yield from _flat(inside) if isinstance(inside, list) else [layer]
+
+
 def _keras_input(arrays, layers):
     """`(mean, std, doubt)` of the input on the scale of 0..1, by the layers before the stem.
 
@@ -331,10 +349,11 @@ def _keras_input(arrays, layers):
         # ImageNet's weights have the deviation for the variance; the network divides by its root once more
         imagenet = variance.shape == (3,) and np.allclose(variance, timm.STD, atol=1e-5)
         return mean, variance if imagenet else np.sqrt(variance), None
-    unknown = []
-    for layer in layers:
+    unknown, met = [], False
+    for layer in _flat(layers):
         kind, form = layer["class_name"], layer["config"]
         if form["name"].startswith("stem_conv"):
+            met = True
             break
         if kind == "Rescaling":
             factor = np.asarray(form["scale"], np.float64)
@@ -345,6 +364,8 @@ def _keras_input(arrays, layers):
             scale, offset = scale / np.sqrt(variance), (offset - mean) / np.sqrt(variance)
         elif kind != "InputLayer" and not kind.startswith("Random"):
             unknown.append(kind)
+    if not met:  # a layer of a kind of its own holds the network
+        return _keras_input(arrays, ())
     doubt = f"the layers {', '.join(unknown)} before the stem are not read; the others'" if unknown else None
     return -offset / scale / 255, 1 / scale / 255, doubt
 
@@ -401,6 +422,7 @@ def _timm(path, shapes):
         assumed["model.norm_epsilon"] = "the name does not say whether it is a tf_ model; epsilon and padding of one"
     if not over_batch:
         settings["model.norm_group_size"] = timm.GROUP_NORM_SIZE
+        settings["model.strided_groups"] = False
 
     def values(model):
         return timm.find(timm.read(path), model)
@@ -484,7 +506,8 @@ def _timm_description(path, variant):
             return name, test._replace(mean=given[0], std=given[1]), SQUASHED if squashed else None
     if squashed:
         return name, test, SQUASHED
-    if timm.HALF_NAMES.search(file) or re.search(r"\.\w*(in1k|in12k)\b", file):
+    told = r"[._]\w*(in1k|in12k)\b|tf_efficientnet_\w+_(aa|ap|ns|ra)\b"  # the hub's names, and those of releases
+    if timm.HALF_NAMES.search(file) or re.search(told, file):
         return name, test, None
     doubt = "neither a config.json beside the file nor its name has the preprocessing; values of such networks"
     return name, test, doubt

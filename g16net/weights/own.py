@@ -22,11 +22,13 @@ OF_LAYERS["quadrature"] = "quadrature"
 
 
 def settings(path: str, norm: str) -> Dict[str, Any]:
-    """{field: value} for the weights at `path`, a workdir, a checkpoint or a `.keras` file, in a network with `norm`;
-    empty where nothing tells them."""
-    folder = os.path.abspath(path if os.path.isdir(path) else os.path.dirname(path))
-    above = os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))
-    for place in (folder, *above):  # of a fine-tuning or a checkpoint two folders above
+    """{field: value} for the weights at `path`, a workdir, a checkpoint, a `.keras` or `.h5` file, in a network with
+    `norm`; empty where nothing tells them."""
+    place = os.path.abspath(path if os.path.isdir(path) else os.path.dirname(path))
+    places = [place]
+    while len(places) < 5:  # the checkpoint of a fine-tuning lies four folders below its run
+        places.append(os.path.dirname(places[-1]))
+    for place in places:
         try:
             config = config_lib.load(os.path.join(place, "config.json"))
         except (OSError, ValueError, AttributeError, KeyError, TypeError):  # none, or not of ours
@@ -36,12 +38,23 @@ def settings(path: str, norm: str) -> Dict[str, Any]:
         break
     else:
         found = {}
-    return {**found, **(_of_layers(path, norm) if os.path.isfile(path) and zipfile.is_zipfile(path) else {})}
+    return {**found, **(_of_layers(_described(path), norm) if os.path.isfile(path) else {})}
 
 
-def _of_layers(path, norm):
-    with zipfile.ZipFile(path) as file:
-        described = json.loads(file.read("config.json")) if "config.json" in file.namelist() else {}
+def _described(path):
+    """The description of the model that a `.keras` file, or a whole model's `.h5`, holds beside its weights; or {}."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            return json.loads(file.read("config.json")) if "config.json" in file.namelist() else {}
+    import h5py
+
+    if not h5py.is_hdf5(path):
+        return {}
+    with h5py.File(path, "r") as file:
+        return json.loads(file.attrs["model_config"]) if "model_config" in file.attrs else {}
+
+
+def _of_layers(described, norm):
     layers = {layer["config"]["name"]: layer for layer in _layers(described)}
     found, kinds, groups, sizes = {}, set(), set(), set()
     for name, layer in layers.items():

@@ -54,7 +54,7 @@ class Input(NamedTuple):
 def preprocessing(name: str) -> Input:
     """That of timm's model `name`, such as "tf_efficientnet_b0.ap_in1k", as far as the name says it."""
     scale = (HALF, HALF) if HALF_NAMES.search(name) else (MEAN, STD)
-    model = re.match(r"tf_efficientnet_(b[0-7]|lite[0-4])\b", name)
+    model = re.search(r"tf_efficientnet_(b[0-7]|lite[0-4])(?![0-9a-z])", name)
     if not model:
         known = [crop for training, crop in CROPS_OF_TRAINING.items() if re.search(f"[._]{training}", name)]
         return Input(*scale, "bicubic", known[0] if known else 0.875)
@@ -124,11 +124,12 @@ def copy(weights: Mapping, model: keras.Model, dense: bool = True) -> None:
 
     Args:
         weights: timm's names to arrays.
-        model: with the same widths, group size and kind of norm.
+        model: with the same widths, group size and kind of norm, whose groups are of neighbouring channels.
         dense: whether the last layer is copied too.
     """
     found, ours = find(weights, model), []
     for layer, keys in _keys(model):
+        _check_groups(layer)
         for key, weight in zip(keys, layer.weights):
             name, shape = compat.name_of(weight), tuple(weight.shape)
             ours.append((name, weight))
@@ -206,8 +207,7 @@ def state_dict(model: keras.Model) -> Dict[str, Any]:
     result = {}
     known = {norms.NORMS[name].layer for name in norms.published("timm")}
     for layer, keys in _keys(model):
-        if getattr(layer, "strided", False) and layer.used_groups > 1:
-            raise ValueError(f"{layer.name}: timm has no strided norm")
+        _check_groups(layer)
         if layer.name.endswith("_norm") and type(layer).__name__ not in known:
             raise ValueError(f"{layer.name}: timm has no {type(layer).__name__}")
         for key, weight in zip(keys, layer.weights):
@@ -215,6 +215,11 @@ def state_dict(model: keras.Model) -> Dict[str, Any]:
         if isinstance(layer, layers.BatchNorm):
             result[keys[0].replace("weight", "num_batches_tracked")] = np.zeros((), np.int64)
     return result
+
+
+def _check_groups(layer):
+    if getattr(layer, "strided", False) and layer.used_groups > 1:
+        raise ValueError(f"{layer.name}: timm has no strided norm; build the model with strided_groups=False")
 
 
 def save(model: keras.Model, path: str) -> None:

@@ -309,7 +309,7 @@ def test_tflite_runs_in_its_runtime_with_equal_logits(kind, precision, bound, ma
         np.testing.assert_allclose(run(images), logits_of(model, images), atol=bound)
     archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
     assert archive.read("labels.txt").decode().split() == NAMES
-    assert json.loads(archive.read("model.json")) == PREPARE
+    assert json.loads(archive.read("model.json")) == {**PREPARE, "precision": precision}
 
 
 @needs_tflite

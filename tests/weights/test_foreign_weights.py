@@ -239,9 +239,17 @@ def test_another_network_is_refused_with_the_right_experiment(experiment, timm_f
 def test_group_norm_of_timm(tmp_path):
     pytest.importorskip("safetensors")
     path = str(tmp_path / "model.safetensors")
-    timm_weights.save(source("gn", norm_group_size=8, norm_epsilon=1e-5), path)
-    config = settled(path, "g1_gn:variant=TINY")
-    assert config.model.norm_group_size == 8
+    model = source("gn", norm_group_size=8, norm_epsilon=1e-5)
+    timm_weights.save(model, path)
+    config = settled(path, "g1_gn:variant=TINY", data__train_size="33", data__eval_size="33")  # its groups are strided
+    assert (config.model.norm_group_size, config.model.strided_groups) == (8, False)
+    started = assemble.model(config, 5)
+    assert not warm_start.load(config, started)[1]
+    x = pixels(2, 33)
+    np.testing.assert_allclose(started(x, training=False), model(x, training=False), atol=1e-5)
+    strided = efficientnet.build("TINY", 1, 6, "gn", 5, norm_group_size=8, strided_groups=True)
+    with pytest.raises(ValueError, match="strided_groups=False"):
+        timm_weights.copy(timm_weights.state_dict(model), strided)
 
 
 def keras_names(model):

@@ -33,13 +33,13 @@ def main(options):
     tf.config.threading.set_intra_op_parallelism_threads(options["threads"])
     tf.config.threading.set_inter_op_parallelism_threads(options["threads"])
     settings = config.load(options["config"]).unlock()
-    settings.data.mix_on_device = False  # one batch in memory is mixed already
-    classes = settings.data.num_classes
+    classes = options["num_classes"]
 
     @functools.lru_cache(maxsize=None)
-    def network(size, batch):
+    def network(size, batch, mixing=False):
         """(config, devices, network, what trains), as a run of this size and batch has them."""
         run = settings.copy_and_resolve_references()
+        run.data.mix_on_device = mixing
         run.data.train_size, run.run.global_batch, run.data.progressive = size, batch, ()
         devices = runtime.setup(run)
         with compat.policy(run.runtime.precision):
@@ -50,7 +50,8 @@ def main(options):
         return tf.cast(tf.random.uniform([batch, size, size, 3], 0, 256), tf.uint8)
 
     def training(size, batch, pipeline):
-        run, devices, model, trainer = network(size, batch)
+        # one batch in memory is mixed already
+        run, devices, model, trainer = network(size, batch, settings.data.mix_on_device and pipeline)
         waiting = Waiting() if pipeline else None
         if pipeline:
             source = assemble.open_source_of(run, "train")
@@ -62,7 +63,7 @@ def main(options):
         steps = devices.updates.steps_per_execution
         trainer.fit(data, steps_per_epoch=steps, verbose=0)  # makes the function below
         batches, step = iter(data), trainer.train_function
-        facts = {} if pipeline else {"multiply_adds": 3 * macs(run, size), "native": native.enabled()}
+        facts = {} if pipeline else {"multiply_adds": 3 * macs(run, size, classes), "native": native.enabled()}
         done = devices.updates.micro_batch * steps
         return contenders.Work(
             lambda: step(batches),
@@ -78,7 +79,7 @@ def main(options):
         batch_images = images(size, batch)
         call = tf.function(lambda x: model(x, training=False), **compile_options(run))
         step = lambda: call(batch_images)  # noqa: E731
-        facts = {"multiply_adds": macs(run, size), "native": native.enabled()}
+        facts = {"multiply_adds": macs(run, size, classes), "native": native.enabled()}
         return contenders.Work(step, batch, facts, layers=lambda: layer_seconds(step), memory=contenders.peak_tensors)
 
     def make(task, size, batch):
@@ -87,10 +88,10 @@ def main(options):
     contenders.serve(make)
 
 
-def macs(config, size):
+def macs(config, size, classes):
     from g16net.training.evaluate import multiply_adds
 
-    return multiply_adds(config, size, config.data.num_classes)
+    return multiply_adds(config, size, classes)
 
 
 def layer_seconds(step):

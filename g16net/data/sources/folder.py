@@ -12,7 +12,7 @@ from absl import logging
 from g16net.data import identity, walk
 from g16net.data import layout as layouts
 from g16net.data.sources.base import Source, check_labels, indexed, listed
-from g16net.data.splits import TRAIN, VALIDATION, choose, role
+from g16net.data.splits import ALL, TRAIN, VALIDATION, choose, role
 from g16net.errors import UserError
 
 HOLDOUT = 0.2
@@ -92,8 +92,9 @@ def list_images(
     """The `Listing` of a split of class folders, see `layout` for what is understood, and `walk` for what counts.
 
     With split folders in `data_dir` the splits are those; asked for validation, a validation split comes before a test
-    split. Otherwise the class folders lie in `data_dir` itself, and the split VALIDATION is `held_out_by_name`. Folders
-    below a class folder are searched too. Labels go by the names of the training split's class folders.
+    split. Otherwise the class folders lie in `data_dir` itself, the split VALIDATION is `held_out_by_name`, and ALL has
+    every image. Folders below a class folder are searched too. Labels go by the names of the training split's class
+    folders.
 
     Args:
         holdout: share of each class that is held out.
@@ -131,7 +132,7 @@ def list_images(
         if not training:
             _check_classes(root, own, class_names)
     else:
-        chosen, root = choose(split, (TRAIN, VALIDATION), walk.shown(data_dir)), found.root
+        chosen, root = choose(split, (TRAIN, VALIDATION, ALL), walk.shown(data_dir)), found.root
         own, training = layouts.class_folders(root, passed), chosen == TRAIN
         class_names = list(own)
     if not class_names:
@@ -145,7 +146,7 @@ def list_images(
     if training or not found.splits:
         _check_training(root, own, class_names, labels, data_dir)
         layouts.warn_of_alike(class_names, root)
-    if not found.splits:
+    if not found.splits and chosen != ALL:
         held = held_out_by_name([path.partition(os.sep)[2] for path in paths], labels, holdout)
         keep = held != training
         if not keep.any():
@@ -157,7 +158,7 @@ def list_images(
         walk.once(
             logging.INFO,
             f"{walk.shown(root)}: {holdout:g} of each class, chosen by the files' names, is the validation split: "
-            f"{held.sum()} of {len(held)} images",
+            f"{held.sum()} of {len(held)} images; --config.data.eval_split=all evaluates all of them",
         )
         paths, sizes, labels = [path for path, k in zip(paths, keep) if k], sizes[keep], labels[keep]
     check_labels(labels, len(class_names), f"{walk.shown(root)}, split {chosen}")

@@ -8,7 +8,7 @@ from absl import logging
 
 from g16net.data import walk
 from g16net.data.sources.base import TRAIN, VALIDATION, check_labels, held_out, listed
-from g16net.data.splits import choose, role
+from g16net.data.splits import ALL, choose, role
 from g16net.errors import UserError
 
 
@@ -18,7 +18,7 @@ class Asked(NamedTuple):
     Attributes:
         name: of the files, a key of what was found.
         trained: that of the training split; None: there is none.
-        part: TRAIN or VALIDATION where there is one split only, of which a part is held out; None: all of it.
+        part: TRAIN, VALIDATION or ALL where there is one split only, of which a part is held out; None: all of it.
     """
 
     name: str
@@ -39,7 +39,7 @@ def ask(split: str, found: Any, where: str, train_split: str = "") -> Asked:
     if len(found) == 1:
         (sole,) = found
         if role(sole) in (None, TRAIN):
-            return Asked(sole, sole, choose(TRAIN if split == sole else split, (TRAIN, VALIDATION), where))
+            return Asked(sole, sole, choose(TRAIN if split == sole else split, (TRAIN, VALIDATION, ALL), where))
     remedy = "Name the splits: --config.data.train_split=NAME --config.data.eval_split=NAME"
     chosen = choose(split, found, where, remedy)
     named = train_split or (TRAIN if any(role(name) == TRAIN for name in found) else "")
@@ -105,12 +105,12 @@ def used(asked: Asked, values: Any, names: Any, training: Callable[[], Any], whe
         labels, len(names), where, names if asked.training else None, f"The classes are {listed(map(repr, names))}."
     )
     labels = labels.astype(np.int32)
-    if asked.part:
+    if asked.part in (TRAIN, VALIDATION):
         held = held_out(labels, holdout)
         walk.once(
             logging.INFO,
             f"{where}: there is no other split; {holdout:g} of each class, drawn once, is the validation split: "
-            f"{held.sum()} of {len(held)} images",
+            f"{held.sum()} of {len(held)} images; --config.data.eval_split=all evaluates all of them",
         )
         keep = held == (asked.part == VALIDATION)
         there, labels = there[keep], labels[keep]

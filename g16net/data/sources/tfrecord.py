@@ -109,7 +109,7 @@ def _class_names(folder, num_classes, class_names, files):
         if num_classes is None and files in (1024, 128):
             num_classes = 1000
         if num_classes is None:
-            raise UserError(f"{folder}: how many classes? Give num_classes, or write their names into labels.txt there")
+            raise UserError(f"{folder}: how many classes? Write their names, one a line, into labels.txt there")
         class_names = [f"class {i}" for i in range(num_classes)]
     if num_classes is not None and num_classes != len(class_names):
         raise UserError(f"{folder}: num_classes={num_classes}, but there are {len(class_names)} class names")
