@@ -285,7 +285,7 @@ FIELDS = {
     "finetune.learning_rate": _above_zero(
         None,
         "peak learning rate of the cosine; None: 8 times what optim.learning_rate would be for finetune.global_batch; "
-        "keras:NAME: must be given",
+        "keras:NAME: that of training, or must be given where it trained with another",
         optional=True,
     ),
     "finetune.optimizer": Field(

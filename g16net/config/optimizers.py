@@ -51,10 +51,12 @@ def chosen(config: Any) -> Dict[str, str]:
 
 def finetuning(config: Any) -> Dict[str, Optional[float]]:
     """The numbers that fine-tuning's optimizer has for `finetune.global_batch` where they are left open; None: it must
-    be given."""
-    chosen_rule, batch = rule(chosen(config)["finetune"]), config.finetune.global_batch
+    be given. One of Keras' keeps its rate of training."""
+    names = chosen(config)
+    chosen_rule, batch = rule(names["finetune"]), config.finetune.global_batch
+    same = config.optim.learning_rate if names["finetune"] == names["optim"] else None
     by_batch = max(1 - RATE_PER_IMAGE * batch, 0.0)
     return {
-        "learning_rate": None if chosen_rule.per_image is None else FINETUNE_FACTOR * chosen_rule.per_image * batch,
+        "learning_rate": same if chosen_rule.per_image is None else FINETUNE_FACTOR * chosen_rule.per_image * batch,
         "decay": by_batch if chosen_rule.decay is None else chosen_rule.decay,
     }

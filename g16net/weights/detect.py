@@ -97,8 +97,10 @@ def settle(config: ConfigDict, given: Set[str], begun: Optional[str] = None) -> 
         )
     possible = foreign.network["model.norm"]
     if isinstance(possible, tuple) and config.model.norm != possible[0]:
-        logging.warning("init.checkpoint=%s: its shapes fit %s alike; published are such weights with %s, and the run has "
-                        "model.norm=%s", path, " and ".join(possible), possible[0], config.model.norm)  # fmt: skip
+        logging.warning(
+            "init.checkpoint=%s: its shapes fit %s alike; such weights are published with %s, and the run has "
+            "model.norm=%s", path, " and ".join(possible), possible[0], config.model.norm,
+        )  # fmt: skip
     settings = {"model.activation": recipe.variant_of(config).activation, **foreign.settings}
     _take(config, given, settings, f"{foreign.library} weights")
     for doubt in sorted(set(foreign.assumed.values())):
