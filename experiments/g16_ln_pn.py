@@ -51,7 +51,7 @@ def get_config(arg=""):
     config.optim.decay = None  # 1 - 2^-14 x run.global_batch, of the mean square: 0.953 at 768
     config.optim.momentum = 0.9
     config.optim.epsilon = None  # 1e-3, inside the root
-    config.optim.weight_decay = None  # 1e-5, L2 of kernels only
+    config.optim.weight_decay = None  # 1e-5, L2 of all but the scales and shifts of norms
 
     config.schedule.name = "exponential"
     config.schedule.warmup_epochs = 5.0

@@ -67,7 +67,7 @@ def execute(assignments, main):
     runtime.connect(config)
     if any(row.opens_data for row in rows.values()):
         check_data(rows, config, workdir)
-    chief = runtime.chief(config)
+    chief = runtime.chief(config, any(row.all_workers for row in rows.values()))
     if chief:
         # an evaluation with other weights or sizes leaves the run's config as it is
         new = not os.path.exists(Workdir(workdir).config)
@@ -113,7 +113,14 @@ def check_workdir(rows, config, workdir):
         before.append(mode)
     path = Workdir(workdir).config
     if any(row.of_run or row.trained for row in rows.values()) and Workdir(workdir).begun and os.path.exists(path):
-        different = recipe.training_differences(recipe.resolve(config_lib.load(path)), config)
+        stored = recipe.resolve(config_lib.load(path))
+        different = recipe.training_differences(stored, config)
+        compiled = [of.ipu.connection == "PRE_COMPILE" for of in (stored, config)]
+        if compiled[0] != compiled[1]:
+            raise UserError(
+                f"{workdir!r} holds what a run {'with' if compiled[0] else 'without'} ipu.connection=PRE_COMPILE left, "
+                "which computes nothing but zeros: give compiling a --workdir of its own"
+            )
         if different:
             raise UserError(
                 f"{workdir!r} holds another run; it differs in\n  " + "\n  ".join(different) + "\n"

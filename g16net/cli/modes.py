@@ -75,7 +75,7 @@ MODES: Dict[str, Mode] = {
         trained=True,
     ),
     "export": Mode(
-        "write a trained run as SavedModel, TFLite, ONNX, Keras file or IPU program",
+        "write a trained run as SavedModel, TFLite, ONNX, OpenVINO, Keras file or IPU program",
         "g16net.export",
         flags=("format",),
         fields=("export", "data.eval_size", *WEIGHTS),

@@ -241,6 +241,11 @@ def _check(config, stages):
             f"{config.ipu.io_tiles} move data while a pipeline of {stages} stages computes; set "
             f"--config.runtime.grad_accumulation={least}, or --config.ipu.io_tiles=0"
         )
+    if config.ipu.offload and stages == 1 and accumulation == 1:
+        raise ConfigError(
+            "ipu.offload=true moves the optimizer's state where gradients are accumulated or the network is a pipeline: set "
+            "--config.runtime.grad_accumulation=2 or more, or --config.ipu.offload=false"
+        )
     if config.data.mix_on_device:
         raise ConfigError(
             "data.mix_on_device works on one device a process: on IPUs an image's partner can be in another replica's "

@@ -1,4 +1,4 @@
-"""Export of trained weights in the formats that others run: SavedModel, TFLite, ONNX, Keras, and the IPU's.
+"""Export of trained weights in the formats that others run: SavedModel, TFLite, ONNX, OpenVINO, Keras, and the IPU's.
 
 All but Keras' and the IPU's are written from the folded network (`folding`), so that no format computes statistics of a
 proxy or batch norms, and hold the class names and the preprocessing. A file takes the place of an older one after it

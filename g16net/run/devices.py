@@ -45,6 +45,11 @@ def _strategy(config):
         return tf.distribute.get_strategy()
     check_keras(name)
     if name == "mirrored":
+        if not config.runtime.virtual_cpus and not tf.config.list_physical_devices("GPU"):
+            logging.warning(
+                "runtime.strategy=mirrored: TensorFlow finds no GPU, so that the CPU trains alone. For NVIDIA's: pip "
+                "install 'tensorflow[and-cuda]'"
+            )
         return tf.distribute.MirroredStrategy(_local_devices(config.runtime.virtual_cpus))
     if name == "multiworker":
         return _multiworker(*_cluster(config))

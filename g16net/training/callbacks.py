@@ -113,8 +113,8 @@ class NotFinite(RunError, FloatingPointError):
     def __init__(self, step: str, what: str, loss: Any, rate: Any = "optim.learning_rate") -> None:
         super().__init__(
             f"{what} at {step} (loss {loss:.4g}); the checkpoint before it is kept. Lower "
-            f"--config.{rate}, use --config.runtime.precision=float32, or let some such updates be left "
-            "out: --config.runtime.max_skipped=10"
+            f"--config.{rate} (which makes it another run), use --config.runtime.precision=float32, or let some such "
+            "updates be left out: --config.runtime.max_skipped=10"
         )
 
 

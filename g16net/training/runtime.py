@@ -51,10 +51,13 @@ def check(config: ConfigDict, updates_per_epoch: int) -> None:
             workers.cluster(config)
 
 
-def chief(config: ConfigDict) -> bool:
-    """Whether this process writes the run's files; known before devices are touched."""
+def chief(config: ConfigDict, all_workers: bool = True) -> bool:
+    """Whether this process writes the run's files; known before devices are touched.
+
+    Without modes of `all_workers`, a run of poprun is used on the host, in one process.
+    """
     if config.runtime.strategy == "multiworker":
         return workers.cluster(config)[1] == 0
-    if config.runtime.strategy == "popdist":
+    if config.runtime.strategy == "popdist" and all_workers:
         return session.poprun().getInstanceIndex() == 0
     return True

@@ -131,15 +131,22 @@ def _take(config, given, settings, whose):
 def _check_sizes(config, foreign):
     """Warns of sizes at which 'SAME' padding, ours, shifts what was trained with padding alike on all sides."""
     resolved, stride = recipe.resolve(config), recipe.variant_of(config).stride
-    sizes = {f"data.{name}": resolved.data[name] for name in ("train_size", "eval_size")}
-    if any(size % stride != 1 for size in sizes.values()):
-        fitting = {key: min(recipe.nearest_sizes(size, 1, stride), key=lambda fit: abs(fit - size))
-                   for key, size in sizes.items()}  # fmt: skip
+    chosen = {f"data.{name}": (resolved.data[name],) for name in ("train_size", "eval_size")}
+    chosen.update({"eval.sizes": resolved.eval.sizes} if resolved.eval.sizes else {})
+
+    def shown(nearest):
+        return {key: ",".join(str(nearest(size)) for size in sizes) for key, sizes in chosen.items()}
+
+    def fitting(size):
+        return min(recipe.nearest_sizes(size, 1, stride), key=lambda fit: abs(fit - size))
+
+    if any(size % stride != 1 for sizes in chosen.values() for size in sizes):
         logging.warning(
             "init.checkpoint=%s: %s network pads all sides alike, the one here as 'SAME'; the two are the "
             "same at sizes of %d m + 1 pixels only, and logits differ at %s. Take %s",
-            config.init.checkpoint, foreign.library, stride, ", ".join(f"{key}={size}" for key, size in sizes.items()),
-            " ".join(f"--config.{key}={size}" for key, size in fitting.items()),
+            config.init.checkpoint, foreign.library, stride,
+            ", ".join(f"{key}={size}" for key, size in shown(int).items()),
+            " ".join(f"--config.{key}={size}" for key, size in shown(fitting).items()),
         )  # fmt: skip
 
 
