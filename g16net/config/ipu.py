@@ -243,7 +243,7 @@ def _check(config, stages):
         )
     if config.ipu.offload and stages == 1 and accumulation == 1:
         raise ConfigError(
-            "ipu.offload=true moves the optimizer's state where gradients are accumulated or the network is a pipeline: set "
+            "ipu.offload=true moves the optimizer's state where gradients are accumulated or in a pipeline: set "
             "--config.runtime.grad_accumulation=2 or more, or --config.ipu.offload=false"
         )
     if config.data.mix_on_device:

@@ -27,6 +27,18 @@ def run_of(name="g16_ln_pn:variant=TINY", **changes):
     return changed(config, **changes)
 
 
+def test_a_change_of_one_contender_is_its_own():
+    config = run_of("g16_ln_pn:variant=NANO", benchmark__experiments="g16_ln+runtime.recompute=true +runtime.jit=true")
+    chosen = {name: options("float32")["config"] for _, name, options in benchmark.ours(config)}
+    recomputes = {name: (run.runtime.recompute, run.runtime.jit) for name, run in chosen.items()}
+    assert recomputes == {
+        "NANO G16 ln_pn": (False, config.runtime.jit),
+        "NANO G16 ln +runtime.recompute=true": (True, config.runtime.jit),
+        "NANO G16 ln_pn +runtime.jit=true": (False, True),
+    }
+    assert not config.runtime.recompute and not config.runtime.jit
+
+
 @slow_with_keras3
 def test_benchmark_of_one_network(tmp_path):
     config = run_of(

@@ -7,11 +7,12 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, call, launch, slow_with_keras3
+from helpers import ROOT, call, launch, slow_with_keras3, tiny, untrained_run
 
 from g16net import compat
-from g16net.cli import environment
+from g16net.cli import command, environment
 from g16net.cli import main as cli
+from g16net.cli.modes import MODES
 from g16net.config import FIELDS
 from g16net.errors import RunError, UserError
 from g16net.run.signals import Stopped
@@ -269,3 +270,14 @@ def test_what_tensorflow_says_of_data_is_told_without_its_nodes(monkeypatch, tmp
     with pytest.raises(RunError, match="--mode=evaluate ended: ") as told:
         command.run_mode("evaluate", None, str(tmp_path))
     assert not any(mark in str(told.value) for mark in ("{{", "}}", "[Op:"))
+
+
+def test_a_command_that_describes_another_network_than_the_runs_is_refused_in_every_mode(tmp_path):
+    workdir, own = untrained_run(tmp_path / "run", tiny()), tiny(model__mean=(127.5,) * 3)
+    for mode in ("predict", "channels", "verify_export", "evaluate"):
+        rows = {mode: MODES[mode]._replace(checks=())}
+        command.check_workdir(rows, tiny(), workdir)
+        with pytest.raises(UserError, match="(?s)another run; it differs in.*model.mean"):
+            command.check_workdir(rows, own, workdir)
+    with pytest.raises(UserError, match="PRE_COMPILE left.*--workdir of its own"):
+        command.check_workdir({"train": MODES["train"]}, tiny(ipu__connection="PRE_COMPILE"), workdir)

@@ -125,6 +125,7 @@ def test_half_resolution_is_refused_where_it_is_not_published():
     "changes, match",
     [
         ({"run.epochs": 4}, "schedule.warmup_epochs"),
+        ({"run.epochs": 4, "schedule.name": "cosine"}, "schedule.warmup_epochs=5 is more than run.epochs=4"),
         ({"regularise.average": 0.0}, "eval.weights=raw"),
         ({"data.cutmix": 0.9, "run.global_batch": 1}, "partner"),
         ({"run.global_batch": 2**15}, "optim.decay"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import ROOT
+from made_data import class_folders
 
 from g16net.benchmark import input as benchmark_data
 from g16net.config import experiments, recipe
@@ -119,6 +120,18 @@ def test_benchmark_data(photos, tmp_path):
     assert names == ["read", "decode", "crop_resize", "batch", "peer_tf"]
     assert all(row["images_per_second"] > 0 for row in figures["rows"])
     assert figures["batch_over_peer_tf"] > 0
+
+
+def test_benchmark_data_of_mixed_formats_counts_images(tmp_path):
+    class_folders(str(tmp_path / "photos"), {"ant": 8, "bee": 8})
+    for i in range(6):
+        picture = tf.io.encode_png(np.full([40, 40, 3], 9 * i, np.uint8))
+        tf.io.write_file(str(tmp_path / f"photos/ant/picture{i}.png"), picture)
+    (tmp_path / "photos/bee/cut.jpg").write_bytes((tmp_path / "photos/bee/000.jpg").read_bytes()[:200])
+    changes = {"data__mixup": 0.1, "data__mix_on_device": True, "data__max_corrupt": 0.5, "run__global_batch": 4}
+    config = run_of(("folder", str(tmp_path / "photos")), **changes)
+    stages = benchmark_data.stages(config, assemble.open_source_of(config, "train"))
+    assert {name: len(next(make())) for name, make in stages.items()} == dict.fromkeys(stages, 4)
 
 
 @pytest.mark.parametrize(

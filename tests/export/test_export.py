@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,7 +18,7 @@ from helpers import tiny, untrained_run
 from g16net import compat, config, export, extras, native
 from g16net.data import transforms
 from g16net.errors import UserError
-from g16net.export import folding, formats, onnx_graph, openvino_ir, saved_model, tf_graph, tflite, verify
+from g16net.export import compare, folding, formats, onnx_graph, openvino_ir, saved_model, tf_graph, tflite, verify
 from g16net.models import architecture, efficientnet
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fly", "gnu"]
@@ -377,6 +378,9 @@ def test_export_writes_what_verify_export_finds_equal(run, kind, precision):
         assert figures["largest_logit_difference"] <= figures["tolerance"]
     if kind == "tflite":
         assert figures["images"] == 40 and 0 <= figures["top1_export"] <= 1
+        renamed = os.path.join(workdir, "flowers.tflite")
+        shutil.copy(figures["path"], renamed)
+        assert compare.precision_of(renamed) == precision
     assert not [name for name in os.listdir(workdir) if "partial" in name]
     again = verify.verify_export(settings, workdir)
     assert again["images"] == 40 and "failed" not in again

@@ -325,6 +325,7 @@ def test_all_fields_reach_the_configuration(machine):
             ipu__connection="PRE_COMPILE",
             ipu__version="ipu21",
             ipu__offload=True,
+            runtime__grad_accumulation=2,
             runtime__deterministic=True,
         )
     )
@@ -344,7 +345,7 @@ def test_all_fields_reach_the_configuration(machine):
 def test_state_off_the_chip_has_remote_buffers_where_no_device_can_be_asked(connection, machine):
     for offload in (False, True):
         double = machine()
-        session.Session(tiny(ipu__connection=connection, ipu__offload=offload))
+        session.Session(tiny(ipu__connection=connection, ipu__offload=offload, runtime__grad_accumulation=2))
         assert double.config.value("device_connection.type").name == connection
         enabled = double.config.value("device_connection.enable_remote_buffers")
         assert enabled == (offload and connection != "ALWAYS")

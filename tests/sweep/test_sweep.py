@@ -79,6 +79,14 @@ def test_the_same_run_on_other_data_is_another_training(tmp_path):
     runs = [f"sweep.run({n!r}, {TINY!r}, data={str(tmp_path / folder)!r})" for n, folder in folders.items()]
     path = write(tmp_path / "file.py", f"[{', '.join(runs)}]")
     assert [one["after"] for one in sweep.load(path)] == [None, None, "a"]
+    with pytest.raises(UserError, match="--data=digits: the runs name several data sets, .*first and .*second"):
+        sweep.load(path, data="digits")
+    named = write(tmp_path / "named.py", f"[sweep.run('a', {TINY!r}, data={str(tmp_path / 'first')!r})]")
+    assert sweep.load(named, data="digits")[0]["data"] == "digits"
+    fields = "data__name='folder', data__dir="
+    runs = [f"sweep.run({n!r}, {TINY!r}, {fields}{str(tmp_path / folder)!r})" for n, folder in folders.items()]
+    path = write(tmp_path / "fields.py", f"[{', '.join(runs)}]")
+    assert [one["after"] for one in sweep.load(path)] == [None, None, "a"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from g16net.errors import UserError
 from g16net.models import efficientnet, portable
 from g16net.run import assemble, checkpoint, resolve
 from g16net.training import warm_start
+from g16net.weights import own as own_weights
 from g16net.weights import timm as timm_weights
 
 pytestmark = pytest.mark.run
@@ -84,11 +85,12 @@ def test_weights_are_evaluated_and_trained_from(weights, tmp_path):
     assert (trained["steps"], trained["resumed_from_step"]) == (2, 0)
 
 
-def test_a_keras_file_tells_its_input_and_norms(tmp_path):
-    path = str(tmp_path / "mine.keras")
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_a_file_of_ours_tells_its_input_and_norms(ending, tmp_path):
+    path = str(tmp_path / f"mine.{ending}")
     model = efficientnet.build("TINY", 16, 4, "ln_pn", 10, mean=127.5, std=[60, 61, 62], norm_epsilon=1e-5,
                                proxy_epsilon=0.01, activation="relu")  # fmt: skip
-    portable.save(model, path)
+    portable.save(model, path) if ending == "keras" else model.save(path)
     config = resolve.resolve([("init.checkpoint", path)], "g16_ln_pn:demo,variant=TINY", "digits")[0].model
     assert (config.mean, config.std, config.activation) == ((127.5,) * 3, (60.0, 61.0, 62.0), "relu")
     assert (config.norm_epsilon, config.proxy_epsilon) == (1e-5, 0.01)
@@ -124,3 +126,19 @@ def test_where_a_run_is_it_is_not_adopted_again(weights, tmp_path):
     assert not command.adopts(["costs"], config, str(tmp_path / "new"))
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
     assert not command.adopts(["evaluate"], config, str(tmp_path / "old"))
+
+
+def test_every_place_in_a_run_has_its_settings_and_another_says_that_it_has_none(tmp_path, caplog):
+    own = resolve.resolve([("model.std", "1,2,3")], EXPERIMENT, "digits")[0]
+    within = ("", "checkpoints/00000007", "finetune/32", "finetune/32/checkpoints", "finetune/32/checkpoints/00000008")
+    for place in within:
+        (tmp_path / "run" / place).mkdir(parents=True, exist_ok=True)
+    config_lib.save(own, str(tmp_path / "run" / "config.json"))
+    for place in within:
+        assert own_weights.settings(str(tmp_path / "run" / place), "bn")["model.std"] == (1.0, 2.0, 3.0)
+    assert not caplog.text
+    alone = tmp_path / "00000007"
+    alone.mkdir()
+    (alone / "state.index").write_text("")
+    resolve.resolve([("init.checkpoint", str(alone))], EXPERIMENT, "digits")
+    assert "nothing in it or beside it tells what it was trained with" in caplog.text

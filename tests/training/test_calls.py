@@ -1,5 +1,6 @@
 """What a train step asks of its device: how many updates a call makes, which values are fetched, what XLA compiles."""
 
+import json
 import os
 import traceback
 
@@ -111,6 +112,44 @@ def test_updates_in_a_call_are_chosen_by_the_device(monkeypatch):
     for ema, calls in ((0.9, 1), (0.0, devices.PER_EXECUTION)):
         tpu.config = tiny(runtime__strategy="tpu", regularise__ema=ema)
         assert tpu.per_execution == calls
+
+
+def test_passes_that_a_loss_scale_leaves_out_belong_to_no_update():
+    config = tiny(runtime__precision="mixed_float16", runtime__dynamic_loss_scale=True, runtime__grad_accumulation=2)
+    with pytest.raises(ConfigError, match="dynamic_loss_scale leaves out passes.*2 of them one update"):
+        devices.Devices(config).check(4)
+
+
+def test_keras_3_takes_whole_calls_alone(monkeypatch):
+    config = tiny(runtime__steps_per_execution=3)
+    devices.Devices(config).check(4)
+    monkeypatch.setattr(compat, "KERAS3", True)
+    with pytest.raises(ConfigError, match="steps_per_execution=3 does not divide the 4 weight updates of an epoch"):
+        devices.Devices(config).check(4)
+    devices.Devices(config).check(6)
+    with pytest.raises(ConfigError, match="the 5 weight updates that are left of the epoch"):
+        devices.Devices(config).check_rest(6, 1)
+    monkeypatch.setattr(compat, "on_cpu", lambda: False)
+    assert devices.Devices(tiny()).per_execution == 1
+
+
+@pytest.mark.run
+def test_an_epoch_of_one_call_is_timed_and_saved_like_others(tmp_path, monkeypatch):
+    seconds = iter(range(1000))
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: float(next(seconds)))
+    one = tiny(runtime__steps_per_execution=8, run__epochs=2, checkpoint__every_epochs=9, checkpoint__every_steps=4)
+    train.train(one, str(tmp_path))
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["images_per_second"] * row["seconds"]) for row in records] == [
+        (4, pytest.approx(64, rel=0.01)), (8, pytest.approx(64, rel=0.01))
+    ]  # fmt: skip
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["00000004", "00000008"]
+
+
+def test_a_constant_rate_is_warmed_up():
+    config = tiny(run__epochs=4, schedule__name="constant", schedule__warmup_epochs=2.0, optim__learning_rate=0.5)
+    np.testing.assert_allclose([assemble.schedule(config, 10)(step) for step in (0, 10, 20, 39)], [0, 0.25, 0.5, 0.5])
+    assert assemble.schedule(tiny(schedule__name="constant", optim__learning_rate=0.5), 10) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,9 @@ def test_figures_of_other_images_than_the_runs_own_say_so(tmp_path):
     config_lib.save(own, str(tmp_path / "config.json"))
     other.eval.batch, other.data.eval_split, other.data.eval_crop = 7, "train", 1.0
     assert evaluate.changed_from_run(own, str(tmp_path)) == {}
+    own.runtime.precision = "mixed_bfloat16"
+    assert evaluate.changed_from_run(own, str(tmp_path)) == {"runtime.precision": "mixed_bfloat16"}
+    own.runtime.precision = "float32"
     changed = {"data.eval_split": "train", "data.eval_crop": 1.0}
     assert evaluate.changed_from_run(other, str(tmp_path)) == changed
     own.data.name, own.data.dir = "folder", "/here/photos"
@@ -140,6 +143,12 @@ def test_test_images_are_prepared_once_for_small_sets(monkeypatch):
         second = evaluator(32)
         assert first["loss"] != second["loss"] and first["images"] == second["images"] == 359
         assert int(reads) == factor * 359
+    monkeypatch.setattr(scoring, "KEPT_BYTES", 2**28)
+    evaluator = evaluate.Evaluator(config, model, counting, devices)
+    evaluator(32)
+    evaluator.prepare_again()  # as mode evaluate does with what another mode has left
+    evaluator(32)
+    assert int(reads) == 4 * 359
 
 
 def test_autograph_leaves_layers_as_they_are_written():

@@ -76,7 +76,8 @@ def weights(config, workdir, which):
 )
 def test_the_frozen_part_stays_bit_equal_and_the_rest_trains(norm, layers, noise, workdir_of):
     workdir = workdir_of(norm)
-    config = tiny(norm, finetune__layers=layers, finetune__noise=noise, data__mixup=0.2)
+    changes = {"data__mix_on_device": True} if (norm, noise) == ("ln_pn", "all") else {}
+    config = tiny(norm, finetune__layers=layers, finetune__noise=noise, data__mixup=0.2, **changes)
     figures = finetune.finetune(config, workdir)
     assert figures["features_kept"] == (noise == "top")
     before, after = (weights(config, workdir, which) for which in ("average", "finetuned"))
@@ -261,9 +262,42 @@ def test_other_hardware_and_small_data_are_refused():
     config.runtime.strategy = "ipu"
     with pytest.raises(ConfigError, match="runtime.strategy=default; got ipu"):
         finetune.check(config)
+    with pytest.raises(
+        ConfigError, match="finetune.optimizer=keras:Adam has no rule for its rate.*learning_rate=0.001"
+    ):
+        finetune.check(tiny(finetune__optimizer="keras:Adam"))
+    finetune.check(tiny(finetune__optimizer="keras:Adam", finetune__learning_rate=1e-3))
     config = tiny(finetune__global_batch=2000)
     with pytest.raises(ConfigError, match="finetune.global_batch=2000.* 64 .*=16"):
         finetune.steps_per_epoch(config, assemble.open_source_of(config, "train"))
+
+
+@pytest.mark.parametrize(
+    "runtime, batch, count",
+    [({}, 64, 1), ({"grad_accumulation": 4}, 16, 4), ({"micro_batch": 8}, 12, 2), ({"micro_batch": 4}, 4, 1)],
+)
+def test_a_pass_has_no_more_images_than_one_of_the_training(runtime, batch, count):
+    config = tiny(finetune__global_batch=batch, **{f"runtime__{key}": value for key, value in runtime.items()})
+    assert finetune.passes(config) == count
+
+
+@pytest.mark.run
+def test_other_images_are_another_fine_tuning_and_their_figures_say_so(workdir_of, monkeypatch):
+    workdir, config = workdir_of("ln_pn"), tiny(finetune__epochs=1, runtime__grad_accumulation=2)
+    config_lib.save(config, os.path.join(workdir, "config.json"))
+    assert "changed" not in finetune.finetune(config, workdir)
+    other = tiny(finetune__epochs=1, data__eval_crop=1.0, data__eval_split="train")
+    with pytest.raises(
+        UserError, match="(?s)another fine-tuning.*data.eval_crop.*data.eval_split.*finetune.folder=finetune2"
+    ):
+        finetune.finetune(other, workdir)
+    other.finetune.folder = "finetune2"
+    figures = finetune.finetune(other, workdir)
+    assert figures["changed"] == {"data.eval_split": "train", "data.eval_crop": 1.0}
+    settings = os.path.join(workdir, "finetune", "48", "settings.json")
+    of_before = {key: value for key, value in json.load(open(settings)).items() if not key.startswith("data.")}
+    records.write_json(settings, of_before)
+    assert finetune.finetune(config, workdir)["epochs"] == 1
 
 
 def test_memory_is_stated_and_limited(caplog):

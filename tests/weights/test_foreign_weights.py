@@ -16,6 +16,7 @@ from tensorflow import keras
 from tf1_checkpoints import published_variables, write_checkpoint
 
 from g16net import compat
+from g16net import config as config_lib
 from g16net.config import recipe
 from g16net.errors import UserError
 from g16net.models import architecture, efficientnet, norms
@@ -158,6 +159,13 @@ def test_preprocessing_of_published_weights():
     assert timm_weights.preprocessing("tf_efficientnet_lite0.in1k") == ((0.5,) * 3, (0.5,) * 3, "bicubic", 0.875)
     assert timm_weights.preprocessing("tf_efficientnet_lite3")[2:] == ("bilinear_antialias", 0.904)
     assert timm_weights.preprocessing("tf_efficientnet_b4.ap_in1k") == ((0.5,) * 3, (0.5,) * 3, "bicubic", 0.922)
+    for name in (
+        "tf_efficientnet_b4_ap-dedb23e6",
+        "tf_efficientnet_b4_ns-d6313a46",
+        "timm-tf_efficientnet_b4.ns_jft_in1k",
+    ):
+        assert timm_weights.preprocessing(name).crop == 0.922
+    assert timm_weights.preprocessing("tf_efficientnet_lite4_in1k")[2:] == ("bilinear_antialias", 0.92)
     assert timm_weights.preprocessing("efficientnet_b1")[::3] == (timm_weights.MEAN, 0.875)
     assert timm_weights.preprocessing("efficientnet_b0.ra4_e3600_r224_in1k")[::3] == ((0.5,) * 3, 0.9)
     assert timm_weights.preprocessing("efficientnet_b0_ra4_e3600_r224_in1k")[::3] == ((0.5,) * 3, 0.9)
@@ -169,7 +177,17 @@ def test_preprocessing_of_published_weights():
     assert lukemelas.preprocessing("mine.safetensors", "LITE0")[1]
 
 
-def test_what_the_user_sets_stays(timm_file):
+def test_weights_named_without_an_experiment_bring_their_settings(timm_file, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    config_lib.save(resolve.resolve([("data.name", "digits")], "g1_bn:variant=TINY")[0], str(run / "config.json"))
+    given = [("init.checkpoint", timm_file[0])]
+    assert resolve.resolve(given, None, workdir=str(run))[0].model.mean == pytest.approx((123.675, 116.28, 103.53))
+
+
+def test_what_the_user_sets_stays(timm_file, caplog):
+    settled(timm_file[0], model__activation="relu")
+    assert "model.activation=relu, as you set it, is not the silu of timm's weights" in caplog.text
     assert settled(timm_file[0], model__std="1,1,1").model.std == (1.0, 1.0, 1.0)
 
 
@@ -200,6 +218,7 @@ def test_what_a_name_tells_and_what_is_assumed(timm_file, tmp_path, caplog):
         ("tf_efficientnet_b0.ap_in1k.safetensors", 127.5, ()),
         ("efficientnet_b0.ra4_e3600_r224_in1k.safetensors", 127.5, ()),
         ("tf_efficientnet_b0.ns_jft_in1k.safetensors", 123.675, ()),
+        ("tf_efficientnet_b0_ns-c0e6a31c.safetensors", 123.675, ()),
         ("tf_efficientnet_b0.safetensors", 123.675, preprocessing),
         ("model.safetensors", 123.675, (*preprocessing, "model.norm_epsilon")),
     ):
@@ -228,6 +247,8 @@ def test_sizes_that_shift_timms_own_padding_are_told(timm_file, tmp_path, caplog
     caplog.clear()
     settled(path, data__train_size="33", data__eval_size="33")
     assert "pads all sides alike" not in caplog.text
+    settled(path, data__train_size="33", data__eval_size="33", eval__sizes="33,48")
+    assert "--config.eval.sizes=33,49" in caplog.text
 
 
 @pytest.mark.parametrize("experiment", ["g16_ln_pn:variant=TINY", "g1_gn:variant=TINY", "g1_bn:variant=B0"])
@@ -236,12 +257,18 @@ def test_another_network_is_refused_with_the_right_experiment(experiment, timm_f
         settled(timm_file[0], experiment)
 
 
-def test_group_norm_of_timm(tmp_path):
+def test_group_norm_of_timm(tmp_path, caplog):
     pytest.importorskip("safetensors")
     path = str(tmp_path / "model.safetensors")
     model = source("gn", norm_group_size=8, norm_epsilon=1e-5)
     timm_weights.save(model, path)
-    config = settled(path, "g1_gn:variant=TINY", data__train_size="33", data__eval_size="33")  # its groups are strided
+    sizes = {"data__train_size": "33", "data__eval_size": "33"}
+    settled(path, "g1_gn:variant=TINY", model__norm="ln", **sizes)
+    assert (
+        "its shapes fit gn and ln alike; such weights are published with gn, and the run has model.norm=ln"
+        in caplog.text
+    )
+    config = settled(path, "g1_gn:variant=TINY", **sizes)  # its groups are strided
     assert (config.model.norm_group_size, config.model.strided_groups) == (8, False)
     started = assemble.model(config, 5)
     assert not warm_start.load(config, started)[1]
@@ -336,8 +363,25 @@ def test_imagenets_normalisation_of_keras_applications():
     published = {"normalization_2": [np.array(timm_weights.MEAN), np.array(timm_weights.STD)]}
     mean, std, doubt = foreign_weights._keras_input(published, [])
     assert doubt is None and np.allclose([mean, std], [timm_weights.MEAN, timm_weights.STD])
-    layers = [{"class_name": kind, "config": {"name": kind}} for kind in ("InputLayer", "RandomFlip", "Lambda")]
+    kinds = ("InputLayer", "RandomFlip", "Lambda", "stem_conv")
+    layers = [{"class_name": kind, "config": {"name": kind}} for kind in kinds]
     assert "Lambda before the stem" in foreign_weights._keras_input(published, layers)[2]
+    assert foreign_weights._keras_input(published, layers[:3])[2] is None  # the network lies within another layer
+
+
+@pytest.mark.skipif(compat.TF_VERSION < (2, 12), reason="this Keras has no .keras files")
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_the_normalisation_within_a_wrapped_model_is_read(ending, tmp_path, caplog):
+    base = tiny_of_keras_applications(input_shape=(32, 32, 3))
+    (layer,) = [layer for layer in base.layers if layer.__class__.__name__ == "Normalization"]
+    layer.set_weights([np.float32([0.4, 0.5, 0.6]), np.float32([0.04, 0.09, 0.16])] + layer.get_weights()[2:])
+    image = keras.Input((32, 32, 3))
+    wrapped = keras.Model(image, keras.layers.Dense(3)(base(keras.layers.RandomFlip()(image))))
+    path = str(tmp_path / f"wrapped.{ending}")
+    wrapped.save(path)
+    model = settled(path).model
+    assert np.allclose([model.mean, model.std], [[102, 127.5, 153], [51, 76.5, 102]], rtol=1e-4)
+    assert "assumed" not in caplog.text
 
 
 @pytest.mark.slow
