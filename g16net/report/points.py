@@ -107,9 +107,10 @@ def _results(run):
     weights = runs.weights(run)
     if run.train:
         results[run.train.get("eval_size", run.config["data.eval_size"]), "", ""] = run.train["top1"]
-    for row in run.evaluations:
-        if row["weights"] == weights and not runs.of_others(run, row):
-            results[row["size"], "", ""] = row["top1"]
+    own = [row for row in run.evaluations if row["weights"] == weights and not runs.of_others(run, row)]
+    results.update({(row["size"], "", ""): row["top1"] for row in own if not _in_other_precision(row)})
+    for row in own:  # it counts where there is nothing else
+        results.setdefault((row["size"], "", ""), row["top1"])
     for row in run.finetuned:
         if runs.of_others(run, row):
             continue
@@ -117,6 +118,10 @@ def _results(run):
             results.setdefault((row["size"], "", ""), row["top1_before"])
         results[row["size"], row.get("layers", "top"), row.get("folder", "")] = row["top1"]
     return [(*key, top1) for key, top1 in results.items()]
+
+
+def _in_other_precision(row):
+    return runs.PRECISION in row.get("changed", {})
 
 
 def _median(values):
@@ -130,7 +135,7 @@ def _of_size(group, size, key):
         row.get(key)
         for run in group.runs
         for row in _rows(run)
-        if row["size"] == size and "runtime.precision" not in row.get("changed", {})
+        if row["size"] == size and not _in_other_precision(row)
     )
 
 

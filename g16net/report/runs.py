@@ -25,6 +25,7 @@ SAME_RUN = (
     "runtime.steps_per_execution",
 )  # fmt: skip
 SAME_SECTIONS = ("eval", "export", "predict", "checkpoint", "finetune", "costs")
+PRECISION = "runtime.precision"
 # Fields that say which images of a data set train and test: of the same ones, the same name is the same data.
 SELECTION = ("data.name", "data.train_split", "data.eval_split", "data.layout", "data.holdout")
 DEFAULTS = json.loads(
@@ -195,10 +196,11 @@ def _named(rows, loaded, folder, mode):
 
 
 def of_others(run, row):
-    """What an evaluation is of, in words, where it is not of this run's images and of its training's end; else ""."""
-    changed = ", ".join(f"{field}={value}" for field, value in sorted(row.get("changed", {}).items()))
+    """What an evaluation is of, in words, where it is not of this run's images and of its training's end; else "". What
+    computes in another precision is the run's all the same."""
+    changed = sorted((field, value) for field, value in row.get("changed", {}).items() if field != PRECISION)
     if changed:
-        return f"with {changed}"
+        return "with " + ", ".join(f"{field}={value}" for field, value in changed)
     step = row.get("step")  # rows of older versions and of fine-tuned weights have none
     return f"of update {step}" if step not in (None, _last_step(run, step)) else ""
 

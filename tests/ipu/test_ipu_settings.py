@@ -121,7 +121,7 @@ def test_a_plan_in_words():
 REFUSED = {
     "published": (dict(variant="B6", ipu__use_published=True), "no configuration was published for B6"),
     "published norm": (dict(norm="gn_pn", ipu__use_published=True), "G16 gn_pn native"),
-    "offload": (dict(ipu__offload=True), "ipu.offload=true moves .*grad_accumulation=2"),
+    "offload": (dict(ipu__offload=True), "set --config.runtime.grad_accumulation=2 or more"),
     "batch": (dict(ipu__use_published=True, run__global_batch=512), "= 768, not run.global_batch=512"),
     "block": (dict(ipu__splits="3c"), "network has no block '3c'. Valid, in order: 1a, 2a, 2b"),
     "stem": (dict(ipu__splits="stem"), "has no block 'stem'"),

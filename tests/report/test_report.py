@@ -269,6 +269,19 @@ def test_accuracy_is_that_of_the_runs_own_images(tmp_path):
     assert "evaluations with data.eval_split=train at 48 px; the run is without" in problem
 
 
+def test_accuracy_and_speed_are_those_of_the_runs_own_precision_where_there_are_some(tmp_path):
+    folder = made_runs.write(tmp_path / "run")
+    native = next(p for p in points.measured(one_again(folder)) if p["test_size"] == 48)
+    row = {"weights": "average", "top1": 0.99, "multiply_adds": 1, "images_per_second": 1e6}
+    row["changed"] = {"runtime.precision": "mixed_bfloat16"}
+    for size in (48, 96):
+        records.append_line(folder / "evaluations.jsonl", {"kind": "evaluation", "size": size, **row})
+    found = {point["test_size"]: point for point in points.measured(one_again(folder))}
+    assert (found[48]["top1"], found[96]["top1"]["mean"]) == (native["top1"], 0.99)
+    assert found[48]["infer_images_per_second"] == native["infer_images_per_second"]
+    assert found[96]["infer_images_per_second"] is None
+
+
 def test_accuracy_is_that_of_the_end_of_training(tmp_path):
     folder = made_runs.write(tmp_path / "run")
     native = next(p for p in points.measured(one_again(folder)) if p["test_size"] == 48)
