@@ -187,7 +187,7 @@ def test_weights_named_without_an_experiment_bring_their_settings(timm_file, tmp
 
 def test_what_the_user_sets_stays(timm_file, caplog):
     settled(timm_file[0], model__activation="relu")
-    assert "model.activation=relu, as you set it, is not the silu of timm's weights" in caplog.text
+    assert "model.activation=relu, as you set it, is not the swish of timm's weights" in caplog.text
     assert settled(timm_file[0], model__std="1,1,1").model.std == (1.0, 1.0, 1.0)
 
 
