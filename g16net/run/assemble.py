@@ -18,6 +18,7 @@ from g16net.data import augment as augment_lib
 from g16net.data import cache, identity, mix_on_device, mixing, pipeline, transforms
 from g16net.data.sources import HERE, open_source
 from g16net.data.sources.base import Source, relabelled
+from g16net.data.splits import ALL
 from g16net.errors import ConfigError, UserError
 from g16net.models import efficientnet, recompute
 from g16net.optim import optimizers, schedules
@@ -37,9 +38,22 @@ def title(config: ConfigDict) -> str:
     return f"{', '.join([config.model.variant] + changed)} G{config.model.group_size} {config.model.norm}"
 
 
-def open_sources(config: ConfigDict) -> Tuple[Source, Source]:
-    """The training and the evaluation source. UserError where the data is not there or not as it should be."""
+def open_sources(config: ConfigDict, trains: bool = False) -> Tuple[Source, Source]:
+    """The training and the evaluation source.
+
+    Args:
+        trains: whether they are opened to be trained on, and not for an evaluation or a look alone.
+
+    Raises:
+        UserError: the data is not there or not as it should be; test images would be trained on.
+    """
     train, test = open_source_of(config, "train"), open_source_of(config, "eval")
+    if trains and test.undivided and test.split == ALL:
+        raise UserError(
+            f"data.eval_split={config.data.eval_split}: {run_data.where(config)} has no splits, so that its training "
+            "images would be test images too; leave it out, and data.holdout of each class is held out. All images of "
+            "another folder are for --mode=evaluate"
+        )
     different = identity.class_differences(train.class_names, test.class_names)
     if different:
         raise UserError(
@@ -104,11 +118,12 @@ def train_batches(
     start_step: int = 0,
     shard: Tuple[int, int] = (0, 1),
     size: Optional[int] = None,
+    job: Optional[str] = None,
 ) -> Any:
     """Batches of (uint8 images, targets) from any step of any epoch on, endless.
 
-    `shard`: (index, count) of this worker; `size`: pixels, by default `data.train_size`. Targets are class ids, or ids
-    and weights where the batch is mixed.
+    `shard`: (index, count) of this worker; `size`: pixels, by default `data.train_size`; `job`: of a data service, see
+    `pipeline.train_batches`. Targets are class ids, or ids and weights where the batch is mixed.
     """
     source = kept(config, source)
     return pipeline.train_batches(
@@ -125,6 +140,7 @@ def train_batches(
         service=config.data.service or None,
         judge=judge(config, config.data.jpeg and config.data.crop == "box"),
         many=train_many(config, source, size),
+        job=job,
     )
 
 

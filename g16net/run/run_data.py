@@ -20,7 +20,7 @@ from typing import Any, Dict, List, Optional
 from absl import logging
 from ml_collections import ConfigDict
 
-from g16net.data import identity
+from g16net.data import identity, splits
 from g16net.data.sources.base import Source
 from g16net.errors import UserError
 from g16net.models import portable
@@ -134,7 +134,9 @@ def remark(config: ConfigDict, workdir: str, source: Source) -> None:
     changed = identity.differences(old, new) if old else []
     if changed:
         was, what = _was(old, new), "; ".join(changed)
-        warn(f"{where(config)} is not the data that the run in {workdir} was trained on{was}: {what}")
+        more = "; --config.data.eval_split=all evaluates all of its images, and not only the share that is held out"
+        rest = more if source.undivided and config.data.eval_split.lower() != splits.ALL else ""
+        warn(f"{where(config)} is not the data that the run in {workdir} was trained on{was}: {what}{rest}")
 
 
 @functools.lru_cache(maxsize=None)

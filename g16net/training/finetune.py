@@ -47,7 +47,7 @@ def finetune(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     start = starting_weights(config, workdir)
     files, folder = Workdir(workdir), config.finetune.folder
     if set(config.finetune.sizes) - set(files.finetuned_sizes(folder)):
-        run_data.check(config, workdir, assemble.open_sources(config)[0], done=True)
+        run_data.check(config, workdir, assemble.open_sources(config, trains=True)[0], done=True)
     for size in config.finetune.sizes:
         fit_size(config, workdir, size, start)
     rows = {
@@ -156,7 +156,8 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
     started = time.time()
     devices = runtime.setup(config)  # seeds again, so that a size does not depend on those before it
     network, class_names = assemble.trained(config, workdir, size, start["weights"])
-    train_source, eval_source = (relabelled(source, class_names) for source in assemble.open_sources(config))
+    sources = assemble.open_sources(config, trains=True)
+    train_source, eval_source = (relabelled(source, class_names) for source in sources)
     steps = steps_per_epoch(config, train_source)
     devices.check_rest(steps, 0)
     parts = recipe.trained_parts(config)

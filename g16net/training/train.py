@@ -38,7 +38,7 @@ def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
         Stopped: SIGTERM or SIGINT came; a checkpoint of the step is saved.
     """
     files, devices = Workdir(workdir), runtime.setup(config)
-    sources = assemble.open_sources(config)
+    sources = assemble.open_sources(config, trains=True)
     steps = steps_per_epoch(config, sources[0])
     devices.check(steps)
     check_workers(config, devices, sources[0])
@@ -79,6 +79,8 @@ def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
             "be one folder that all of them see"
         )
     describe(config, model, train_source, eval_source, position, devices)
+    # new at every start: a run that was cut off must not go on in the stream whose batches it has taken, and lost
+    job = devices.drawn()
 
     evaluator = evaluate.Evaluator(config, model, eval_source, devices)
     watched = config.runtime.strategy == "default" and waiting_lib.possible()  # the others read ahead on their own
@@ -106,7 +108,7 @@ def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
                 position,
                 config.run.epochs,
                 lambda epoch, first, size: feed(
-                    assemble.train_batches(config, train_source, epoch, first, shard=devices.shard, size=size)
+                    assemble.train_batches(config, train_source, epoch, first, devices.shard, size, job)
                 ),
                 watching,
                 devices.updates,

@@ -98,6 +98,10 @@ def test_a_single_split_is_divided(kind, tmp_path):
     assert np.bincount(validation.labels).tolist() == [3, 3, 3] and train.num_examples == 28
     images = [image for source in (train, validation) for image, _ in held(source).values()]
     assert sorted(images) == sorted(map(photo, range(37)))
+    every = open_source(kind, "all", folder)
+    assert every.num_examples == 37 and all(source.undivided for source in (train, validation, every))
+    with pytest.raises(ValueError, match="data.train_split=all would train on the images that are held out"):
+        open_source(kind, "all", folder, train_split="all")
 
 
 def test_other_examples_are_another_set(kind, folder, tmp_path):

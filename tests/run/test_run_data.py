@@ -309,6 +309,31 @@ def test_a_run_is_evaluated_by_name_on_some_of_its_classes(place, capsys):
         assemble.open_eval_source(config, str(place / "finished"), ["ant", "bee"], "evaluate it")
 
 
+def test_all_images_of_another_folder_are_for_evaluations_alone(place, capsys, caplog):
+    run, other = place / "finished", place / "other"
+    for label, name in enumerate(("ant", "bee", "cat")):
+        for number in range(6):
+            picture(other / name / f"{number}.png", 50 + 10 * label + number)
+    arguments = [f"--workdir={run}", f"--data={other}"]
+    assert launch(capsys, *arguments, "--mode=evaluate")[0] == 0
+    assert "--config.data.eval_split=all evaluates all of its images" in caplog.text
+    caplog.clear()
+    run_data.warn.cache_clear()
+    status, printed = launch(capsys, *arguments, "--mode=evaluate", "--config.data.eval_split=all")
+    assert status == 0, printed
+    assert "is not the data" in caplog.text and "eval_split=all evaluates" not in caplog.text
+    held, every = records.read_lines(str(run / "evaluations.jsonl"))
+    assert held["images"] < every["images"] == 18 and every["changed"]["data.eval_split"] == "all"
+    for mode in ("train", "train,evaluate"):
+        arguments = [f"--experiment={TINY}", f"--data={other}", f"--workdir={place / 'new'}", f"--mode={mode}"]
+        status, printed = launch(capsys, *arguments, "--config.data.eval_split=all", "--config.run.global_batch=4")
+        assert (
+            status == 2 and "its training images would be test images too" in printed and not (place / "new").exists()
+        )
+    with pytest.raises(UserError, match="its training images would be test images too"):
+        train.train(settings(other, data__eval_split="all"), str(place / "new"))
+
+
 def test_the_weights_own_class_names_are_believed(place):
     config = settings(place / "photos")
     (place / "finished" / "classes.json").write_text('["wrong", "names", "here"]')

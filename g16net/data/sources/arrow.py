@@ -66,7 +66,7 @@ def open_arrow(
         "arrow", asked.shown, fetch, some.labels, some.class_names, locate, sizes,
         contents=lambda: identity.of_files(some.class_names, list(map(str, places.tolist())), some.labels, sizes),
         files=lambda: list(paths),
-    )  # fmt: skip
+    )._replace(undivided=asked.undivided)  # fmt: skip
 
 
 def _table(library, paths):

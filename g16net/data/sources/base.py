@@ -27,6 +27,7 @@ class Source(NamedTuple):
         read: one row (scalars) -> record {"image", "label": int32, "id": int64} and, where the data has them, "boxes":
             float32 [objects, 4] (ymin, xmin, ymax, xmax in 0..1). Raises on what cannot be read.
         shape: (height, width) of all images, where they are arrays of one size and of three channels.
+        undivided: whether the data has no splits, so that this one is a share of it, or all of it (`splits.share`).
         read_many: with `shape`: rows (vectors) -> (uint8 [rows, height, width, 3], labels int32 [rows]), what `read`
             gives of each; where that would raise the label is -1.
         locate: ids (int64) -> strings that say where a person finds these examples.
@@ -58,6 +59,7 @@ class Source(NamedTuple):
     files: Optional[Callable[[], Sequence[str]]] = None
     shape: Optional[Tuple[int, int]] = None
     read_many: Optional[Callable[[dict], tuple]] = None
+    undivided: bool = False
 
 
 def indexed(

@@ -8,7 +8,7 @@ from absl import logging
 
 from g16net.data import walk
 from g16net.data.sources.base import TRAIN, VALIDATION, check_labels, held_out, listed
-from g16net.data.splits import ALL, choose, role
+from g16net.data.splits import choose, role, share
 from g16net.errors import UserError
 
 
@@ -18,7 +18,8 @@ class Asked(NamedTuple):
     Attributes:
         name: of the files, a key of what was found.
         trained: that of the training split; None: there is none.
-        part: TRAIN, VALIDATION or ALL where there is one split only, of which a part is held out; None: all of it.
+        part: TRAIN, VALIDATION or ALL where there is one split only, of which a part is held out; None: the whole split
+            of several.
     """
 
     name: str
@@ -30,6 +31,10 @@ class Asked(NamedTuple):
         return self.part or self.name
 
     @property
+    def undivided(self) -> bool:
+        return self.part is not None
+
+    @property
     def training(self) -> bool:
         return (self.part or role(self.name)) == TRAIN or self.name == self.trained and self.part is None
 
@@ -39,7 +44,8 @@ def ask(split: str, found: Any, where: str, train_split: str = "") -> Asked:
     if len(found) == 1:
         (sole,) = found
         if role(sole) in (None, TRAIN):
-            return Asked(sole, sole, choose(TRAIN if split == sole else split, (TRAIN, VALIDATION, ALL), where))
+            own = [TRAIN if name == sole else name for name in (split, train_split)]
+            return Asked(sole, sole, share(*own, where))
     remedy = "Name the splits: --config.data.train_split=NAME --config.data.eval_split=NAME"
     chosen = choose(split, found, where, remedy)
     named = train_split or (TRAIN if any(role(name) == TRAIN for name in found) else "")
@@ -110,7 +116,7 @@ def used(asked: Asked, values: Any, names: Any, training: Callable[[], Any], whe
         walk.once(
             logging.INFO,
             f"{where}: there is no other split; {holdout:g} of each class, drawn once, is the validation split: "
-            f"{held.sum()} of {len(held)} images; --config.data.eval_split=all evaluates all of them",
+            f"{held.sum()} of {len(held)} images",
         )
         keep = held == (asked.part == VALIDATION)
         there, labels = there[keep], labels[keep]

@@ -110,8 +110,11 @@ def open_parquet(
     return sharded(
         "parquet", asked.shown, shards, some.class_names, lambda record, i: {"image": record, "label": labels[i]},
         cycle, window, contents, opened, some.labels, lambda: list(paths),
-    )._replace(held_bytes=float(share.sum() * 3 if small else 3 * window * share.sum() / len(some.labels) +
-                                cycle * sizes.mean()))  # fmt: skip
+    )._replace(
+        undivided=asked.undivided,
+        held_bytes=float(share.sum() * 3 if small else 3 * window * share.sum() / len(some.labels) +
+                         cycle * sizes.mean()),
+    )  # fmt: skip
 
 
 def _meta(parquet, path):

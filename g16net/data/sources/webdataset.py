@@ -81,7 +81,7 @@ def open_webdataset(
             class_names, [f"{i} {row[3]}" for i, row in enumerate(rows)], labels, sizes
         ),
         files=lambda: list(paths),
-    )  # fmt: skip
+    )._replace(undivided=asked.undivided)  # fmt: skip
 
 
 def _splits(folder):
