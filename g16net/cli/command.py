@@ -126,6 +126,7 @@ def check_data(rows, config, workdir):
     """Opens the data and rejects what the modes would reject of it. Returns the training and the evaluation source."""
     from g16net.run import assemble, run_data
 
+    assemble.check_options(config, workdir)
     train_source, eval_source = assemble.open_sources(config, trains=bool(set(TRAININGS) & set(rows)))
     asking = [mode for mode, row in rows.items() if "check_data" in row.checks]
     for mode in asking:

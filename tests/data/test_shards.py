@@ -309,6 +309,29 @@ def test_tar_labels_and_class_names(tmp_path):
     assert len(open_source("wds", "train", named, input_key="photo.jpg", target_key="id", holdout=0.5).labels) == 3
 
 
+def test_labels_that_count_from_1(tmp_path):
+    folder = tars(tmp_path / "set", COUNTS, cls=lambda i: b"%d" % (1 + i % 3))
+    with pytest.raises(ValueError, match="have no image: 0.*count from 1: give --config.data.label_offset=1"):
+        open_source("wds", "train", folder)
+    source = open_source("wds", "all", folder, label_offset=1)
+    assert source.class_names == ("1", "2", "3") and source.labels.tolist() == [i % 3 for i in range(37)]
+    (tmp_path / "set" / "classes.txt").write_text("ant\nbee\ncat\n")
+    assert open_source("wds", "all", folder, label_offset=1).labels.tolist() == source.labels.tolist()
+    words = tars(tmp_path / "words", COUNTS, cls=lambda i: NAMES[i % 3].encode())
+    with pytest.raises(ValueError, match="data.label_offset=1 is for numbers, and the labels are words"):
+        open_source("wds", "train", words, label_offset=1)
+
+
+def test_tar_members_whose_names_are_no_utf8(tmp_path):
+    with tarfile.open(str(tmp_path / "train-0000.tar"), "w", format=tarfile.GNU_FORMAT) as tar:
+        for i in range(8):
+            for ending, data in (("jpg", photo(i)), ("cls", b"%d" % (i % 2))):
+                member(tar, f"caf\udce9/{i}.{ending}", data)
+    source = open_source("wds", "all", str(tmp_path))
+    assert source.locate([3]).numpy()[0].endswith(b"caf\xe9/3.jpg") and len(held(source)) == 8
+    assert source.contents()["images"] == 8
+
+
 def test_tar_index_is_remembered(tmp_path, monkeypatch):
     folder = tars(tmp_path, [4, 5])
     first = held(open_source("wds", "train", folder))

@@ -152,12 +152,12 @@ def relabelled(source: "Source", class_names: Sequence[str]) -> "Source":
     )
 
 
-def arrays(name: str, split: str, images: Any, labels: Any, class_names: Sequence[str]) -> Source:
-    """A source of uint8 arrays [examples, height, width, channels] in memory, with int labels [examples]."""
+def arrays(name: str, split: str, images: Any, labels: Any, class_names: Sequence[str], remedy: str = "") -> Source:
+    """A source of uint8 arrays [examples, height, width, channels] in memory, with int labels [examples]. `remedy`: of
+    `check_labels`."""
     labels = np.asarray(labels, np.int32)
-    check_labels(
-        labels, len(class_names), f"{name}, split {split}", class_names if splits.role(split) == TRAIN else None
-    )
+    training = splits.role(split) == TRAIN
+    check_labels(labels, len(class_names), f"{name}, split {split}", class_names if training else None, remedy)
     images, all_labels = tf.constant(images), tf.constant(labels)
 
     def read(row):
@@ -207,4 +207,11 @@ def check_labels(
             raise UserError(
                 f"{where}: {len(empty)} of {num_classes} classes have no image: "
                 f"{listed(class_names[int(i)] for i in empty)}. Add images or take the class out"
+                f"{'. ' if remedy else ''}{remedy.rstrip('.')}"
             )
+
+
+def counted_from_1(stored: Any, offset: int) -> str:
+    """What to do where the `stored` numbers, of which `offset` is subtracted, seem to count from 1; else empty."""
+    seems = not offset and len(stored) and min(stored) == 1
+    return "The labels seem to count from 1: give --config.data.label_offset=1." if seems else ""
