@@ -147,7 +147,8 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
     files = Workdir(workdir).finetuning(config.finetune.folder, size)
     done = files.figures("finetune")
     if not os.path.exists(done):
-        run_data.check(config, files.path, assemble.open_source_of(config, "train"), done=False)
+        source = assemble.open_source_of(config, "train")
+        run_data.check(config, files.path, source, done=False, batch=config.finetune.global_batch)
     settle(config, workdir, size, start)
     if os.path.exists(done):
         logging.info("%s is finished", files.path)
@@ -219,7 +220,7 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
         except (tf.errors.OpError, OSError) as error:
             raise train.run_error(error, devices, files.path, position) from error
     history = records.by_epoch(records.read_lines(lines))
-    changed = evaluate.changed_from_run(config, workdir, evaluate.OF_IMAGES)
+    changed = evaluate.changed_from_run(config, workdir, evaluate.OF_IMAGES, eval_source)
     figures = {
         "size": size,
         **{key: value for key, value in (ending.figures or evaluator(size)).items() if key != "images_per_second"},
