@@ -144,7 +144,7 @@ def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
 
 def figures_of_before(config: ConfigDict, workdir: str, changed: str) -> Dict[str, Any]:
     """The figures of the finished run in `workdir` whose images have `changed` since: those of its training, as its
-    train.json has them, or else its last record."""
+    train.json has them, or else its last record. UserError where neither has them."""
     files = Workdir(workdir)
     if os.path.exists(files.figures("train")):
         with open(files.figures("train"), encoding="utf-8") as file:
