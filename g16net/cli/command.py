@@ -22,6 +22,7 @@ DEMO_START = (
 )
 DEMO_END = "This was the DEMO FORM on digits, not ImageNet; --data=... trains on yours."
 
+TRAININGS = ("train", "finetune")
 BEGINNINGS = ("train", "adopt")  # modes that make a run where there is none
 
 
@@ -132,7 +133,8 @@ def check_data(rows, config, workdir):
     """Opens the data and rejects what the modes would reject of it. Returns the training and the evaluation source."""
     from g16net.run import assemble, run_data
 
-    train_source, eval_source = assemble.open_sources(config)
+    assemble.check_options(config, workdir)
+    train_source, eval_source = assemble.open_sources(config, trains=bool(set(TRAININGS) & set(rows)))
     asking = [mode for mode, row in rows.items() if "check_data" in row.checks]
     for mode in asking:
         modes.function(mode, "check_data")(config, workdir, train_source, before=asking[: asking.index(mode)])

@@ -134,7 +134,10 @@ FIELDS = {
     "data.cache_size": _at_least(None, 8, "pixels of the decoded cache; None: train_size x 8 / 7", optional=True),
     "data.cache_dir": Field("", str, "folder of the decoded cache"),
     "data.label_offset": Field(
-        None, int, "tfrecord: number subtracted from stored labels; None: 1, as the classic files have", optional=True
+        None,
+        int,
+        "number subtracted from stored labels (idx, tfrecord, parquet, arrow, hf, wds); None: 0, tfrecord: 1",
+        optional=True,
     ),
     "data.layout": _one_of(
         "auto", ("auto", "classes"), "how a folder is read; classes: its subfolders are classes, whatever their names"

@@ -16,6 +16,9 @@ from g16net.models import architecture
 COMPILED = ("tpu", *ipu_settings.STRATEGIES)  # strategies of devices whose compiler takes whole train steps
 FINETUNE_BATCH = 512
 
+# Sources that may be streams of record files, whose order is another one where all their images are kept.
+OF_RECORDS = ("tfrecord", "tfds", "parquet", "hf")
+
 # The parts of a network from the end, as `finetune.layers` names them.
 PARTS = ("top", "block7", "block6", "block5", "block4", "block3", "block2", "block1", "stem")
 
@@ -303,12 +306,19 @@ def training_key(config: ConfigDict) -> str:
     """What decides the training of a resolved config, as text: equal texts mean equal trained weights.
 
     That is more than what a run must keep when it goes on: precision and the images in a pass (with batch norm) change
-    what is learnt, and so does a cache that scales images.
+    what is learnt, and so do a cache that scales images, one of record files, which are shuffled whole then, and what
+    images are left out.
     """
     keys = [key for key in fields.FIELDS if key.split(".")[0] not in FREE_SECTIONS and key not in FREE_KEYS]
     keys += [key for key in fields.FIELDS if key.split(".")[0] in ("runtime", "ipu")]
     decoded = config.data.cache_size if config.data.cache == "decoded" else None
-    return repr([(key, config[key.split(".")[0]][key.split(".")[1]]) for key in keys] + [("decoded", decoded)])
+    streamed = config.data.name.partition(":")[0] in OF_RECORDS
+    more = [
+        ("decoded", decoded),
+        ("max_pixels", config.data.max_pixels),
+        ("shuffled whole", streamed and config.data.cache != "none"),
+    ]
+    return repr([(key, config[key.split(".")[0]][key.split(".")[1]]) for key in keys] + more)
 
 
 def training_differences(old: ConfigDict, new: ConfigDict) -> List[str]:

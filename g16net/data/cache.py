@@ -17,6 +17,7 @@ from g16net import compat
 from g16net.data import order as orders
 from g16net.data import pipeline, transforms
 from g16net.data.each import each
+from g16net.data.remembered import aside
 from g16net.data.sources.base import Source, indexed, listed
 from g16net.errors import UserError
 
@@ -63,10 +64,10 @@ def in_memory(source: Source) -> Source:
     return _like(source, read, encoded=True, example_bytes=source.example_bytes, held_bytes=needed)
 
 
-def on_disk(source, size, folder, max_corrupt=0.01, max_pixels=transforms.MAX_PIXELS, exif=False):
+def on_disk(source, size, folder, max_corrupt=0.01, max_pixels=transforms.MAX_PIXELS, exif=False, fit="crop"):
     """`source` with its images decoded to uint8 [size, size, 3] in a file in `folder`, made at the first use.
 
-    An image is the centre square of the original, scaled with smoothing. What is cropped later is cropped from that.
+    Images are scaled with smoothing. What is cropped later is cropped from that.
 
     Args:
         size: pixels.
@@ -74,15 +75,16 @@ def on_disk(source, size, folder, max_corrupt=0.01, max_pixels=transforms.MAX_PI
             (-1 where an image is left out), and a JSON file with the ids of those and the reasons.
         max_corrupt: share of the images that may be corrupt.
         max_pixels, exif: of the originals, as in `transforms`.
+        fit: "crop" keeps the centre square of the original; "resize" scales both sides, as `transforms.eval_image`.
 
     Raises:
         UserError: no room on the disk, or too many corrupt images.
     """
-    key = _fingerprint(source, size, max_pixels, exif)
+    key = _fingerprint(source, size, max_pixels, exif, fit)
     name = f"{source.name}-{source.split}-{size}px-{key}".replace("/", "-").replace(":", "-")
     images, labels, reasons = (os.path.join(folder, name + end) for end in (".npy", ".labels.npy", ".left_out.json"))
     if not all(map(os.path.exists, (images, labels, reasons))):
-        _write(source, size, images, labels, reasons, max_corrupt, max_pixels, exif)
+        _write(source, size, images, labels, reasons, max_corrupt, max_pixels, exif, fit)
     known = np.load(labels, allow_pickle=False)
     one = size * size * 3
     header = os.path.getsize(images) - len(known) * one
@@ -149,7 +151,7 @@ def _remembered(path):
     return fault
 
 
-def _write(source, size, images, labels, reasons, max_corrupt, max_pixels, exif):
+def _write(source, size, images, labels, reasons, max_corrupt, max_pixels, exif, fit):
     folder = os.path.dirname(images)
     os.makedirs(folder, exist_ok=True)
     needed, free = source.num_examples * size * size * 3, shutil.disk_usage(folder).free
@@ -161,11 +163,11 @@ def _write(source, size, images, labels, reasons, max_corrupt, max_pixels, exif)
 
     def example(row):
         record = source.read(row)
-        return row["id"], record["label"], _centre(record["image"], size, max_pixels, exif)
+        return row["id"], record["label"], _square(record["image"], size, max_pixels, exif, fit)
 
     done = each(_rows(source), example).batch(CHUNK)
     known = np.full(source.num_examples, -1, np.int32)
-    temporary = [f"{path}.{os.getpid()}" for path in (images, reasons, labels)]
+    temporary = [aside(path) for path in (images, reasons, labels)]
     try:
         file = np.lib.format.open_memmap(temporary[0], "w+", np.uint8, (source.num_examples, size, size, 3))
         for ids, some_labels, pixels in done.prefetch(1).as_numpy_iterator():
@@ -213,11 +215,12 @@ def _left_out(source, known, max_pixels):
     return found
 
 
-def _centre(image, size, max_pixels, exif):
+def _square(image, size, max_pixels, exif, fit):
     image = transforms.decode(image, max_pixels, exif, target=4 * size)  # spares memory, and nobody sees it
-    height, width = tf.unstack(tf.shape(image)[:2])
-    side = tf.minimum(height, width)
-    image = tf.slice(image, [(height - side) // 2, (width - side) // 2, 0], [side, side, 3])
+    if fit == "crop":
+        height, width = tf.unstack(tf.shape(image)[:2])
+        side = tf.minimum(height, width)
+        image = tf.slice(image, [(height - side) // 2, (width - side) // 2, 0], [side, side, 3])
     image = tf.image.resize(image, [size, size], antialias=True)
     return tf.cast(tf.clip_by_value(image, 0, 255) + 0.5, tf.uint8)
 
@@ -234,7 +237,7 @@ def _like(source, read, encoded, example_bytes, held_bytes):
     )  # fmt: skip
 
 
-def _fingerprint(source, size, max_pixels, exif):
+def _fingerprint(source, size, max_pixels, exif, fit="crop"):
     ends = [
         text.decode("utf-8", "backslashreplace")
         for text in source.locate(np.array([0, source.num_examples - 1])).numpy()
@@ -245,6 +248,7 @@ def _fingerprint(source, size, max_pixels, exif):
         facts += [contents["digest"], contents.get("class_samples"), contents.get("label_offset")]
         facts += [contents["input_key"]] if "input_key" in contents else []
     facts += [_written(source.files()) if source.files else None, max_pixels, exif, DECODING]
+    facts += [] if fit == "crop" else [fit]  # which caches of older versions are not named by
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 

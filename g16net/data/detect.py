@@ -64,7 +64,7 @@ def prepared_imagenet(data_dir: str = "") -> Optional[Tuple[str, str]]:
 
 
 def _kind(folder):
-    """The kind of what lies in `folder`; "folder" where it is none of the others."""
+    """The kind of what lies in `folder`; "folder" where it is none of the others. UserError where it is several."""
     names = sorted(name for name in os.listdir(folder) if not walk.junk(name))
     if any(re.match(r".*-images[-.]idx3-ubyte(\.gz)?$", name, re.IGNORECASE) for name in names):
         return "idx"
@@ -83,8 +83,13 @@ def _kind(folder):
     ):
         return "tfrecord"
     prepared = [name for name in folders if _is_tfds(os.path.join(folder, name))]
+    if len(prepared) > 1:
+        raise UserError(
+            f"{folder}: several sets that TFDS has prepared, {walk.listed(prepared)}; name one: "
+            f"--data=tfds:{prepared[0]} --config.data.dir={folder}"
+        )
     if prepared:
-        return f"tfds:{'imagenet2012' if 'imagenet2012' in prepared else prepared[0]}"
+        return f"tfds:{prepared[0]}"
     for kind, ending in (("parquet", ".parquet"), ("wds", ".tar")):
         if _shards(folder, ending):
             return kind

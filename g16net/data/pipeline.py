@@ -20,6 +20,7 @@ from g16net.compat import tensorflow_only  # noqa: F401  isort: skip  says first
 
 import contextlib
 import sys
+import uuid
 from typing import Any, Callable, Optional, Tuple
 
 import tensorflow as tf
@@ -64,6 +65,7 @@ def train_batches(
     service: Optional[str] = None,
     judge: Callable = transforms.reason,
     many: Optional[Callable] = None,
+    job: Optional[str] = None,
 ) -> Any:
     """Shuffled training batches, without a pause between epochs.
 
@@ -85,20 +87,22 @@ def train_batches(
         num_parallel_calls: images of a step that are in work at once; None: two per core.
         service: address ("grpc://host:port") of a tf.data service's dispatcher. Its workers share out the epochs'
             steps, or groups of record files, in no fixed order. Each comes at most once: the few that a dying worker
-            had in hand are lost. All trainers take from one stream; `shard` only says how large a batch is. Leave
-            `epochs` None with it: the end of a finite stream waits until a dead worker is back.
+            had in hand are lost. All trainers of one `job` take from one stream; `shard` only says how large a batch
+            is. Leave `epochs` None with it: the end of a finite stream waits until a dead worker is back.
         judge: encoded bytes that the transform raised on -> (why: string, large: bool, whether that is the size alone),
             as `transforms.reason`.
         many: for a source with `read_many`: `(images, seeds) -> images`, what `transform` makes of each, uint8
             [rows, size, size, 3], with seeds int32 [rows, 2]; a batch then takes no operations for each image. None:
             images one by one.
+        job: with `service`: the name of a stream that several trainers share; one that no other and no earlier run on
+            the dispatcher has, which would be given its batches. None: a stream of its own.
 
     Returns:
         A tf.data.Dataset of (images: uint8 [batch, size, size, 3], targets: int32 [batch], or what `mix` gives). It is
         not autotuned (see `compat.set_untuned`): say how parallel your own stages behind it are.
 
     Raises:
-        UserError: the batch does not divide, or is larger than the source.
+        UserError: the batch does not divide, or is larger than the source; several trainers without a `job`.
         tf.errors.InvalidArgumentError (when run): too many corrupt images, labels out of range.
     """
     index, count = shard
@@ -113,6 +117,8 @@ def train_batches(
             f"a global batch of {global_batch} is more than the {source.num_examples} images of {source.name}, split "
             f"{source.split}; set it to at most {max(source.num_examples // count, 1) * count}"
         )
+    if service and count > 1 and not job:
+        raise UserError(f"data.service={service}: the {count} workers share its batches by the name of a job; give one")
     start_epoch, start_step = start_epoch + start_step // steps, start_step % steps
     order = orders.Order(steps * global_batch, global_batch, seed, start_epoch, start_step * global_batch, epochs)
     if service:  # the workers' batches are cut from one stream
@@ -150,9 +156,9 @@ def train_batches(
             num_parallel_calls, repair=True, judge=judge, many=None if service else many,
         )  # fmt: skip
     if service:
-        share = tf.data.experimental.service.distribute(
-            "distributed_epoch", service, job_name=f"{source.name}-{source.split}-{seed}-{start_epoch}-{start_step}"
-        )
+        # The dispatcher compares no data sets: who names a job that it knows goes on in that one's stream.
+        name = f"{source.name}-{source.split}-{job or uuid.uuid4().hex}-{start_epoch}-{start_step}"
+        share = tf.data.experimental.service.distribute("distributed_epoch", service, job_name=name)
         data = data.with_options(_options()).apply(share)  # for its workers
     return data.prefetch(PREFETCH).with_options(_options())
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import uuid
 from typing import Any, Callable, Sequence
 
 import tensorflow as tf
@@ -25,6 +26,12 @@ def remembered(what: str, paths: Sequence[str], find: Callable[[], Sequence[Any]
     return found
 
 
+def aside(path: str) -> str:
+    """A name beside `path` to write under: no other process takes it, on other machines neither, nor in other
+    containers, in each of which the first process is number 1."""
+    return f"{path}.{uuid.uuid4().hex}"
+
+
 def _written(path):
     """Bytes and time of a file; TensorFlow's own time has whole seconds only."""
     if "://" in path:
@@ -45,7 +52,7 @@ def _read(path, entries):
 def _write(path, found):
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(f"{path}.{os.getpid()}", "w", encoding="utf-8") as file:
+        with open(aside(path), "w", encoding="utf-8") as file:
             json.dump(found, file)
         os.replace(file.name, path)
     except OSError as error:

@@ -9,7 +9,7 @@ from g16net.data.walk import once
 from g16net.errors import UserError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-ALL = "all"  # of data without splits: what is held out and what is not
+ALL = "all"  # of data without splits, for evaluations: what is held out and what is not
 ROLES = {  # the words for each part; the first are taken first where there are several
     TRAIN: ("train", "training", "trn", "trains", "trainset", "trainval"),
     VALIDATION: (
@@ -56,6 +56,20 @@ def record_file(name: str) -> Any:
     match = re.match(r"(?:.*[-.])?([A-Za-z]\w*)(?:\.tfrecords?)?-\d{5}-of-\d{5}(\.tfrecords?)?$", name)
     match = match or re.match(r"(?:.*[-.])?([A-Za-z]\w*)\.tfrecords?$", name)
     return match and match.group(1)
+
+
+def share(split: str, train_split: str, where: str) -> str:
+    """The share of data without splits that `split` means: TRAIN, VALIDATION or ALL.
+
+    Raises:
+        UserError: none of them; a training split of ALL, with what is held out in it.
+    """
+    if train_split.lower() == ALL:
+        raise UserError(
+            f"{where}: data.train_split={train_split} would train on the images that are held out for the evaluation; "
+            "leave it out, or hold out fewer with --config.data.holdout"
+        )
+    return choose(split, (TRAIN, VALIDATION, ALL), where)
 
 
 def choose(split: str, available: Any, where: str, remedy: str = "") -> Any:

@@ -16,8 +16,9 @@ from g16net.config import optimizers as optimizer_rules
 from g16net.config import recipe
 from g16net.data import augment as augment_lib
 from g16net.data import cache, identity, mix_on_device, mixing, pipeline, transforms
-from g16net.data.sources import HERE, open_source
+from g16net.data.sources import HERE, OPTIONS, open_source
 from g16net.data.sources.base import Source, relabelled
+from g16net.data.splits import ALL
 from g16net.errors import ConfigError, UserError
 from g16net.models import efficientnet, recompute
 from g16net.optim import optimizers, schedules
@@ -28,6 +29,8 @@ from g16net.optim.weight_average import WeightAverage
 from g16net.run import checkpoint, run_data
 from g16net.run.workdir import Workdir
 
+# Of the fields that some sources take those that are in vain for others: all know splits, and fetching changes nothing.
+CHECKED = {key for keys in OPTIONS.values() for key in keys} - {"train_split", "download"}
 SMALL = 64  # pixels of images whose random boxes one core makes a batch at a time: image by image, calls cost the most
 
 
@@ -37,9 +40,22 @@ def title(config: ConfigDict) -> str:
     return f"{', '.join([config.model.variant] + changed)} G{config.model.group_size} {config.model.norm}"
 
 
-def open_sources(config: ConfigDict) -> Tuple[Source, Source]:
-    """The training and the evaluation source. UserError where the data is not there or not as it should be."""
+def open_sources(config: ConfigDict, trains: bool = False) -> Tuple[Source, Source]:
+    """The training and the evaluation source.
+
+    Args:
+        trains: whether they are opened to be trained on, and not for an evaluation or a look alone.
+
+    Raises:
+        UserError: the data is not there or not as it should be; test images would be trained on.
+    """
     train, test = open_source_of(config, "train"), open_source_of(config, "eval")
+    if trains and test.undivided and test.split == ALL:
+        raise UserError(
+            f"data.eval_split={config.data.eval_split}: {run_data.where(config)} has no splits, so that its training "
+            "images would be test images too; leave it out, and data.holdout of each class is held out. All images of "
+            "another folder are for --mode=evaluate"
+        )
     different = identity.class_differences(train.class_names, test.class_names)
     if different:
         raise UserError(
@@ -76,20 +92,23 @@ def open_source_of(config: ConfigDict, part: str) -> Source:
     data, kind = config.data, config.data.name.partition(":")[0]
     if data.service and kind in HERE:
         raise UserError(f"data.service={data.service}: its workers cannot read {kind} data; leave it out")
-    options = {"download": data.download} if kind in ("tfds", "hf") else {}
-    if kind in HERE:
-        keys = ("holdout", "train_split", "input_key", "target_key")
-        options.update((key, data[key]) for key in keys)
-    elif data.name == "tfrecord":
-        options = {"label_offset": data.label_offset}
-    elif data.name == "folder":
-        options = {"holdout": data.holdout, "train_split": data.train_split, "layout": data.layout}
-    elif data.name == "cifar":
-        options = {"target_key": data.target_key}
-    elif data.name == "synthetic":
-        options = {"num_examples": data.num_examples, "num_classes": data.num_classes, "size": data.eval_size}
+    options = {key: data[key] for key in OPTIONS.get(kind, ())}
+    if kind == "synthetic":
+        options["size"] = data.eval_size
     split = {"train": data.train_split or "train", "eval": data.eval_split or "validation"}[part]
     return _open(data.name, split, data.dir or None, tuple(options.items()))
+
+
+def check_options(config: ConfigDict, workdir: str) -> None:
+    """ConfigError for a field of other sources than the one of `config`, which would be ignored. The run in `workdir`
+    may have it, from a version that did not say so."""
+    kind, stored = config.data.name.partition(":")[0], Workdir(workdir).config
+    own = config_lib.load(stored).data if Workdir(workdir).begun and os.path.exists(stored) else None
+    for key in CHECKED - set(OPTIONS.get(kind, CHECKED)):
+        value = config.data[key]
+        if value != config_lib.FIELDS[f"data.{key}"].default and (own is None or own[key] != value):
+            takes = ", ".join(name for name, keys in OPTIONS.items() if key in keys)
+            raise ConfigError(f"data.{key}={value} is for {takes} data, and this is {kind}: leave it out")
 
 
 @functools.lru_cache(maxsize=8)  # modes that follow each other share what took time to list or count
@@ -104,11 +123,12 @@ def train_batches(
     start_step: int = 0,
     shard: Tuple[int, int] = (0, 1),
     size: Optional[int] = None,
+    job: Optional[str] = None,
 ) -> Any:
     """Batches of (uint8 images, targets) from any step of any epoch on, endless.
 
-    `shard`: (index, count) of this worker; `size`: pixels, by default `data.train_size`. Targets are class ids, or ids
-    and weights where the batch is mixed.
+    `shard`: (index, count) of this worker; `size`: pixels, by default `data.train_size`; `job`: of a data service, see
+    `pipeline.train_batches`. Targets are class ids, or ids and weights where the batch is mixed.
     """
     source = kept(config, source)
     return pipeline.train_batches(
@@ -125,6 +145,7 @@ def train_batches(
         service=config.data.service or None,
         judge=judge(config, config.data.jpeg and config.data.crop == "box"),
         many=train_many(config, source, size),
+        job=job,
     )
 
 
@@ -151,11 +172,16 @@ def judge(config: ConfigDict, jpeg: bool = False) -> Callable:
     return functools.partial(transforms.reason, max_pixels=config.data.max_pixels, jpeg=jpeg)
 
 
+def fit(config: ConfigDict) -> str:
+    """How a picture that is no square becomes one, as `transforms.eval_image` has it: boxes are cut, pictures that are
+    shifted are scaled whole."""
+    return "crop" if config.data.crop == "box" else "resize"
+
+
 def eval_preprocessing(config: ConfigDict, size: int) -> Dict[str, Any]:
     """How an image becomes the test image of `size` pixels, as arguments of `transforms.eval_image`."""
     data = config.data
-    fit = "crop" if data.crop == "box" else "resize"
-    how = {"fit": fit, "resize": data.eval_resize, "crop": data.eval_crop}
+    how = {"fit": fit(config), "resize": data.eval_resize, "crop": data.eval_crop}
     return {"size": size, **how, "max_pixels": data.max_pixels, "exif": data.exif}
 
 
@@ -177,7 +203,8 @@ def kept(config: ConfigDict, source: Source) -> Source:
     if data.cache == "encoded":
         return cache.in_memory(source)
     if data.cache == "decoded":
-        return cache.on_disk(source, data.cache_size, data.cache_dir, data.max_corrupt, data.max_pixels, data.exif)
+        of_images = (data.max_corrupt, data.max_pixels, data.exif, fit(config))
+        return cache.on_disk(source, data.cache_size, data.cache_dir, *of_images)
     return source
 
 

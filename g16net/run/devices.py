@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import secrets
 from typing import Any, Callable, Dict, List, Optional
 
 import tensorflow as tf
@@ -291,6 +292,11 @@ class Devices:
     def equal(self, value: int) -> bool:
         """Whether a whole number is the same in all processes; false in at least one of them otherwise."""
         return round(float(self.sum_over_workers([float(value)])[0])) == value * self.shard[1]
+
+    def drawn(self) -> str:
+        """A new name that no other run has, the same one in all processes, which must ask for it at the same time."""
+        parts = [float(secrets.randbelow(2**16)) if self.chief else 0.0 for _ in range(6)]  # whole in float32
+        return "".join(f"{round(float(part)):04x}" for part in self.sum_over_workers(parts))
 
     def failed(self, error: Exception) -> Optional[RunError]:
         """The RunError that says what ended a run of several workers, or None where `error` is of another kind."""

@@ -1,6 +1,7 @@
 """What data a run was trained on: kept with the run and in its checkpoints, and compared before anything is written.
 
-    WORKDIR/data.json      the facts of the training split (`data.identity`), and where it lay
+    WORKDIR/data.json      the facts of the training split (`data.identity`), where it lay, and which images it was
+                           tested on
     WORKDIR/classes.json   the class names alone, for people and scripts
     checkpoints/STEP/manifest.json   the facts again, as "data": what these weights were trained on
 
@@ -20,7 +21,7 @@ from typing import Any, Dict, List, Optional
 from absl import logging
 from ml_collections import ConfigDict
 
-from g16net.data import identity
+from g16net.data import identity, splits
 from g16net.data.sources.base import Source
 from g16net.errors import UserError
 from g16net.models import portable
@@ -66,11 +67,12 @@ def finished(config: ConfigDict, workdir: str) -> bool:
     return checkpoint.newest_manifest(Workdir(workdir).checkpoints).get("epoch", 0) >= config.run.epochs
 
 
-def check(config: ConfigDict, workdir: str, source: Source, done: bool) -> str:
+def check(config: ConfigDict, workdir: str, source: Source, done: bool, batch: Optional[int] = None) -> str:
     """Compares the training split `source` with the one that the run in `workdir` was begun with. Writes nothing.
 
     Args:
         done: whether the run is finished, so that it is only used.
+        batch: images in a weight update; None: `run.global_batch`.
 
     Returns:
         What differs, in words, where the run may be used all the same; empty where nothing does.
@@ -99,6 +101,7 @@ def check(config: ConfigDict, workdir: str, source: Source, done: bool) -> str:
     if not changed:
         return ""
     text = "; ".join(changed)
+    before, now = _steps(workdir, old, new, batch or config.run.global_batch)
     if config.data.allow_changed:
         warn(f"{workdir}: the training split is not the one that the run was begun with: {text}")
         return text
@@ -109,10 +112,13 @@ def check(config: ConfigDict, workdir: str, source: Source, done: bool) -> str:
             "names are right now and were not: --config.data.allow_changed=true"
         )
     if not done:
+        go_on = "or let it go on with the changed data: --config.data.allow_changed=true"
+        if before != now:
+            go_on = f"it cannot go on with the changed data, whose epoch has {now} weight updates and had {before}"
         raise UserError(
             f"{workdir!r} was begun with another training split than {here} is now: {text}. A run that is resumed goes "
             f"on exactly where it was, with its own data. {restore}; or start a new run from its weights: {weights}; "
-            "or let it go on with the changed data: --config.data.allow_changed=true"
+            f"{go_on}"
         )
     if old.get("dir") is not None and old["dir"] != new["dir"]:
         raise UserError(
@@ -127,6 +133,13 @@ def check(config: ConfigDict, workdir: str, source: Source, done: bool) -> str:
     return text
 
 
+def _steps(workdir, old, new, batch):
+    """Weight updates in an epoch: those after which the run's checkpoint was made, and those of the facts `new`."""
+    now = new["images"] // batch
+    manifest = checkpoint.newest_manifest(Workdir(workdir).checkpoints)
+    return (manifest.get("steps") or old.get("images", new["images"]) // batch) if manifest else now, now
+
+
 def remark(config: ConfigDict, workdir: str, source: Source) -> None:
     """Says in the log where the training split `source` is not the one of the run in `workdir`, which is only looked
     at or evaluated."""
@@ -134,7 +147,9 @@ def remark(config: ConfigDict, workdir: str, source: Source) -> None:
     changed = identity.differences(old, new) if old else []
     if changed:
         was, what = _was(old, new), "; ".join(changed)
-        warn(f"{where(config)} is not the data that the run in {workdir} was trained on{was}: {what}")
+        more = "; --config.data.eval_split=all evaluates all of its images, and not only the share that is held out"
+        rest = more if source.undivided and config.data.eval_split.lower() != splits.ALL else ""
+        warn(f"{where(config)} is not the data that the run in {workdir} was trained on{was}: {what}{rest}")
 
 
 @functools.lru_cache(maxsize=None)
@@ -143,15 +158,31 @@ def warn(text: str) -> None:
     logging.warning("%s", text)
 
 
-def keep(config: ConfigDict, workdir: str, source: Source) -> None:
-    """Writes the facts of `source` beside the run in `workdir`, after `check` has let it pass; a finished run keeps
-    those that it has."""
+def keep(config: ConfigDict, workdir: str, source: Source, tested: Optional[Source] = None) -> None:
+    """Writes the facts of `source`, and a digest of the evaluation split `tested`, beside the run in `workdir`, after
+    `check` has let it pass; a finished run keeps those that it has."""
     new = facts(config, source)
+    if tested is not None and tested.contents:
+        new["tested"] = {key: tested.contents()[key] for key in ("images", "digest")}
     if _read(Workdir(workdir).classes) != new["classes"]:
         records.write_json(Workdir(workdir).classes, new["classes"])
     old = _read(Workdir(workdir).data)
     if old != new and not (old and finished(config, workdir)):
         records.write_json(Workdir(workdir).data, new)
+
+
+def other_test_images(config: ConfigDict, workdir: str, source: Source) -> str:
+    """A digest of the evaluation split `source` where the run in `workdir` was tested on other images in its training,
+    which is warned of; empty where it was not, or nothing tells."""
+    old = (_read(Workdir(workdir).data) or {}).get("tested")
+    new = source.contents() if old and source.contents else None
+    if not old or not new or old["digest"] == new["digest"]:
+        return ""
+    warn(
+        f"{where(config)}, split {source.split}: not the images that the run in {workdir} was tested on when it was "
+        f"trained ({old['images']:,} then, {new['images']:,} now): figures of these are not the run's own"
+    )
+    return new["digest"][:8]
 
 
 def facts(config: ConfigDict, source: Source) -> Dict[str, Any]:

@@ -28,7 +28,7 @@ def adopt(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     """
     check(config)
     devices = runtime.setup(config)
-    source, _ = assemble.open_sources(config)
+    source, tested = assemble.open_sources(config)
     steps = max(source.num_examples // config.run.global_batch, 1)  # fewer images can be evaluated all the same
     model, _, _, optimizer = train.build(config, devices, source.num_classes, steps)
     average = assemble.average(config, model)
@@ -42,7 +42,7 @@ def adopt(config: ConfigDict, workdir: str) -> Dict[str, Any]:
             f"{run_data.where(config)} ({', '.join(kept[:2] or new[:5])}): as they are, its weights can be used on "
             "data with their own classes alone; train them on these first: --mode=train"
         )
-    run_data.keep(config, workdir, source)
+    run_data.keep(config, workdir, source, tested)
     saved = checkpoint.Checkpoints(
         Workdir(workdir).checkpoints,
         checkpoint.state(model, optimizer, average),

@@ -28,10 +28,8 @@ from g16net.training import runtime
 
 WORST = 24  # mistakes that the page of an evaluation shows
 # What chooses and prepares the images of an evaluation, beside their size.
-OF_IMAGES = (
-    "data.name", "data.dir", "data.layout", "data.holdout",
-    "data.eval_split", "data.eval_resize", "data.eval_crop", "data.exif",
-)  # fmt: skip
+CHOOSES = ("data.name", "data.dir", "data.layout", "data.holdout", "data.eval_split")
+OF_IMAGES = (*CHOOSES, "data.eval_resize", "data.eval_crop", "data.exif", "data.max_pixels")
 AS_THE_RUN = (*OF_IMAGES, "runtime.precision")  # and what else makes the figures the run's own
 
 
@@ -134,8 +132,8 @@ def evaluate(config: ConfigDict, workdir: str) -> Dict[str, Any]:
 
     Plain names hold the figures at the size of `assemble.at_test_size` (or the first of `eval.sizes`), `sizes` those of
     every size. Each is appended to `WORKDIR/evaluations.jsonl` too. `changed`, where it is there, holds the fields of
-    `AS_THE_RUN` that are not as the run has them: such figures are not the run's own. `step` is the update whose
-    weights they are.
+    `AS_THE_RUN` that are not as the run has them, and as "data.images" a digest of images that are not those of its
+    training's end: such figures are not the run's own. `step` is the update whose weights they are.
 
     ConfigError where the devices cannot do what is asked, UserError where the workdir holds no such weights.
     """
@@ -155,7 +153,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Dict[str, Any]:
         keep(config, evaluator)
     else:
         evaluator.prepare_again()
-    changed = changed_from_run(config, workdir)
+    changed = changed_from_run(config, workdir, source=source)
     also: Dict[str, Any] = {"changed": changed} if changed else {}
     if config.eval.weights != "finetuned":
         also["step"] = checkpoint.newest_whole(Workdir(workdir).checkpoints)[1]["step"]
@@ -174,19 +172,29 @@ def evaluate(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     return dict(main, **which, **also, sizes=rows)
 
 
-def changed_from_run(config: ConfigDict, workdir: str, fields: Sequence[str] = AS_THE_RUN) -> Dict[str, Any]:
+def changed_from_run(
+    config: ConfigDict, workdir: str, fields: Sequence[str] = AS_THE_RUN, source: Optional[Source] = None
+) -> Dict[str, Any]:
     """{field: value} of those `fields` that are not as the run in `workdir` has them. A folder that was moved or
-    copied is the same one."""
+    copied is the same one.
+
+    `source`: what is evaluated; {"data.images": a digest of it} where the fields choose the same images, but there are
+    others by now.
+    """
     stored = Workdir(workdir).config
     if not os.path.exists(stored):
         return {}
     own = config_lib.load(stored)
     pairs = {field: [of[field.split(".")[0]][field.split(".")[1]] for of in (own, config)] for field in fields}
-    return {
+    changed = {
         field: now
         for field, (before, now) in pairs.items()
         if before != now and not (field == "data.dir" and _same_folder(config, workdir, before))
     }
+    if source is None or set(changed) & set(CHOOSES):
+        return changed
+    digest = run_data.other_test_images(config, workdir, source)
+    return {**changed, "data.images": digest} if digest else changed
 
 
 def _same_folder(config, workdir, before):

@@ -47,7 +47,7 @@ def finetune(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     start = starting_weights(config, workdir)
     files, folder = Workdir(workdir), config.finetune.folder
     if set(config.finetune.sizes) - set(files.finetuned_sizes(folder)):
-        run_data.check(config, workdir, assemble.open_sources(config)[0], done=True)
+        run_data.check(config, workdir, assemble.open_sources(config, trains=True)[0], done=True)
     for size in config.finetune.sizes:
         fit_size(config, workdir, size, start)
     rows = {
@@ -147,7 +147,8 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
     files = Workdir(workdir).finetuning(config.finetune.folder, size)
     done = files.figures("finetune")
     if not os.path.exists(done):
-        run_data.check(config, files.path, assemble.open_source_of(config, "train"), done=False)
+        source = assemble.open_source_of(config, "train")
+        run_data.check(config, files.path, source, done=False, batch=config.finetune.global_batch)
     settle(config, workdir, size, start)
     if os.path.exists(done):
         logging.info("%s is finished", files.path)
@@ -156,7 +157,8 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
     started = time.time()
     devices = runtime.setup(config)  # seeds again, so that a size does not depend on those before it
     network, class_names = assemble.trained(config, workdir, size, start["weights"])
-    train_source, eval_source = (relabelled(source, class_names) for source in assemble.open_sources(config))
+    sources = assemble.open_sources(config, trains=True)
+    train_source, eval_source = (relabelled(source, class_names) for source in sources)
     steps = steps_per_epoch(config, train_source)
     devices.check_rest(steps, 0)
     parts = recipe.trained_parts(config)
@@ -218,7 +220,7 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
         except (tf.errors.OpError, OSError) as error:
             raise train.run_error(error, devices, files.path, position) from error
     history = records.by_epoch(records.read_lines(lines))
-    changed = evaluate.changed_from_run(config, workdir, evaluate.OF_IMAGES)
+    changed = evaluate.changed_from_run(config, workdir, evaluate.OF_IMAGES, eval_source)
     figures = {
         "size": size,
         **{key: value for key, value in (ending.figures or evaluator(size)).items() if key != "images_per_second"},

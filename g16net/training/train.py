@@ -6,6 +6,7 @@ middle of an epoch too: the next batch is the one that would have come. Where th
 `init.checkpoint`; without that, from scratch.
 """
 
+import json
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 from tensorflow import keras
 
 from g16net import compat
+from g16net import config as config_lib
 from g16net.data import waiting as waiting_lib
 from g16net.data.sources.base import Source, relabelled
 from g16net.errors import ConfigError, RunError, UserError
@@ -38,7 +40,7 @@ def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
         Stopped: SIGTERM or SIGINT came; a checkpoint of the step is saved.
     """
     files, devices = Workdir(workdir), runtime.setup(config)
-    sources = assemble.open_sources(config)
+    sources = assemble.open_sources(config, trains=True)
     steps = steps_per_epoch(config, sources[0])
     devices.check(steps)
     check_workers(config, devices, sources[0])
@@ -46,11 +48,13 @@ def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     changed = run_data.check(config, workdir, sources[0], finished)
     if not finished:
         check_resumed(checkpoint.newest_manifest(files.checkpoints), steps, devices)
+    elif changed or run_data.other_test_images(config, workdir, sources[1]):
+        return figures_of_before(config, workdir, changed or "other test images")
     class_names = run_data.class_names(workdir) if changed else sources[0].class_names
     train_source, eval_source = (relabelled(source, class_names) for source in sources)
     if devices.chief:
         os.makedirs(workdir, exist_ok=True)
-        run_data.keep(config, workdir, train_source)
+        run_data.keep(config, workdir, train_source, eval_source)
     model, trainer, inner, optimizer = build(config, devices, train_source.num_classes, steps)
     average = assemble.average(config, model)  # outside the scope: on the host
     if average.over == "updates" and devices.averages_inside:
@@ -79,6 +83,8 @@ def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
             "be one folder that all of them see"
         )
     describe(config, model, train_source, eval_source, position, devices)
+    # new at every start: a run that was cut off must not go on in the stream whose batches it has taken, and lost
+    job = devices.drawn()
 
     evaluator = evaluate.Evaluator(config, model, eval_source, devices)
     watched = config.runtime.strategy == "default" and waiting_lib.possible()  # the others read ahead on their own
@@ -106,7 +112,7 @@ def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
                 position,
                 config.run.epochs,
                 lambda epoch, first, size: feed(
-                    assemble.train_batches(config, train_source, epoch, first, shard=devices.shard, size=size)
+                    assemble.train_batches(config, train_source, epoch, first, devices.shard, size, job)
                 ),
                 watching,
                 devices.updates,
@@ -136,10 +142,51 @@ def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     return figures
 
 
+def figures_of_before(config: ConfigDict, workdir: str, changed: str) -> Dict[str, Any]:
+    """The figures of the finished run in `workdir` whose images have `changed` since: those of its training, as its
+    train.json has them, or else its last record. UserError where neither has them."""
+    files = Workdir(workdir)
+    if os.path.exists(files.figures("train")):
+        with open(files.figures("train"), encoding="utf-8") as file:
+            figures = json.load(file)
+        return {**{key: value for key, value in figures.items() if key != "wall_seconds"}, "data_changed": changed}
+    history = records.by_epoch(records.read_lines(files.records))
+    last = history[-1] if history else {}
+    if last.get("epoch") != config.run.epochs or "eval_top1" not in last:
+        raise UserError(
+            f"{workdir!r} is finished, its images have changed since ({changed}), and neither train.json nor "
+            "records.jsonl has the figures of its training; --mode=evaluate measures it on the images as they are now"
+        )
+    endings = {"raw": "", "average": "_average"}
+    evaluated = {
+        weights: {name: last[f"eval_{name}{ending}"] for name in ("top1", "loss")}
+        for weights, ending in endings.items()
+        if f"eval_top1{ending}" in last
+    }
+    figures = final_figures(config, evaluated, history)
+    sizes = {"train_size": config.data.train_size, "epochs": config.run.epochs, "steps": last["step"]}
+    return {**figures, **sizes, "records": files.records, "checkpoints": files.checkpoints, "data_changed": changed}
+
+
 def check_data(config: ConfigDict, workdir: str, source: Source, before: Sequence[str] = ()) -> None:
     """UserError where the run in `workdir` cannot go on with the training split `source`. Writes nothing."""
     steps_per_epoch(config, source)
     run_data.check(config, workdir, source, run_data.finished(config, workdir))
+    check_cache(config, workdir, source)
+
+
+def check_cache(config: ConfigDict, workdir: str, source: Source) -> None:
+    """Raises ConfigError where the run in `workdir` stands in an epoch that goes on in another order now."""
+    manifest, stored = checkpoint.newest_manifest(Workdir(workdir).checkpoints), Workdir(workdir).config
+    if not manifest.get("in_epoch") or not source.part or not os.path.exists(stored):
+        return
+    before, now = config_lib.load(stored).data.cache, config.data.cache
+    if (before == "none") != (now == "none"):
+        raise ConfigError(
+            f"data.cache={now}: the run in {workdir!r} is in the middle of an epoch that it began with data.cache="
+            f"{before}. {source.name} files are shuffled in windows, and as a whole where the images are kept, so that "
+            f"some would come twice in it and others never: leave it {before} until that epoch has ended"
+        )
 
 
 def check_workers(config: ConfigDict, devices: Devices, source: Source) -> None:
@@ -262,7 +309,7 @@ def final_figures(
     figures = dict(evaluated[weights], weights=weights)
     speeds = sorted(record["images_per_second"] for record in history)
     figures.update(
-        eval_images_per_second=figures.pop("images_per_second"),
+        eval_images_per_second=figures.pop("images_per_second", None),
         top1_raw=raw["top1"],
         images_per_second=speeds[len(speeds) // 2] if speeds else None,
         train_seconds=round(sum(record["seconds"] for record in history), 3),

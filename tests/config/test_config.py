@@ -358,6 +358,7 @@ def test_what_decides_a_training_may_not_change_in_its_workdir(key, value, decid
         ({"runtime.precision": "mixed_bfloat16"}, False),
         ({"runtime.micro_batch": 4}, False),  # batch norm sees the images of a pass
         ({"data.cache": "decoded", "data.cache_dir": "cache"}, False),  # which scales them
+        ({"data.max_pixels": 10**6}, False),
     ],
 )
 def test_runs_of_a_sweep_share_a_training_where_its_weights_are_equal(changes, same):
@@ -365,6 +366,14 @@ def test_runs_of_a_sweep_share_a_training_where_its_weights_are_equal(changes, s
     for key, value in changes.items():
         section, field = key.split(".")
         other[section][field] = value
+    assert (recipe.training_key(recipe.resolve(run)) == recipe.training_key(recipe.resolve(other))) == same
+
+
+@pytest.mark.parametrize("name, same", [("folder", True), ("wds", True), ("tfrecord", False), ("tfds:mnist", False)])
+def test_images_that_are_kept_are_shuffled_otherwise_where_they_come_in_windows(name, same):
+    run, other = recipe.get_config(), recipe.get_config()
+    run.data.name = other.data.name = name
+    other.data.cache = "encoded"
     assert (recipe.training_key(recipe.resolve(run)) == recipe.training_key(recipe.resolve(other))) == same
 
 

@@ -11,8 +11,11 @@ from made_data import assert_same, batches, class_folders, jpeg, mark, open_kind
 from PIL import Image
 
 from g16net import native
+from g16net.config import experiments
 from g16net.data import cache, pipeline, transforms
+from g16net.data.remembered import aside
 from g16net.data.sources import base, open_source
+from g16net.run import assemble
 
 pytestmark = [pytest.mark.once, pytest.mark.usefixtures("cache_home")]
 
@@ -224,6 +227,31 @@ def test_disk_holds_upright_images_where_asked_for(tmp_path):
         int(by_id(cache.on_disk(source, 8, str(tmp_path / "decoded"), exif=exif))[0][0][0, 0, 0]) for exif in (0, 1)
     ]
     assert tops == [200, 0]
+
+
+def test_disk_holds_whole_pictures_where_the_run_scales_them_whole(tmp_path):
+    folder = tmp_path / "data" / "train" / "ant"
+    folder.mkdir(parents=True)
+    pixels = np.full([8, 24, 3], 200, np.uint8)
+    pixels[:, 8:16] = 100  # the centre square
+    Image.fromarray(pixels).save(str(folder / "a.png"))
+    class_folders(tmp_path / "data", {"bee": 1}, "train")
+    config = experiments.load("g16_ln_pn:demo")
+    config.data.update(cache="decoded", cache_dir=str(tmp_path / "decoded"), cache_size=24)
+    source, edges = open_source("folder", "train", str(tmp_path / "data")), []
+    for config.data.crop in ("box", "pad", "reflect"):
+        image = by_id(assemble.kept(config, source))[0][0]
+        edges.append((image[12, 0, 0], image[12, 12, 0], image[12, 23, 0]))
+    assert edges == [(100, 100, 100), (200, 100, 200), (200, 100, 200)]
+    assert len(list((tmp_path / "decoded").glob("*.labels.npy"))) == 2
+
+
+def test_processes_of_one_number_write_under_names_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in containers
+    assert aside(str(tmp_path / "cache.npy")) != aside(str(tmp_path / "cache.npy"))
+    source = open_kind("records", tmp_path / "data")
+    cache.on_disk(source, 6, str(tmp_path / "decoded"))
+    assert len(os.listdir(str(tmp_path / "decoded"))) == 3
 
 
 def test_disk_without_room(tmp_path, monkeypatch):

@@ -397,6 +397,19 @@ def test_an_image_stays_on_its_side_when_others_come_and_go(tmp_path):
     assert side(tmp_path.parent / "moved") == renamed
 
 
+def test_all_of_a_folder_without_splits_is_what_is_held_out_and_what_is_not(tmp_path):
+    make(tmp_path / "photos", "{ant,bee,cat}/img.jpg*9")
+    parts = {split: folder.list_images(split, str(tmp_path / "photos")) for split in ("train", "val", "ALL")}
+    assert all(part.undivided for part in parts.values()) and parts["ALL"].split == "all"
+    assert sorted(parts["train"].paths + parts["val"].paths) == parts["ALL"].paths
+    with pytest.raises(UserError, match="data.train_split=all would train on the images that are held out"):
+        folder.list_images("train", str(tmp_path / "photos"), train_split="all")
+    make(tmp_path / "split", "{train,val}/{ant,bee}/a.jpg*3")
+    assert not folder.list_images("val", str(tmp_path / "split")).undivided
+    with pytest.raises(UserError, match="no split 'all'; there is 'train', 'val'"):
+        folder.list_images("all", str(tmp_path / "split"))
+
+
 @pytest.mark.parametrize("count", range(2, 8))
 def test_every_class_of_two_or_more_is_on_both_sides(count):
     names = [f"{c}-{i}.png" for c in range(40) for i in range(count)]

@@ -308,6 +308,25 @@ def test_a_service_shares_out_each_epoch(service, kind, tmp_path):
     assert len(steps) >= source.num_examples // 4 * 2 - (8 if source.part else 0)
 
 
+def test_each_start_of_a_run_has_a_stream_of_its_own_and_its_trainers_share_it(service):
+    """The dispatcher gives who asks for a job of the same name the batches of that one, whatever data set it sends."""
+    few, many = (open_source("synthetic", num_examples=n, num_classes=4, size=8) for n in (16, 24))
+    options = {"global_batch": 4, "seed": 0, "epochs": 1, "service": service[0]}
+
+    def ids(steps):
+        return sorted(np.concatenate([images[:, 0, 0, 0] for images, _ in steps]))
+
+    cut_off = iter(pipeline.train_batches(few, mark, **options))
+    next(cut_off)
+    assert ids(batches(many, mark, **options)) == list(range(24))
+    assert ids(batches(few, mark, **options)) == list(range(16))  # as started again
+    trainers = [pipeline.train_batches(many, mark, shard=(i, 2), job="one", **options) for i in range(2)]
+    steps = trainers[0].concatenate(trainers[1]).as_numpy_iterator()
+    assert ids(steps) == list(range(24))
+    with pytest.raises(ValueError, match="the 2 workers share its batches by the name of a job"):
+        pipeline.train_batches(many, mark, shard=(0, 2), **options)
+
+
 def test_a_service_gets_no_native_operations(service):
     found = []
 

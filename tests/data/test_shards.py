@@ -98,6 +98,10 @@ def test_a_single_split_is_divided(kind, tmp_path):
     assert np.bincount(validation.labels).tolist() == [3, 3, 3] and train.num_examples == 28
     images = [image for source in (train, validation) for image, _ in held(source).values()]
     assert sorted(images) == sorted(map(photo, range(37)))
+    every = open_source(kind, "all", folder)
+    assert every.num_examples == 37 and all(source.undivided for source in (train, validation, every))
+    with pytest.raises(ValueError, match="data.train_split=all would train on the images that are held out"):
+        open_source(kind, "all", folder, train_split="all")
 
 
 def test_other_examples_are_another_set(kind, folder, tmp_path):
@@ -303,6 +307,29 @@ def test_tar_labels_and_class_names(tmp_path):
     with pytest.raises(ValueError, match="no example has a label.*target_key"):
         open_source("wds", "train", named, input_key="photo.jpg")
     assert len(open_source("wds", "train", named, input_key="photo.jpg", target_key="id", holdout=0.5).labels) == 3
+
+
+def test_labels_that_count_from_1(tmp_path):
+    folder = tars(tmp_path / "set", COUNTS, cls=lambda i: b"%d" % (1 + i % 3))
+    with pytest.raises(ValueError, match="have no image: 0.*count from 1: give --config.data.label_offset=1"):
+        open_source("wds", "train", folder)
+    source = open_source("wds", "all", folder, label_offset=1)
+    assert source.class_names == ("1", "2", "3") and source.labels.tolist() == [i % 3 for i in range(37)]
+    (tmp_path / "set" / "classes.txt").write_text("ant\nbee\ncat\n")
+    assert open_source("wds", "all", folder, label_offset=1).labels.tolist() == source.labels.tolist()
+    words = tars(tmp_path / "words", COUNTS, cls=lambda i: NAMES[i % 3].encode())
+    with pytest.raises(ValueError, match="data.label_offset=1 is for numbers, and the labels are words"):
+        open_source("wds", "train", words, label_offset=1)
+
+
+def test_tar_members_whose_names_are_no_utf8(tmp_path):
+    with tarfile.open(str(tmp_path / "train-0000.tar"), "w", format=tarfile.GNU_FORMAT) as tar:
+        for i in range(8):
+            for ending, data in (("jpg", photo(i)), ("cls", b"%d" % (i % 2))):
+                member(tar, f"caf\udce9/{i}.{ending}", data)
+    source = open_source("wds", "all", str(tmp_path))
+    assert source.locate([3]).numpy()[0].endswith(b"caf\xe9/3.jpg") and len(held(source)) == 8
+    assert source.contents()["images"] == 8
 
 
 def test_tar_index_is_remembered(tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ import tensorflow as tf
 from made_data import class_folders, example, idx_file, idx_folder, jpeg, record_files
 
 from g16net.data import make_set, order
-from g16net.data.sources import open_source, records, tfrecord
+from g16net.data.detect import detect
+from g16net.data.sources import open_source, records, tfds, tfrecord
 from g16net.data.sources.arrays import read_idx
 from g16net.data.sources.base import held_out
 
@@ -279,6 +280,20 @@ def test_tfds_errors(prepared, name, split, message):
         open_source(name, split, prepared)
 
 
+def test_several_prepared_sets_or_configurations_ask_for_one(tmp_path):
+    for place in ("pets/small/1.0.0", "pets/small/2.0.0", "pets/large/1.0.0", "roses/1.0.0"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "dataset_info.json").write_text("{}")
+    assert tfds._prepared("pets/small", str(tmp_path)) == str(tmp_path / "pets" / "small" / "2.0.0")
+    assert tfds._prepared("pets/small:1.0.0", str(tmp_path)) == str(tmp_path / "pets" / "small" / "1.0.0")
+    with pytest.raises(ValueError, match="tfds:pets: .* configurations large, small; name one: --data=tfds:pets/large"):
+        tfds._prepared("pets", str(tmp_path))
+    with pytest.raises(ValueError, match="prepared, pets, roses; name one: --data=tfds:pets --config.data.dir=.*"):
+        detect(str(tmp_path))
+    os.rename(str(tmp_path / "pets"), str(tmp_path.parent / "pets"))
+    assert detect(str(tmp_path)) == ("tfds:roses", str(tmp_path))
+
+
 def test_tfds_missing_file(prepared, tmp_path):
     import shutil
 
@@ -341,7 +356,9 @@ def test_tfrecord_mistakes(tmp_path):
         open_source("tfrecord", "train", folder)
     with pytest.raises(ValueError, match="no split 'validation'; there is 'train'"):
         open_source("tfrecord", "validation", folder, num_classes=3)
-    with pytest.raises(ValueError, match=r"(?s)4 of 12 labels lie outside 0..2 .*off by one: give label_offset=1"):
+    with pytest.raises(
+        ValueError, match=r"(?s)4 of 12 labels lie outside 0..2 .*off by one: give --config.data.label_offset=1"
+    ):
         open_source("tfrecord", "train", folder, num_classes=3, label_offset=0)
     with pytest.raises(ValueError, match="1 of 4 classes have no image: class 3"):
         open_source("tfrecord", "train", folder, num_classes=4)
@@ -368,7 +385,7 @@ def test_tfrecord_of_another_layout_or_damaged(tmp_path):
 
 def test_tfrecord_labels_that_count_from_0(tmp_path):
     folder = record_files(tmp_path, [6], label=lambda i: i % 3)
-    with pytest.raises(ValueError, match="off by one: give label_offset=0"):
+    with pytest.raises(ValueError, match="off by one: give --config.data.label_offset=0"):
         open_source("tfrecord", "train", folder, num_classes=3)
     assert open_source("tfrecord", "train", folder, num_classes=3, label_offset=0).num_examples == 6
 
@@ -425,6 +442,18 @@ def test_idx_mistakes(tmp_path):
     os.remove(labels)
     with pytest.raises(ValueError, match="come in pairs.*train has only images"):
         open_source("idx", "train", folder)
+
+
+def test_idx_labels_that_count_from_1(tmp_path):
+    """As those of EMNIST's letters do."""
+    folder = idx_folder(tmp_path)
+    for split, count in (("train", 30), ("t10k", 10)):
+        idx_file(os.path.join(folder, f"{split}-labels-idx1-ubyte"), (1 + np.arange(count) % 3).astype(np.uint8))
+    with pytest.raises(ValueError, match="have no image: 0.*count from 1: give --config.data.label_offset=1"):
+        open_source("idx", "train", folder)
+    train, test = (open_source("idx", split, folder, label_offset=1) for split in ("train", "test"))
+    assert train.class_names == test.class_names == ("1", "2", "3")
+    assert train.labels.tolist() == [0, 1, 2] * 10 and test.labels.tolist() == [0, 1, 2] * 3 + [0]
 
 
 def test_idx_class_without_images(tmp_path):

@@ -10,13 +10,14 @@ import pytest
 import tensorflow as tf
 from helpers import call as launch
 from helpers import changed
+from made_data import record_files
 from PIL import Image
 
 from g16net import config as config_lib
 from g16net.config import experiments
 from g16net.data import cache, identity
 from g16net.data.sources import base, open_source
-from g16net.errors import UserError
+from g16net.errors import ConfigError, UserError
 from g16net.optim.weight_average import WeightAverage
 from g16net.run import assemble, checkpoint, records, run_data
 from g16net.training import train, warm_start
@@ -309,6 +310,31 @@ def test_a_run_is_evaluated_by_name_on_some_of_its_classes(place, capsys):
         assemble.open_eval_source(config, str(place / "finished"), ["ant", "bee"], "evaluate it")
 
 
+def test_all_images_of_another_folder_are_for_evaluations_alone(place, capsys, caplog):
+    run, other = place / "finished", place / "other"
+    for label, name in enumerate(("ant", "bee", "cat")):
+        for number in range(6):
+            picture(other / name / f"{number}.png", 50 + 10 * label + number)
+    arguments = [f"--workdir={run}", f"--data={other}"]
+    assert launch(capsys, *arguments, "--mode=evaluate")[0] == 0
+    assert "--config.data.eval_split=all evaluates all of its images" in caplog.text
+    caplog.clear()
+    run_data.warn.cache_clear()
+    status, printed = launch(capsys, *arguments, "--mode=evaluate", "--config.data.eval_split=all")
+    assert status == 0, printed
+    assert "is not the data" in caplog.text and "eval_split=all evaluates" not in caplog.text
+    held, every = records.read_lines(str(run / "evaluations.jsonl"))
+    assert held["images"] < every["images"] == 18 and every["changed"]["data.eval_split"] == "all"
+    for mode in ("train", "train,evaluate"):
+        arguments = [f"--experiment={TINY}", f"--data={other}", f"--workdir={place / 'new'}", f"--mode={mode}"]
+        status, printed = launch(capsys, *arguments, "--config.data.eval_split=all", "--config.run.global_batch=4")
+        assert (
+            status == 2 and "its training images would be test images too" in printed and not (place / "new").exists()
+        )
+    with pytest.raises(UserError, match="its training images would be test images too"):
+        train.train(settings(other, data__eval_split="all"), str(place / "new"))
+
+
 def test_the_weights_own_class_names_are_believed(place):
     config = settings(place / "photos")
     (place / "finished" / "classes.json").write_text('["wrong", "names", "here"]')
@@ -392,11 +418,11 @@ def test_a_run_in_its_middle_goes_on_with_its_own_images_alone(place):
     shutil.copytree(place / "photos", place / "moved")
     assert check(settings(place / "moved")) == ""
     os.remove(place / "photos/train/bee/3.png")
-    with pytest.raises(UserError, match=r"'bee': 8 -> 7 images.*init.checkpoint=.*allow_changed=true"):
+    with pytest.raises(UserError, match=r"'bee': 8 -> 7 images.*init.checkpoint=.*has 5 weight updates and had 6"):
         check(config)
     assert check(settings(place / "photos", data__allow_changed=True)) == "'bee': 8 -> 7 images"
     picture(place / "photos/train/bee/11.png", 1)
-    with pytest.raises(UserError, match="'bee': 8 images as before, but not the same ones"):
+    with pytest.raises(UserError, match="'bee': 8 images as before, but not the same ones.*allow_changed=true"):
         check(config)
 
 
@@ -412,6 +438,46 @@ def test_a_finished_run_is_only_used_where_its_folder_has_changed(place, caplog)
     other = settings(photos(place / "another", train=5))
     with pytest.raises(UserError, match="trained on another data set than folder .*another.*--data=.*photos"):
         run_data.check(other, run, assemble.open_source_of(other, "train"), done=True)
+
+
+def test_a_finished_run_keeps_its_figures_where_its_folder_has_changed(place):
+    config, run = settings(place / "photos"), place / "finished"
+    picture(place / "photos/train/bee/11.png", 1)
+    with pytest.raises(UserError, match="neither train.json nor records.jsonl has the figures"):
+        train.train(config, str(run))
+    line = {"kind": "epoch", "epoch": 2, "step": 12, "images_per_second": 9.0, "seconds": 3.0}
+    records.append_line(
+        str(run / "records.jsonl"),
+        {**line, "eval_top1": 0.5, "eval_loss": 2.0, "eval_top1_average": 0.75, "eval_loss_average": 1.0},
+    )
+    figures = train.train(config, str(run))
+    assert (figures["top1"], figures["top1_raw"], figures["loss"]) == (0.75, 0.5, 1.0)
+    assert figures["steps"] == 12 and figures["data_changed"] == "'bee': 8 -> 9 images"
+    records.write_json(str(run / "train.json"), {"top1": 0.8, "steps": 12, "wall_seconds": 7.0, "mode": "train"})
+    same = {"top1": 0.8, "steps": 12, "mode": "train"}
+    assert train.train(config, str(run)) == {**same, "data_changed": "'bee': 8 -> 9 images"}
+    os.remove(place / "photos/train/bee/11.png")
+    kept = json.loads((run / "data.json").read_text())
+    records.write_json(str(run / "data.json"), {**kept, "tested": {"images": 5, "digest": "another"}})
+    assemble._open.cache_clear()
+    assert train.train(config, str(run)) == {**same, "data_changed": "other test images"}
+
+
+def test_a_stream_of_records_is_not_cached_in_the_middle_of_an_epoch(place):
+    config, run = settings(place / "photos"), place / "broken"
+    files = record_files(place / "records", [12, 12], image=lambda i: b"")
+    (place / "records" / "labels.txt").write_text("ant\nbee\ncat\n")
+    sources = [assemble.open_source_of(config, "train"), open_source("tfrecord", "train", files)]
+    cached = settings(place / "photos", data__cache="encoded")
+    for step in (0, 3):  # the manifest of the checkpoint at the end of the first epoch, and of one behind it
+        (manifest,) = run.glob("checkpoints/*/manifest.json")
+        records.write_json(str(manifest), {**json.loads(manifest.read_text()), "in_epoch": step})
+        train.check_cache(config, str(run), sources[1])
+        train.check_cache(cached, str(run), sources[0])  # whose order is one permutation in any case
+        if not step:
+            train.check_cache(cached, str(run), sources[1])
+    with pytest.raises(ConfigError, match="data.cache=encoded: the run.*began with data.cache=none.*leave it none"):
+        train.check_cache(cached, str(run), sources[1])
 
 
 def test_a_run_of_an_older_version_adopts_its_data(place, caplog):
@@ -479,6 +545,23 @@ def test_a_run_goes_on_with_changed_data_where_it_is_told_to_and_its_checkpoints
     assert status == 0 and "data changed" in printed, printed
     assert checkpoint.newest_manifest(str(run / "checkpoints"))["data"]["class_images"] == [8, 7, 8]
     assert records.by_epoch(records.read_lines(str(run / "records.jsonl")))[-1]["epoch"] == 2
+
+
+def test_fields_of_other_sources_are_refused_but_in_a_run_that_has_them(place, capsys):
+    arguments = [f"--experiment={TINY}", f"--data={place / 'photos'}", "--config.run.global_batch=4", "--dry_run"]
+    for field, message in {
+        "target_key=coarse_label": "data.target_key=coarse_label is for cifar, parquet, arrow, wds, hf data",
+        "label_offset=0": "data.label_offset=0 is for idx, tfrecord, parquet, arrow, wds, hf data, and this is folder",
+        "num_classes=10": "data.num_classes=10 is for synthetic data",
+    }.items():
+        status, printed = launch(capsys, *arguments, f"--workdir={place / 'new'}", f"--config.data.{field}")
+        assert status == 2 and message in printed, printed
+    assert launch(capsys, *arguments, f"--workdir={place / 'new'}", "--config.data.holdout=0.5")[0] == 0
+    stored = settings(place / "photos", data__num_classes=10)
+    config_lib.save(stored, place / "finished" / "config.json")
+    assemble.check_options(stored, str(place / "finished"))
+    with pytest.raises(ConfigError, match="data.num_classes=11"):
+        assemble.check_options(settings(place / "photos", data__num_classes=11), str(place / "finished"))
 
 
 # A dry run refuses what the run would refuse

@@ -113,6 +113,32 @@ def test_another_folder_of_the_same_name_holds_other_images_unless_it_is_a_copy(
         assert evaluate.changed_from_run(config, workdir) == changed
 
 
+def test_test_images_that_changed_since_the_training_are_not_the_runs_own(tmp_path, caplog):
+    config, workdir, root = tiny(), str(tmp_path / "run"), str(tmp_path / "photos")
+    for split in ("train", "val"):
+        class_folders(root, {"cat": 3, "dog": 4}, split)
+    config.data.name, config.data.dir = "folder", root
+    os.makedirs(workdir)
+    config_lib.save(config, os.path.join(workdir, "config.json"))
+
+    def changed():
+        assemble._open.cache_clear()
+        return evaluate.changed_from_run(config, workdir, source=assemble.open_source_of(config, "eval"))
+
+    run_data.keep(config, workdir, assemble.open_source_of(config, "train"))
+    assert changed() == {}
+    run_data.keep(config, workdir, *assemble.open_sources(config))
+    assert changed() == {} and not caplog.records
+    class_folders(root, {"dog": 5}, "val")
+    assert changed() == {"data.images": assemble.open_source_of(config, "eval").contents()["digest"][:8]}
+    assert "not the images that the run in" in caplog.text and "(7 then, 8 now)" in caplog.text
+    config.data.eval_split = "train"
+    assert changed() == {"data.eval_split": "train"}
+    run_data.keep(config, workdir, assemble.open_source_of(config, "train"))  # as versions that kept none
+    config.data.eval_split = ""
+    assert changed() == {}
+
+
 def save(workdir, model, average, source):
     from g16net.run import checkpoint, records
 

@@ -8,7 +8,7 @@ anywhere without replaying what came before.
 
 from g16net.compat import tensorflow_only  # noqa: F401  isort: skip  says first what is missing
 
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from g16net.data.sources.arrays import open_digits, open_idx, open_synthetic
 from g16net.data.sources.arrow import open_arrow
@@ -22,7 +22,7 @@ from g16net.data.sources.tfrecord import open_tfrecord
 from g16net.data.sources.webdataset import open_webdataset
 from g16net.errors import UserError, suggest
 
-__all__ = ["HERE", "KINDS", "NAMED", "TRAIN", "VALIDATION", "Source", "open_source"]
+__all__ = ["HERE", "KINDS", "NAMED", "OPTIONS", "TRAIN", "VALIDATION", "Source", "open_source"]
 
 KINDS: Dict[str, Callable[..., Source]] = {
     "digits": open_digits,
@@ -36,6 +36,20 @@ KINDS: Dict[str, Callable[..., Source]] = {
     "synthetic": open_synthetic,
 }
 NAMED: Dict[str, Callable[..., Source]] = {"tfds": open_tfds, "hf": open_hf}  # tfds:NAME, hf:NAME
+_TABLE = ("holdout", "train_split", "input_key", "target_key", "label_offset")
+OPTIONS: Dict[str, Tuple[str, ...]] = {  # the fields of `data` that each takes, beside those that all take
+    "digits": (),
+    "idx": ("label_offset",),
+    "tfrecord": ("label_offset",),
+    "folder": ("holdout", "train_split", "layout"),
+    "cifar": ("target_key",),
+    "parquet": _TABLE,
+    "arrow": _TABLE,
+    "wds": _TABLE,
+    "synthetic": ("num_examples", "num_classes"),
+    "tfds": ("download",),
+    "hf": (*_TABLE, "download"),
+}
 HERE = ("parquet", "arrow", "wds", "hf")  # read by Python, and so not by the workers of a data service
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from g16net.data import identity
-from g16net.data.sources.base import TRAIN, VALIDATION, Source, arrays, held_out, indexed, listed
+from g16net.data.sources.base import TRAIN, VALIDATION, Source, arrays, counted_from_1, held_out, indexed, listed
 from g16net.data.splits import choose, role
 from g16net.errors import UserError
 
@@ -34,14 +34,21 @@ def open_digits(split: str, data_dir: Optional[str] = None) -> Source:
     return arrays("digits", split, images, data.target[chosen], [str(i) for i in range(10)])
 
 
-def open_idx(split: str, data_dir: Optional[str] = None, class_names: Optional[Sequence[str]] = None) -> Source:
+def open_idx(
+    split: str,
+    data_dir: Optional[str] = None,
+    class_names: Optional[Sequence[str]] = None,
+    label_offset: Optional[int] = None,
+) -> Source:
     """IDX files as MNIST has them, plain or .gz: train-images-idx3-ubyte, train-labels-idx1-ubyte and t10k-*.
 
     Debian's package dataset-fashion-mnist puts such files into /usr/share/datasets/fashion-mnist.
 
     Args:
         class_names: one a class; None: "0", "1", ... up to the training split's largest label.
+        label_offset: subtracted from stored labels; None: 0. EMNIST's letters count from 1.
     """
+    offset = label_offset or 0
     if not data_dir:
         raise UserError("idx needs a folder: data_dir=FOLDER with train-images-idx3-ubyte and the like (.gz or not)")
     found = _idx_files(data_dir)
@@ -55,8 +62,9 @@ def open_idx(split: str, data_dir: Optional[str] = None, class_names: Optional[S
         named = [name for name in found if role(name) == TRAIN]  # of several sets in a folder that of this split
         training = max(named, key=lambda name: len(os.path.commonprefix([name, split])), default=split)
         known = read_idx(found[training][1], 1)
-        class_names = [str(i) for i in range(int(known.max(initial=0)) + 1)]
-    return arrays("idx", split, images, labels.astype(np.int32), class_names)
+        class_names = [str(i) for i in range(offset, int(known.max(initial=0)) + 1)]
+    remedy = counted_from_1(labels, offset)
+    return arrays("idx", split, images, labels.astype(np.int32) - offset, class_names, remedy)
 
 
 def _idx_files(folder):

@@ -1,5 +1,6 @@
 """Arrow files as `datasets` writes them, by `save_to_disk` or into its cache: mapped into memory, any row at once."""
 
+import os
 from typing import Optional
 
 import numpy as np
@@ -21,6 +22,7 @@ def open_arrow(
     train_split: str = "",
     input_key: str = "",
     target_key: str = "",
+    label_offset: Optional[int] = None,
 ) -> Source:
     """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` of `datasets` wrote, or one of its cache.
 
@@ -43,7 +45,7 @@ def open_arrow(
             return stored
         return _table(library, found[asked.trained]).column(columns.label).to_pylist()
 
-    some = used(asked, stored, columns.class_names, training, data_dir, holdout)
+    some = used(asked, stored, columns.class_names, training, data_dir, holdout, label_offset)
     chunks = [image_bytes(chunk, columns.inner) for chunk in table.column(columns.image).chunks if len(chunk)]
     ends = np.cumsum([len(chunk) for chunk in chunks])
     sizes = np.concatenate([_lengths(chunk) for chunk in chunks])[some.places]
@@ -60,13 +62,14 @@ def open_arrow(
     check_bytes(fetch(list(range(min(64, len(places))))), paths[0])
 
     def locate(ids):
-        return tf.strings.join([f"{data_dir} {asked.name} row ", tf.strings.as_string(tf.gather(places, ids))])
+        where = os.fsencode(f"{data_dir} {asked.name} row ")
+        return tf.strings.join([where, tf.strings.as_string(tf.gather(places, ids))])
 
     return fetched(
         "arrow", asked.shown, fetch, some.labels, some.class_names, locate, sizes,
         contents=lambda: identity.of_files(some.class_names, list(map(str, places.tolist())), some.labels, sizes),
         files=lambda: list(paths),
-    )  # fmt: skip
+    )._replace(undivided=asked.undivided)  # fmt: skip
 
 
 def _table(library, paths):

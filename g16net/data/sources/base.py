@@ -27,6 +27,7 @@ class Source(NamedTuple):
         read: one row (scalars) -> record {"image", "label": int32, "id": int64} and, where the data has them, "boxes":
             float32 [objects, 4] (ymin, xmin, ymax, xmax in 0..1). Raises on what cannot be read.
         shape: (height, width) of all images, where they are arrays of one size and of three channels.
+        undivided: whether the data has no splits, so that this one is a share of it, or all of it (`splits.share`).
         read_many: with `shape`: rows (vectors) -> (uint8 [rows, height, width, 3], labels int32 [rows]), what `read`
             gives of each; where that would raise the label is -1.
         locate: ids (int64) -> strings that say where a person finds these examples.
@@ -58,6 +59,7 @@ class Source(NamedTuple):
     files: Optional[Callable[[], Sequence[str]]] = None
     shape: Optional[Tuple[int, int]] = None
     read_many: Optional[Callable[[dict], tuple]] = None
+    undivided: bool = False
 
 
 def indexed(
@@ -150,12 +152,12 @@ def relabelled(source: "Source", class_names: Sequence[str]) -> "Source":
     )
 
 
-def arrays(name: str, split: str, images: Any, labels: Any, class_names: Sequence[str]) -> Source:
-    """A source of uint8 arrays [examples, height, width, channels] in memory, with int labels [examples]."""
+def arrays(name: str, split: str, images: Any, labels: Any, class_names: Sequence[str], remedy: str = "") -> Source:
+    """A source of uint8 arrays [examples, height, width, channels] in memory, with int labels [examples]. `remedy`: of
+    `check_labels`."""
     labels = np.asarray(labels, np.int32)
-    check_labels(
-        labels, len(class_names), f"{name}, split {split}", class_names if splits.role(split) == TRAIN else None
-    )
+    training = splits.role(split) == TRAIN
+    check_labels(labels, len(class_names), f"{name}, split {split}", class_names if training else None, remedy)
     images, all_labels = tf.constant(images), tf.constant(labels)
 
     def read(row):
@@ -205,4 +207,11 @@ def check_labels(
             raise UserError(
                 f"{where}: {len(empty)} of {num_classes} classes have no image: "
                 f"{listed(class_names[int(i)] for i in empty)}. Add images or take the class out"
+                f"{'. ' if remedy else ''}{remedy.rstrip('.')}"
             )
+
+
+def counted_from_1(stored: Any, offset: int) -> str:
+    """What to do where the `stored` numbers, of which `offset` is subtracted, seem to count from 1; else empty."""
+    seems = not offset and len(stored) and min(stored) == 1
+    return "The labels seem to count from 1: give --config.data.label_offset=1." if seems else ""

@@ -12,7 +12,7 @@ from absl import logging
 from g16net.data import identity, walk
 from g16net.data import layout as layouts
 from g16net.data.sources.base import Source, check_labels, indexed, listed
-from g16net.data.splits import ALL, TRAIN, VALIDATION, choose, role
+from g16net.data.splits import ALL, TRAIN, choose, role, share
 from g16net.errors import UserError
 
 HOLDOUT = 0.2
@@ -28,6 +28,7 @@ class Listing(NamedTuple):
         paths: of the images below `root`, sorted by class, then path; str, with surrogates where it is no UTF-8.
         labels: int32 [images].
         sizes: int64 [images], bytes.
+        undivided: whether there are no splits, so that the images are a share of all, or all of them.
     """
 
     root: str
@@ -36,6 +37,7 @@ class Listing(NamedTuple):
     paths: Sequence[str]
     labels: np.ndarray
     sizes: np.ndarray
+    undivided: bool
 
     @property
     def names(self) -> Any:
@@ -83,7 +85,7 @@ def open_folder(
         "folder", listing.split, len(labels), listing.class_names, read, locate, True, sizes.mean(), labels,
         contents=lambda: identity.of_files(listing.class_names, listing.names, labels, sizes, begin),
         files=lambda: [os.path.join(root, path) for path in paths],
-    )  # fmt: skip
+    )._replace(undivided=listing.undivided)  # fmt: skip
 
 
 def list_images(
@@ -132,7 +134,7 @@ def list_images(
         if not training:
             _check_classes(root, own, class_names)
     else:
-        chosen, root = choose(split, (TRAIN, VALIDATION, ALL), walk.shown(data_dir)), found.root
+        chosen, root = share(split, train_split, walk.shown(data_dir)), found.root
         own, training = layouts.class_folders(root, passed), chosen == TRAIN
         class_names = list(own)
     if not class_names:
@@ -158,11 +160,11 @@ def list_images(
         walk.once(
             logging.INFO,
             f"{walk.shown(root)}: {holdout:g} of each class, chosen by the files' names, is the validation split: "
-            f"{held.sum()} of {len(held)} images; --config.data.eval_split=all evaluates all of them",
+            f"{held.sum()} of {len(held)} images",
         )
         paths, sizes, labels = [path for path, k in zip(paths, keep) if k], sizes[keep], labels[keep]
     check_labels(labels, len(class_names), f"{walk.shown(root)}, split {chosen}")
-    return Listing(root, chosen, tuple(class_names), paths, labels, sizes)
+    return Listing(root, chosen, tuple(class_names), paths, labels, sizes, not found.splits)
 
 
 def held_out_by_name(names: Sequence[str], labels: Any, fraction: float) -> Any:

@@ -7,8 +7,8 @@ import numpy as np
 from absl import logging
 
 from g16net.data import walk
-from g16net.data.sources.base import TRAIN, VALIDATION, check_labels, held_out, listed
-from g16net.data.splits import ALL, choose, role
+from g16net.data.sources.base import TRAIN, VALIDATION, check_labels, counted_from_1, held_out, listed
+from g16net.data.splits import choose, role, share
 from g16net.errors import UserError
 
 
@@ -18,7 +18,8 @@ class Asked(NamedTuple):
     Attributes:
         name: of the files, a key of what was found.
         trained: that of the training split; None: there is none.
-        part: TRAIN, VALIDATION or ALL where there is one split only, of which a part is held out; None: all of it.
+        part: TRAIN, VALIDATION or ALL where there is one split only, of which a part is held out; None: the whole split
+            of several.
     """
 
     name: str
@@ -30,6 +31,10 @@ class Asked(NamedTuple):
         return self.part or self.name
 
     @property
+    def undivided(self) -> bool:
+        return self.part is not None
+
+    @property
     def training(self) -> bool:
         return (self.part or role(self.name)) == TRAIN or self.name == self.trained and self.part is None
 
@@ -39,7 +44,8 @@ def ask(split: str, found: Any, where: str, train_split: str = "") -> Asked:
     if len(found) == 1:
         (sole,) = found
         if role(sole) in (None, TRAIN):
-            return Asked(sole, sole, choose(TRAIN if split == sole else split, (TRAIN, VALIDATION, ALL), where))
+            asked, trained = (TRAIN if name == sole else name for name in (split, train_split))
+            return Asked(sole, sole, share(asked, trained, where))
     remedy = "Name the splits: --config.data.train_split=NAME --config.data.eval_split=NAME"
     chosen = choose(split, found, where, remedy)
     named = train_split or (TRAIN if any(role(name) == TRAIN for name in found) else "")
@@ -60,7 +66,15 @@ class Labels(NamedTuple):
     class_names: Sequence[str]
 
 
-def used(asked: Asked, values: Any, names: Any, training: Callable[[], Any], where: str, holdout: float) -> Labels:
+def used(
+    asked: Asked,
+    values: Any,
+    names: Any,
+    training: Callable[[], Any],
+    where: str,
+    holdout: float,
+    label_offset: Optional[int] = None,
+) -> Labels:
     """What the stored labels mean, and which examples of the split are used.
 
     Examples without a label (None, -1) are left out, with a warning, and so is what is not in `asked.part`.
@@ -71,11 +85,12 @@ def used(asked: Asked, values: Any, names: Any, training: Callable[[], Any], whe
             split's largest, and words are sorted.
         training: () -> `values` of the training split.
         holdout: share of each class for VALIDATION.
+        label_offset: subtracted from labels that are numbers; None: 0.
 
     Raises:
         UserError: no labels, numbers outside the classes, a word that is no class, a class without training image.
     """
-    where = f"{where}, split {asked.shown}"
+    where, offset = f"{where}, split {asked.shown}", label_offset or 0
     values = _values(values, where)
     there = np.flatnonzero([value is not None for value in values])
     if not len(there):
@@ -89,8 +104,13 @@ def used(asked: Asked, values: Any, names: Any, training: Callable[[], Any], whe
     if names is None:
         known = [value for value in _values(training(), where) if value is not None]
         words = any(isinstance(value, str) for value in known)
-        names = sorted(set(known)) if words else [str(i) for i in range(max(known, default=-1) + 1)]
+        names = sorted(set(known)) if words else [str(i) for i in range(offset, max(known, default=-1) + 1)]
+    remedy = f"The classes are {listed(map(repr, names))}."
     if any(isinstance(values[i], str) for i in there):
+        if offset:
+            raise UserError(
+                f"{where}: data.label_offset={offset} is for numbers, and the labels are words; leave it out"
+            )
         place = {name: label for label, name in enumerate(names)}
         unknown = sorted({values[i] for i in there if values[i] not in place})
         if unknown:
@@ -98,19 +118,18 @@ def used(asked: Asked, values: Any, names: Any, training: Callable[[], Any], whe
                 f"{where}: labels that are none of the {len(names)} classes: {listed(map(repr, unknown))}; the classes "
                 f"are {listed(map(repr, names))}"
             )
-        labels = np.array([place[values[i]] for i in there], np.int32)
+        labels = np.array([place[values[i]] for i in there], np.int64)
     else:
-        labels = np.array([values[i] for i in there], np.int64)
-    check_labels(
-        labels, len(names), where, names if asked.training else None, f"The classes are {listed(map(repr, names))}."
-    )
+        labels = np.array([values[i] for i in there], np.int64) - offset
+        remedy = counted_from_1(labels, offset) or remedy
+    check_labels(labels, len(names), where, names if asked.training else None, remedy)
     labels = labels.astype(np.int32)
     if asked.part in (TRAIN, VALIDATION):
         held = held_out(labels, holdout)
         walk.once(
             logging.INFO,
             f"{where}: there is no other split; {holdout:g} of each class, drawn once, is the validation split: "
-            f"{held.sum()} of {len(held)} images; --config.data.eval_split=all evaluates all of them",
+            f"{held.sum()} of {len(held)} images",
         )
         keep = held == (asked.part == VALIDATION)
         there, labels = there[keep], labels[keep]

@@ -34,6 +34,7 @@ def open_parquet(
     train_split: str = "",
     input_key: str = "",
     target_key: str = "",
+    label_offset: Optional[int] = None,
 ) -> Source:
     """Parquet shards as the Hugging Face hub has them: data/train-00000-of-00294.parquet and the like in `data_dir`.
 
@@ -41,6 +42,7 @@ def open_parquet(
         holdout: share of each class that is held out where there is one split only.
         train_split: name of the training split where it is no usual one.
         input_key, target_key: columns of the image and of the label; empty: the only ones that can be.
+        label_offset: subtracted from labels that are numbers; None: 0.
     """
     parquet = pyarrow("parquet")
     if not data_dir:
@@ -61,7 +63,7 @@ def open_parquet(
             return stored
         return _labels(parquet, found[asked.trained], columns.label)
 
-    some = used(asked, stored, columns.class_names, training, data_dir, holdout)
+    some = used(asked, stored, columns.class_names, training, data_dir, holdout, label_offset)
     field = f"{columns.image}.bytes" if columns.inner else columns.image
     groups = [(file, group) for file, meta in enumerate(metas) for group in range(meta.num_row_groups)]
     rows = np.array([metas[file].row_group(group).num_rows for file, group in groups], np.int64)
@@ -70,7 +72,7 @@ def open_parquet(
     counts = np.diff(ends, prepend=0)
     names = [f"{paths[file]} row group {group}" for file, group in groups]
     units = {
-        name.encode(): (file, group, some.places[end - count : end] - first)
+        os.fsencode(name): (file, group, some.places[end - count : end] - first)
         for name, (file, group), end, count, first in zip(names, groups, ends, counts, np.cumsum(rows) - rows)
     }
 
@@ -83,7 +85,7 @@ def open_parquet(
                 table = opened.read_row_group(group, columns=[field], use_threads=False)
             column[:] = _images(table.column(0), columns.inner, wanted)
         except (OSError, ValueError) as error:  # what pyarrow raises; these images then count as corrupt
-            walk.once(logging.WARNING, f"{name.decode()} cannot be read: {error}")
+            walk.once(logging.WARNING, f"{walk.shown(os.fsdecode(name))} cannot be read: {error}")
         return column
 
     def opened(name):
@@ -91,7 +93,7 @@ def open_parquet(
         data.set_shape([None])
         return tf.data.Dataset.from_tensor_slices(data)
 
-    check_bytes(read_group(names[int(np.argmax(counts > 0))].encode())[:64], paths[0])
+    check_bytes(read_group(os.fsencode(names[int(np.argmax(counts > 0))]))[:64], paths[0])
     labels = tf.constant(some.labels)
     share = sizes * counts / np.maximum(rows, 1)
     small = share.sum() <= SMALL
@@ -110,8 +112,11 @@ def open_parquet(
     return sharded(
         "parquet", asked.shown, shards, some.class_names, lambda record, i: {"image": record, "label": labels[i]},
         cycle, window, contents, opened, some.labels, lambda: list(paths),
-    )._replace(held_bytes=float(share.sum() * 3 if small else 3 * window * share.sum() / len(some.labels) +
-                                cycle * sizes.mean()))  # fmt: skip
+    )._replace(
+        undivided=asked.undivided,
+        held_bytes=float(share.sum() * 3 if small else 3 * window * share.sum() / len(some.labels) +
+                         cycle * sizes.mean()),
+    )  # fmt: skip
 
 
 def _meta(parquet, path):

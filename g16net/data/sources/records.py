@@ -7,6 +7,7 @@ mid-epoch opens only the group it starts in and passes over the records before i
 """
 
 import functools
+import os
 from typing import Any, Callable, NamedTuple, Optional, Sequence
 
 import numpy as np
@@ -94,7 +95,7 @@ def sharded(
         file = tf.searchsorted(tf.constant(shards.first_ids), tf.reshape(ids, [-1]), side="right") - 1
         file = tf.reshape(file, tf.shape(ids))
         record = ids - tf.gather(shards.first_ids, file) + tf.gather(shards.skips, file)
-        return tf.strings.join([tf.gather(shards.paths, file), " record ", tf.strings.as_string(record)])
+        return tf.strings.join([tf.gather(_names(shards), file), " record ", tf.strings.as_string(record)])
 
     def part(index, count):
         return sharded(name, split, shards.part(index, count), class_names, parse, cycle, window, opened=opened)
@@ -122,7 +123,7 @@ def _stream(shards, cycle, window, opened, order):
     """Rows {"epoch", "position", "id", "record"} in the order of their positions, at most one step's at a time."""
     files = len(shards.paths)
     groups = -(-files // cycle)
-    paths, skips, counts, first_ids = (tf.constant(column) for column in shards[:4])
+    paths, skips, counts, first_ids = (tf.constant(column) for column in (_names(shards), *shards[1:4]))
 
     def key(*place):
         return orders.key(order.seed, *place)
@@ -178,6 +179,11 @@ def _stream(shards, cycle, window, opened, order):
     # The next window is read while one is used, over the borders of groups and epochs too.
     ready = tf.data.Dataset.range(first, last).flat_map(group).prefetch(1)
     return ready.unbatch().batch(order.local_batch)
+
+
+def _names(shards):
+    """The paths as the bytes that they are: TensorFlow takes no str that is no UTF-8."""
+    return [os.fsencode(path) for path in shards.paths]
 
 
 def _short(path):

@@ -9,6 +9,7 @@ from g16net.data import identity
 from g16net.data.sources.base import Source
 from g16net.data.sources.records import CYCLE, WINDOW, Shards, sharded
 from g16net.data.splits import choose
+from g16net.data.walk import listed
 from g16net.errors import UserError, suggest
 
 
@@ -88,14 +89,23 @@ def open_tfds(
 
 
 def _prepared(name, data_dir):
-    """The folder of the prepared set (its newest version unless one is named), or None."""
+    """The folder of the prepared set (its newest version unless one is named), or None.
+
+    UserError where it has several configurations and `name` does not say which.
+    """
     name, _, version = name.partition(":")
-    found = []
-    for parent, folders, files in os.walk(os.path.join(data_dir, name)):
+    found, root = [], os.path.join(data_dir, name)
+    for parent, folders, files in os.walk(root):
         if "dataset_info.json" in files and version in ("", os.path.basename(parent)):
             found.append(parent)
-        if os.path.relpath(parent, os.path.join(data_dir, name)).count(os.sep) >= 1:
+        if os.path.relpath(parent, root).count(os.sep) >= 1:
             folders.clear()
+    configs = sorted({os.path.dirname(os.path.relpath(folder, root)) for folder in found})
+    if len(configs) > 1:
+        raise UserError(
+            f"tfds:{name}: {root} holds its configurations {listed(configs)}; name one: "
+            f"--data=tfds:{name}/{configs[0]} --config.data.dir={data_dir}"
+        )
 
     def newest(folder):
         return [int(part) if part.isdigit() else -1 for part in os.path.basename(folder).split(".")], folder

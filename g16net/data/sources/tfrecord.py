@@ -134,7 +134,7 @@ def _check_sample(shards, num_classes, offset, where, training, most=2048):
     remedy = f"Stored labels go from {stored.min()} to {stored.max()}, of which label_offset={offset} is subtracted. "
     for other in (0, 1):
         if other != offset and stored.min() >= other and stored.max() < num_classes + other:
-            remedy += f"They seem off by one: give label_offset={other}."
+            remedy += f"They seem off by one: give --config.data.label_offset={other}."
     check_labels(
         stored - offset,
         num_classes,

@@ -34,6 +34,7 @@ def open_webdataset(
     train_split: str = "",
     input_key: str = "",
     target_key: str = "",
+    label_offset: Optional[int] = None,
 ) -> Source:
     """Tar shards in `data_dir`, `train-0000.tar` and the like, or in a folder of the split's name in it.
 
@@ -45,6 +46,7 @@ def open_webdataset(
         train_split: name of the training split where it is no usual one.
         input_key: ending of the image's member; empty: the one image that an example has.
         target_key: ending of the label's member, or key in the `.json`; empty: `cls`, or else `label` in the `.json`.
+        label_offset: subtracted from labels that are numbers; None: 0.
     """
     if not data_dir:
         raise UserError("wds needs a folder: data_dir=FOLDER with train-0000.tar and the like")
@@ -60,7 +62,9 @@ def open_webdataset(
         return [target for *_, target in (rows if asked.trained in (None, asked.name) else samples(asked.trained))]
 
     names = listed_classes(data_dir)
-    places, labels, class_names = used(asked, [row[4] for row in rows], names, training, data_dir, holdout)
+    places, labels, class_names = used(
+        asked, [row[4] for row in rows], names, training, data_dir, holdout, label_offset
+    )
     rows, paths = [rows[i] for i in places], found[asked.name]
     files, offsets, sizes = (np.array([row[i] for row in rows], np.int64) for i in range(3))
 
@@ -72,7 +76,7 @@ def open_webdataset(
                 images.append(file.read(sizes[i]) if sizes[i] <= LARGEST else b"")
         return images
 
-    shown = tf.constant([f"{paths[row[0]]}/{row[3]}" for row in rows])
+    shown = tf.constant([os.fsencode(f"{paths[row[0]]}/{row[3]}") for row in rows])  # in any encoding
 
     return fetched(
         "wds", asked.shown, fetch, labels, class_names, lambda ids: tf.gather(shown, ids), sizes,
@@ -81,7 +85,7 @@ def open_webdataset(
             class_names, [f"{i} {row[3]}" for i, row in enumerate(rows)], labels, sizes
         ),
         files=lambda: list(paths),
-    )  # fmt: skip
+    )._replace(undivided=asked.undivided)  # fmt: skip
 
 
 def _splits(folder):
