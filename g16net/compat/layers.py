@@ -1,12 +1,19 @@
 """Layers: weights, draws, dtypes and saved forms."""
 
+import collections
 import contextlib
+import functools
 import random
 
 import numpy as np
 
 from g16net.compat.graphs import as_written
-from g16net.compat.versions import KERAS3, TF_VERSION, keras, tf
+from g16net.compat.versions import BACKEND, KERAS3, TF_VERSION, keras, tf
+
+if BACKEND == "tensorflow":
+    from g16net.compat import ops_tensorflow as ops
+else:
+    from g16net.compat import ops_keras as ops  # type: ignore[no-redef]
 
 
 def register(cls):
@@ -27,13 +34,20 @@ def serialized(thing):
 
     In `.h5` files tf-keras looks classes up by `class_name` alone, in `.keras` files by `registered_name`.
     """
-    name = f"g16net>{type(thing).__name__}" if type(thing).__module__.startswith("g16net.") else type(thing).__name__
+    name = keras.utils.get_registered_name(type(thing))
     return {
         "class_name": name,
         "config": thing.get_config(),
         "module": type(thing).__module__,
         "registered_name": name,
     }
+
+
+def of_keras_config(optimizer, config):
+    """The arguments of a class of `keras_optimizer`, from what Keras' own class would write: it has Keras' defaults."""
+    names = "accumulation", "guard", "clip_norm"
+    rest = {key: getattr(optimizer, key) for key in names}
+    return {"name": config["name"], "learning_rate": config["learning_rate"], "weight_decay": optimizer.l2, **rest}
 
 
 def add_weight(layer, name, shape, initializer, trainable=True, autocast=True):
@@ -87,6 +101,12 @@ def output_spec(shape, dtype):
 def compute_dtype(layer):
     """The dtype in which `layer` computes, as a tf.DType, or its name on other backends."""
     return layer.compute_dtype if tf is None else tf.as_dtype(layer.compute_dtype)
+
+
+def floating(layer, inputs):
+    """`inputs` in the dtype in which `layer` computes where they are whole numbers, such as images read from files:
+    Keras casts floats alone, and a result cast back would lose its fractions."""
+    return inputs if "float" in ops.dtype_name(inputs.dtype) else ops.cast(inputs, compute_dtype(layer))
 
 
 class Random:
@@ -149,3 +169,42 @@ def policy(name):
 def name_of(variable):
     """`block1a_conv/kernel`: the name of a variable, the same in every Keras generation."""
     return getattr(variable, "path", variable.name).split(":")[0]
+
+
+def names_of(variables):
+    """The names of `variables`, which tell them apart.
+
+    Raises:
+        ValueError: where several have one name.
+    """
+    names = [name_of(variable) for variable in variables]
+    (name, times), *_ = collections.Counter(names).most_common(1) or [("", 0)]
+    if times > 1:
+        raise ValueError(
+            f"variables are told apart by their names, and {times} of {len(names)} are called {name!r}; build each in "
+            "a layer that has a name of its own"
+        )
+    return names
+
+
+def _name_loaded_variables():
+    """Lets tf-keras name the variables of a layer from a `.keras` file as those of any other, `block1a_conv/kernel`.
+
+    It builds such layers outside of their scopes: all kernels of a model were called `kernel`.
+    """
+    layer = keras.layers.Layer
+    build = getattr(layer, "build_from_config", None)  # came with the format
+    if build is None or hasattr(layer, "_g16net_names_variables"):
+        return
+
+    @functools.wraps(build)
+    def build_from_config(self, config):
+        with tf.name_scope(self.name):
+            build(self, config)
+
+    layer.build_from_config = build_from_config
+    layer._g16net_names_variables = True
+
+
+if not KERAS3:
+    _name_loaded_variables()

@@ -6,13 +6,13 @@ import tensorflow as tf
 from tensorflow import keras
 
 from g16net.compat.gradients import group, note_finite, which_finite
-from g16net.compat.layers import serialized
+from g16net.compat.layers import of_keras_config, register, serialized
 
 # Keras 2.6 has OptimizerV2, which the IPU needs, as `keras.optimizers.Optimizer`; tf-keras moved it to `legacy`.
 _OptimizerV2: Any = getattr(keras.optimizers, "legacy", keras.optimizers).Optimizer
 
 
-class _Updates:
+class Updates:
     """What any optimizer of these generations does with `accumulation`, `guard` and `clip_norm`: see `Optimizer` of
     Keras 3. Beside `_OptimizerV2` among the base classes."""
 
@@ -24,9 +24,22 @@ class _Updates:
         """Factor of the learning rate for `variable`, a number; for subclasses."""
         return 1.0
 
+    def as_built(self, variable):
+        return variable
+
+    def _use_weight_decay(self, variable):
+        return True  # Keras 3 has `exclude_from_weight_decay`
+
     def update_all(self, variables, gradients, learning_rate, **slots):
         """Updates all variables and returns bool [variables], whether their gradients are finite; or does nothing
         and returns None, the default."""
+
+    def get_config(self):
+        rate = self._serialize_hyperparameter("learning_rate")
+        hyper = self._get_hyper("learning_rate")
+        if callable(hyper) and hasattr(hyper, "get_config"):
+            rate = serialized(hyper)
+        return dict(super().get_config(), learning_rate=rate)
 
     def _create_slots(self, var_list):
         super()._create_slots(var_list)
@@ -65,7 +78,7 @@ class _Updates:
             if self._update_all(pairs, apply_state, name) is not None:
                 return followed(count())
             return followed(
-                super(_Updates, self)._distributed_apply(distribution, pairs, apply_state=apply_state, name=name)
+                super(Updates, self)._distributed_apply(distribution, pairs, apply_state=apply_state, name=name)
             )
 
         if self.accumulation == 1 and self.guard == "none":
@@ -136,7 +149,7 @@ class _Updates:
         return (apply_state or {}).get(key) or self._fallback_apply_state(*key)
 
 
-class Optimizer(_Updates, _OptimizerV2):
+class Optimizer(Updates, _OptimizerV2):
     """Base optimiser with one interface on every generation: see that of Keras 3."""
 
     def __init__(self, learning_rate, name, accumulation=1, guard="none", clip_norm=None, **kwargs):
@@ -147,13 +160,6 @@ class Optimizer(_Updates, _OptimizerV2):
 
     def check_variables(self, variables):
         """Raises for variables that the optimiser cannot train; for subclasses."""
-
-    def get_config(self):
-        rate = self._serialize_hyperparameter("learning_rate")
-        hyper = self._get_hyper("learning_rate")
-        if callable(hyper) and hasattr(hyper, "get_config"):
-            rate = serialized(hyper)
-        return dict(super().get_config(), learning_rate=rate)
 
     def _create_slots(self, var_list):
         self.check_variables(var_list)
@@ -177,16 +183,20 @@ def keras_optimizers():
     return {n: c for n, c in own if isinstance(c, type) and issubclass(c, _OptimizerV2) and c is not _OptimizerV2}
 
 
-def keras_optimizer(kind, learning_rate, penalised, accumulation=1, guard="none", clip_norm=None):
-    """An optimizer of one of the classes of `keras_optimizers`, with what ours have; `penalised(variable, gradient)`
-    is the gradient that it gets."""
+def keras_optimizer(kind, name, penalised):
+    """The class `kind` of `keras_optimizers`, with what ours have, under a `name` of its own;
+    `penalised(weight_decay, variable, gradient)` is the gradient that it gets."""
 
-    class Made(_Updates, kind):
-        def __init__(self):
-            super().__init__(learning_rate)
-            self.accumulation, self.guard, self.clip_norm = accumulation, guard, clip_norm
+    class Made(Updates, kind):
+        def __init__(self, learning_rate, weight_decay=0.0, accumulation=1, guard="none", clip_norm=None, name=None):
+            super().__init__(learning_rate, **({} if name is None else {"name": name}))
+            self.l2, self.accumulation, self.guard, self.clip_norm = weight_decay, accumulation, guard, clip_norm
+
+        def get_config(self):
+            return of_keras_config(self, super().get_config())
 
         def _resource_apply_dense(self, grad, var, apply_state=None):
-            return super()._resource_apply_dense(penalised(var, self.clipped(grad)), var, apply_state)
+            return super()._resource_apply_dense(penalised(self.l2, var, self.clipped(grad)), var, apply_state)
 
-    return Made()
+    Made.__name__ = Made.__qualname__ = name
+    return register(Made)

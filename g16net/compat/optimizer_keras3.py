@@ -5,6 +5,7 @@ from typing import Any, Dict
 
 import numpy as np
 
+from g16net.compat.layers import of_keras_config, register
 from g16net.compat.state import read_optimizer_state
 from g16net.compat.versions import BACKEND, keras, tf
 
@@ -87,6 +88,11 @@ class Optimizer(_Guarded, keras.optimizers.Optimizer):
         """Factor of the learning rate for `variable`, a number; for subclasses."""
         return 1.0
 
+    def as_built(self, variable):
+        """`variable` as it was given to `build`: a bare or a replica's tf.Variable does not know its layer's path."""
+        place = self._trainable_variables_indices.get(self._var_key(variable)) if self.built else None
+        return variable if place is None else self._trainable_variables[place]
+
     def update_all(self, variables, gradients, learning_rate, **slots):
         """Updates all variables and returns bool [variables], whether their gradients are finite; or does nothing
         and returns None, the default."""
@@ -162,18 +168,23 @@ def keras_optimizers():
     }
 
 
-def keras_optimizer(kind, learning_rate, penalised, accumulation=1, guard="none", clip_norm=None):
-    """An optimizer of one of the classes of `keras_optimizers`, with what ours have; `penalised(variable, gradient)`
-    is the gradient that it gets."""
-    _check_guard(guard)
-    arguments = {"gradient_accumulation_steps": accumulation} if accumulation > 1 else {}
-    if clip_norm:
-        arguments["global_clipnorm"] = clip_norm
+def keras_optimizer(kind, name, penalised):
+    """The class `kind` of `keras_optimizers`, with what ours have, under a `name` of its own;
+    `penalised(weight_decay, variable, gradient)` is the gradient that it gets."""
 
     class Made(_Guarded, kind):
-        def __init__(self):
+        def __init__(self, learning_rate, weight_decay=0.0, accumulation=1, guard="none", clip_norm=None, name=None):
+            _check_guard(guard)
+            arguments = {} if name is None else {"name": name}
+            if accumulation > 1:
+                arguments["gradient_accumulation_steps"] = accumulation
+            if clip_norm:
+                arguments["global_clipnorm"] = clip_norm
             super().__init__(learning_rate, **arguments)
-            self.accumulation, self.guard, self.clip_norm = accumulation, guard, clip_norm
+            self.l2, self.accumulation, self.guard, self.clip_norm = weight_decay, accumulation, guard, clip_norm
+
+        def get_config(self):
+            return of_keras_config(self, super().get_config())
 
         def build(self, variables):
             if not self.built and variables:
@@ -181,7 +192,9 @@ def keras_optimizer(kind, learning_rate, penalised, accumulation=1, guard="none"
                 self._add_counts(variables)
 
         def update_step(self, gradient, variable, learning_rate):
-            super().update_step(penalised(variable, keras.ops.convert_to_tensor(gradient)), variable, learning_rate)
+            if self._use_weight_decay(variable):
+                gradient = penalised(self.l2, variable, keras.ops.convert_to_tensor(gradient))
+            super().update_step(gradient, variable, learning_rate)
 
         @property
         def _slots(self):
@@ -190,4 +203,5 @@ def keras_optimizer(kind, learning_rate, penalised, accumulation=1, guard="none"
             known = {id(self._iterations), id(self._learning_rate)} | sums
             return {"kept": [v for v in self.variables if id(v) not in known]}
 
-    return Made()
+    Made.__name__ = Made.__qualname__ = name
+    return register(Made)

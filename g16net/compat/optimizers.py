@@ -10,7 +10,12 @@ from g16net.compat.versions import KERAS3, keras
 if KERAS3:
     from g16net.compat.optimizer_keras3 import Optimizer, keras_optimizer, keras_optimizers  # noqa: F401
 else:
-    from g16net.compat.optimizer_keras2 import Optimizer, keras_optimizer, keras_optimizers  # type: ignore  # noqa: F401
+    from g16net.compat.optimizer_keras2 import (  # type: ignore  # noqa: F401
+        Optimizer,
+        Updates,
+        keras_optimizer,
+        keras_optimizers,
+    )
 
 
 def scale_loss(optimizer, scale, dynamic):
@@ -44,7 +49,7 @@ def _keep_optimizers_in_files():
         given = inspect.signature(function).bind(*args, **kwargs).arguments
         model, store = list(given.values())[:2]
         optimizer = getattr(model, "optimizer", None) if given["inner_path"] == "" else None
-        ours = isinstance(getattr(optimizer, "inner_optimizer", optimizer), Optimizer)
+        ours = isinstance(getattr(optimizer, "inner_optimizer", optimizer), Updates)
         return (model, store) if ours and model.built else (None, None)
 
     @functools.wraps(save)

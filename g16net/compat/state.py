@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 
-from g16net.compat.layers import name_of
+from g16net.compat.layers import name_of, names_of
 from g16net.compat.versions import KERAS3, tf
 
 
@@ -14,9 +14,12 @@ def optimizer_state(optimizer, variables, names=None):
     tf.Variable.
 
     The names are the same in every Keras generation: `rms/NAME` with `names`, by default the variables' own.
+
+    Raises:
+        ValueError: where several variables have one name, and no `names` are given.
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    named = list(zip([name_of(v) for v in variables] if names is None else names, variables))
+    named = list(zip(names_of(variables) if names is None else names, variables))
     if KERAS3:
         optimizer.build(variables)
         state = {"step": inner._iterations}

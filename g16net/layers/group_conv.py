@@ -163,6 +163,7 @@ class GroupConv2D(keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs):
+        inputs = compat.floating(self, inputs)
         kernel = ops.convert_to_tensor(self.kernel)
         if self.lowering is None and native.convolves(inputs, kernel.shape[2]):
             return native.group_conv(inputs, kernel, self.strides)

@@ -94,6 +94,7 @@ class GroupNorm(keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs):
+        inputs = compat.floating(self, inputs)
         gamma, beta = (None if v is None else ops.convert_to_tensor(v) for v in (self.gamma, self.beta))
         settings = self.used_groups, self.strided, self.epsilon, self.activation
         return norm_activation(inputs, gamma, beta, *settings, pooled=self.pooled)
@@ -217,6 +218,7 @@ class BatchNorm(keras.layers.Layer):
 
     def call(self, inputs, training=None, move=True):
         """`move`: whether moving averages follow, in training; a pass over the same batch must not move them twice."""
+        inputs = compat.floating(self, inputs)
         channels = inputs.shape[-1]
         gamma = ops.ones([channels]) if self.gamma is None else ops.convert_to_tensor(self.gamma)
         beta = ops.zeros([channels]) if self.beta is None else ops.convert_to_tensor(self.beta)
@@ -227,9 +229,12 @@ class BatchNorm(keras.layers.Layer):
             return (y, pixel_means(y)) if self.pooled else y
 
         def trained():
-            y, mean, variance = _over_batch(x, gamma, beta, self.epsilon)
-            for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)) if move else ():
-                average.assign_sub((ops.convert_to_tensor(average) - value) * (1 - self.momentum))
+            y, *moments = _over_batch(x, gamma, beta, self.epsilon)
+            for average, value in zip((self.moving_mean, self.moving_variance), moments) if move else ():
+                step = (ops.convert_to_tensor(average) - value) * (1 - self.momentum)
+                if not inputs.shape[0]:  # a replica may get an empty part of the last batch, which has no moments
+                    step = ops.where(ops.shape(inputs)[0] > 0, step, 0.0)
+                average.assign_sub(step)
             y = ops.cast(y, inputs.dtype)
             if self.activation and native.enabled(y.dtype):  # its gradient takes a third of the passes over memory
                 settings = None, False, self.epsilon, self.activation

@@ -146,6 +146,7 @@ class ProxyNormActivation(keras.layers.Layer):
             return mean, ops.rsqrt(variance + self.proxy_epsilon)
 
     def call(self, inputs):
+        inputs = compat.floating(self, inputs)
         mean, inv_std = self.proxy_statistics()
         gamma, beta = ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta)
         out = norm_activation(

@@ -20,6 +20,7 @@ class _Keep(keras.layers.Layer):
 
     @compat.as_written
     def call(self, inputs, training=None):
+        inputs = compat.floating(self, inputs)
         if self.keep == 1:
             return inputs
 

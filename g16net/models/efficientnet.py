@@ -100,6 +100,7 @@ def build(
             kernel,
             strides,
             padding="same",
+            data_format="channels_last",
             use_bias=False,
             kernel_initializer=initializer(layer, "fan_out"),
             name=layer,
@@ -168,7 +169,7 @@ def build(
 
     if include_top:
         # Means over thousands of pixels and logits stay in float32, whatever the policy.
-        x = keras.layers.GlobalAveragePooling2D(name="top_pool", dtype="float32")(x)
+        x = keras.layers.GlobalAveragePooling2D(data_format="channels_last", name="top_pool", dtype="float32")(x)
         if dropout:
             x = layers.Dropout(dropout, seed=layer_seed("top_dropout"), name="top_dropout", dtype="float32")(x)
         x = keras.layers.Dense(
@@ -179,7 +180,8 @@ def build(
             dtype="float32",
         )(x)
     elif pooling:
-        x = getattr(keras.layers, POOLINGS[pooling])(name="top_pool", dtype="float32")(x)
+        pool = getattr(keras.layers, POOLINGS[pooling])
+        x = pool(data_format="channels_last", name="top_pool", dtype="float32")(x)
     if name is None:
         label = next((known for known, row in architecture.VARIANTS.items() if row == scale), "custom").lower()
         name = f"efficientnet_g{group_size}_{label}_{norm}"

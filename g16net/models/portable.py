@@ -14,8 +14,21 @@ from typing import Any, List, Optional, Sequence
 
 CLASS_NAMES = "class_names.json"  # beside what Keras reads
 
-# What one generation writes for its own classes and the other does not know, at its default.
+# What one generation writes for its own classes and the other does not know, where it is None or False.
 UNKNOWN = ("input_axes", "output_axes", "quantization_config", "activity_regularizer", "optional")
+# The arguments that Keras 3's own layers have and tf-keras' have not, with their defaults.
+_IMAGES = "CenterCrop RandomBrightness RandomCrop RandomFlip RandomRotation RandomTranslation RandomZoom ZeroPadding1D"
+_RESIZING = {"pad_to_aspect_ratio": False, "fill_mode": "constant", "fill_value": 0.0, "antialias": False}
+ONLY_KERAS3 = {
+    "LayerNormalization": {"rms_scaling": False},
+    "Resizing": {"data_format": "channels_last", **_RESIZING},
+    "RandomContrast": {"data_format": "channels_last", "value_range": [0, 255]},
+    **{kind: {"data_format": "channels_last"} for kind in _IMAGES.split()},
+    **{kind: {"zero_output_for_mask": False} for kind in ("RNN", "SimpleRNN", "LSTM", "GRU")},
+    **{f"ConvLSTM{rank}D": {"zero_output_for_mask": False, "seed": None} for rank in (1, 2, 3)},
+    **{f"{kind}Lookup": {"vocabulary_size": None, "oov_method": "floormod", "salt": None}
+       for kind in ("Integer", "String")},
+}  # fmt: skip
 
 
 def save(model: Any, path: str, class_names: Optional[Sequence[str]] = None) -> None:
@@ -93,10 +106,18 @@ def both(described: Any) -> Any:
     if kind in ("Functional", "Model") and "input_layers" in form:
         described = dict(described, module="keras", class_name="Model", registered_name=None)
         for key in ("input_layers", "output_layers"):
-            form[key] = form[key] if isinstance(form[key][0], list) else [form[key]]
+            alone = isinstance(form[key], list) and isinstance(form[key][0], str)
+            form[key] = [form[key]] if alone else form[key]  # several are a list or dict
         form["layers"] = [dict(layer, inbound_nodes=[_call(node) for node in layer["inbound_nodes"]])
                           for layer in form["layers"]]  # fmt: skip
     form = {key: part for key, part in form.items() if key not in UNKNOWN or part not in (None, False)}
+    of_keras = not described.get("registered_name")
+    for key, default in ONLY_KERAS3.get(kind, {}).items() if of_keras else ():
+        if form.pop(key, default) != default:
+            raise ValueError(
+                f"{key}={described['config'][key]!r} of the {kind} {form.get('name')!r} is unknown to tf-keras; leave "
+                f"it at {default!r}, or write the model by its own save for Keras 3 alone"
+            )
     return {key: both(part) for key, part in dict(described, config=form).items() if key not in left_out}
 
 
@@ -108,4 +129,6 @@ def _call(node):
         return node  # `both` refuses the tensors that are left
     (given,) = node["args"]
     tensors = given if isinstance(given, list) else [given]
-    return [[*tensor["config"]["keras_history"], node["kwargs"]] for tensor in tensors]
+    # Keras 3 notes what augmentations do by default, and follows the model's call; tf-keras would augment test images.
+    arguments = {name: value for name, value in node["kwargs"].items() if (name, value) != ("training", True)}
+    return [[*tensor["config"]["keras_history"], arguments] for tensor in tensors]

@@ -116,9 +116,9 @@ struct Walk {
     int64_t unit = 1;  // pixels whose channels fill whole vectors
     while (unit < 16 && unit * channels % 16) unit *= 2;
     if (unit * channels > 4096) unit = 1;
-    line = std::max<int64_t>(1, 512 / (unit * channels)) * unit;
+    line = std::max<int64_t>(1, 512 / std::max<int64_t>(1, unit * channels)) * unit;
     const int64_t lines = (pixels + line - 1) / line, wanted = std::max<int64_t>(1, pixels * channels / 32768);
-    chunk = (lines + wanted - 1) / wanted * line;
+    chunk = std::max<int64_t>(1, (lines + wanted - 1) / wanted * line);  // without pixels there are no chunks
     chunks = (pixels + chunk - 1) / chunk;
   }
 
@@ -238,6 +238,10 @@ template <class T, class Activation>
 void forward(const Walk& walk, const Config& config, const T* x, const Channels& given, T* y, float* mean,
              float* inv_std, float* pooled) {
   const int64_t channels = walk.channels;
+  if (!walk.pixels) {  // no numbers have no mean: TensorFlow's is NaN
+    for (float* moments : {mean, inv_std, pooled}) std::fill_n(moments, walk.samples * channels, as_float(0x7fc00000));
+    return;
+  }
   // Squares of differences from the first pixel, which is near enough to the mean of its channel to cancel little.
   const auto statistics = [&](int64_t n, int64_t j, double* sums) {
     if (!config.groups) return;

@@ -61,7 +61,8 @@ struct Lion {
       : rate(n[0] * v.rate), old(n[1]), now(n[2]), keep(n[3]), take(n[4]), decay(v.decay) {}
   void step(float g, float& w, float& a, float&) const {
     const float m = old * a + now * g;
-    w -= rate * (float((m > 0.f) - (m < 0.f)) + decay * w);
+    const bool not_a_number = (as_bits(m) & 0x7fffffff) > 0x7f800000;  // which has no sign, and must be seen
+    w -= rate * ((not_a_number ? m : float((m > 0.f) - (m < 0.f))) + decay * w);
     a = keep * a + take * g;
   }
 };

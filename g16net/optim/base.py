@@ -33,11 +33,13 @@ class Optimizer(compat.Optimizer):
         exclude_from_weight_decay: regular expressions that match the whole last part of a variable's name. The default
             leaves out scales and shifts of norms; kernels, every bias, `proxy_gamma` and `proxy_beta` are decayed.
         layer_rates: pairs (regular expression, factor): a variable whose layer's name starts with the first that
-            matches learns at so many times the learning rate; see `layer_rates`.
+            matches learns at so many times the learning rate; see `layer_rates`. A variable that no pattern matches
+            must have its layer in its name.
         **kwargs: `accumulation`, `guard` and `clip_norm` (see `compat.Optimizer`), and those of the Keras optimizer.
 
     Raises:
-        ValueError: for values out of range, and for float16 or bfloat16 variables, whose state would stall.
+        ValueError: for values out of range, for float16 or bfloat16 variables, whose state would stall, and with
+            `layer_rates` for variables whose names hold no layer.
     """
 
     rule: Optional[str] = None  # its name in `native/update.h`, where the variables are updated all at once
@@ -71,12 +73,22 @@ class Optimizer(compat.Optimizer):
         self.layer_rates = tuple((pattern, float(factor)) for pattern, factor in layer_rates)
 
     def decays(self, variable: Any) -> bool:
-        """Whether `variable` gets the weight decay."""
-        return self.decay_rate > 0 and not any(re.fullmatch(pattern, own_name(variable)) for pattern in self.undecayed)
+        """Whether `variable` gets the weight decay: on Keras 3 `exclude_from_weight_decay(...)` is asked too."""
+        if not self.decay_rate or any(re.fullmatch(pattern, own_name(variable)) for pattern in self.undecayed):
+            return False
+        return self._use_weight_decay(self.as_built(variable))
 
     def rate_factor(self, variable: Any) -> float:
-        path = _path(variable)
-        return next((factor for pattern, factor in self.layer_rates if re.search(f"(^|/)({pattern})", path)), 1.0)
+        path = _path(self.as_built(variable))
+        for pattern, factor in self.layer_rates:
+            if re.search(f"(^|/)({pattern})", path):
+                return factor
+        if self.layer_rates and "/" not in path:
+            raise ValueError(
+                f"layer_rates go by the names of layers, and the variable {path!r} has none in its name: build it in a "
+                "layer that has a name, or add a pattern that matches it"
+            )
+        return 1.0
 
     def with_l2(self, variable: Any, gradient: Any) -> Any:
         """The gradient with that of the penalty `weight_decay / 2 * variable^2`, where the variable decays."""
@@ -123,8 +135,10 @@ class Optimizer(compat.Optimizer):
             exclude_from_weight_decay=list(self.undecayed),
             layer_rates=[list(pair) for pair in self.layer_rates],
         )
-        for name in ("global_clipnorm", "gradient_accumulation_steps"):  # follow from the above
-            config.pop(name, None)
+        follow = {"global_clipnorm": self.clip_norm, "gradient_accumulation_steps": self.accumulation > 1}
+        for name, ours in follow.items():
+            if ours or config.get(name) is None:
+                config.pop(name, None)
         return config
 
 

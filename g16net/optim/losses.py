@@ -44,7 +44,8 @@ def _is_float(tensor):
 def label_rows(y_true: Any, num_classes: int) -> Any:
     """One-hot and soft labels as `[batch, num_classes]`, float32; None where `y_true` are class ids or mixed labels.
 
-    Where the number of columns is known only when the program runs, as with generators, class ids become rows too.
+    Where the number of columns is known only when the program runs, as with generators, class ids become rows too, of
+    NaN for an id that is no class.
 
     Raises:
         ValueError: for targets that have none of the forms.
@@ -70,7 +71,7 @@ def label_rows(y_true: Any, num_classes: int) -> Any:
             y_true = tf.identity(y_true)
         return tf.cond(
             some == 1,
-            lambda: tf.one_hot(tf.cast(y_true[:, 0], tf.int32), num_classes),
+            lambda: _one_hot(tf.cast(y_true[:, 0], tf.int32), num_classes),
             lambda: tf.ensure_shape(tf.cast(y_true, tf.float32), [None, num_classes]),
         )
     if rank == 2 and columns == num_classes:
@@ -81,6 +82,12 @@ def label_rows(y_true: Any, num_classes: int) -> Any:
         f"targets of the shape {y_true.shape} ({ops.dtype_name(y_true.dtype)}) do not fit logits of {num_classes} "
         f"classes: {forms}. Give the data, the model and the loss the same number of classes"
     )
+
+
+def _one_hot(ids, num_classes):
+    """Float32 rows for class ids, of NaN for what is none: a row of zeros would be a sample without a loss."""
+    inside = (ids >= 0) & (ids < num_classes)
+    return ops.where(inside[..., None], ops.one_hot(ids, num_classes), float("nan"))
 
 
 def _check_exact(y_true, num_classes):
@@ -121,7 +128,7 @@ def targets(y_true: Any, num_classes: int, label_smoothing: float = 0.1) -> Any:
     rows = label_rows(y_true, num_classes)
     if rows is None:
         ids, weights = split_terms(y_true)
-        rows = ops.sum(weights[..., None] * ops.one_hot(ids, num_classes), axis=1)
+        rows = ops.sum(weights[..., None] * _one_hot(ids, num_classes), axis=1)
     return negative * ops.sum(rows, axis=-1, keepdims=True) + (positive - negative) * rows
 
 
@@ -181,10 +188,14 @@ class SmoothedCrossEntropy(keras.losses.Loss):
 
 
 def main_class(y_true: Any, num_classes: int) -> Any:
-    """The class `[batch]` (int32) with the largest weight; of equal ones the first term's, or of rows the lowest."""
+    """The class `[batch]` (int32) with the largest weight; of equal ones the first term's, or of rows the lowest.
+
+    Ids out of range stay what they are, or become -1: no logit is theirs.
+    """
     rows = label_rows(y_true, num_classes)
     if rows is not None:
-        return ops.argmax(rows, axis=-1)
+        numbers = ops.all(ops.equal(rows, rows), axis=-1)  # NaN equals nothing
+        return ops.where(numbers, ops.argmax(rows, axis=-1), -1)
     ids, weights = split_terms(y_true)
     if ids.shape[-1] == 1:
         return ids[:, 0]

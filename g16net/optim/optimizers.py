@@ -4,7 +4,6 @@ What `compat.Optimizer` gives to all of them: accumulation of gradients, the gua
 clipping by the norm of a whole update, exact resume, files that both generations of Keras read.
 """
 
-import functools
 from typing import Any
 
 from g16net import compat
@@ -68,12 +67,12 @@ class _Moments(Optimizer):
         new_square = self.beta_2 * square + (1 - self.beta_2) * ops.square(gradient)
         mean.assign(new)
         square.assign(new_square)
-        start, square_start = self.starts()
+        start, square_start = self.starts(new.dtype)
         return new / start, new_square / square_start
 
-    def starts(self):
+    def starts(self, dtype="float32"):
         """What is missing in both means, begun at 0, as factors."""
-        step = ops.cast(ops.convert_to_tensor(self.iterations), "float32") + 1.0
+        step = ops.cast(ops.convert_to_tensor(self.iterations), dtype) + 1.0
         return 1 - self.beta_1**step, 1 - self.beta_2**step
 
     def shares(self):
@@ -216,13 +215,18 @@ def of_keras(name: str, learning_rate: Any, weight_decay: float = 0.0, **argumen
     Raises:
         ValueError: for a name that is none; tells those that are.
     """
-    known = compat.keras_optimizers()
-    if name not in known:
-        raise ValueError(f"this Keras has no optimizer {name!r}; it has {', '.join(sorted(known))}")
-    return compat.keras_optimizer(known[name], learning_rate, functools.partial(_penalised, weight_decay), **arguments)
+    if name not in _OF_KERAS:
+        raise ValueError(f"this Keras has no optimizer {name!r}; it has {', '.join(sorted(_OF_KERAS))}")
+    return _OF_KERAS[name](learning_rate, weight_decay, **arguments)
 
 
 def _penalised(weight_decay, variable, gradient):
     if not weight_decay or own_name(variable) in ("gamma", "beta"):
         return gradient
     return gradient + weight_decay * ops.cast(ops.convert_to_tensor(variable), gradient.dtype)
+
+
+# Made with the module, so that they are known to Keras when it loads a model.
+_OF_KERAS = {
+    name: compat.keras_optimizer(kind, f"Keras{name}", _penalised) for name, kind in compat.keras_optimizers().items()
+}

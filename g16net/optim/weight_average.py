@@ -75,8 +75,12 @@ class WeightAverage(_Base):
         ]
 
     def named(self) -> Dict[str, Any]:
-        """{name: variable} of the average, by the names of the weights."""
-        names = [compat.name_of(weight) for weight in _averaged(self._model())] if self.decay else []
+        """{name: variable} of the average, by the names of the weights.
+
+        Raises:
+            ValueError: where several weights have one name.
+        """
+        names = compat.names_of(_averaged(self._model())) if self.decay else []
         return {"updates": self.updates, **dict(zip(names, self.averages))}
 
     def update(self, model: Optional[keras.Model] = None) -> None:

@@ -175,9 +175,11 @@ import sys, numpy as np, g16net
 from tensorflow import keras
 folder = sys.argv[1] if len(sys.argv) > 1 else {folder!r}
 images = np.load(folder + "/images.npy")
-for name in ("plain", "half"):
+for name in ("plain", "half", "features"):
     model = keras.models.load_model(folder + "/" + name + ".keras")
-    np.save(folder + "/" + name + "_there.npy", np.asarray(model(images, training=False), "float32"))
+    found = model(images, training=False)
+    found = found["P3"] if name == "features" else found
+    np.save(folder + "/" + name + "_there.npy", np.asarray(found, "float32"))
 from g16net import models
 from g16net.optim.losses import SmoothedCrossEntropy
 from g16net.optim.rmsprop import RMSProp
@@ -190,6 +192,11 @@ np.save(folder + "/theirs.npy", np.asarray(body(images, training=False)))
 body.save(folder + "/theirs.keras")
 body.save(folder + "/theirs.h5")
 whole.save(folder + "/nested.keras")
+x = keras.layers.RandomRotation(0.1)(keras.layers.RandomFlip()(keras.layers.Resizing(32, 32)(image)))
+x = keras.layers.LayerNormalization()(keras.layers.RandomContrast(0.1)(x))
+normal = keras.Model(image, dict(P3=x))
+normal.save(folder + "/normal.keras")
+np.save(folder + "/normal.npy", np.asarray(normal(images, training=False)["P3"]))
 """
 
 
@@ -206,17 +213,23 @@ def test_files_cross_between_the_generations(tmp_path):
         ours["half"] = models.create("efficientnet_g1_tiny_bn", num_classes=3)
     finally:
         keras.mixed_precision.set_global_policy("float32")
+    ours["features"] = models.create("efficientnet_g16_tiny_ln_pn", features_only=True, out_levels=(2, 3))
     expected = {}
+
+    def of(model):
+        found = model(images, training=False)
+        return np.asarray(found["P3"] if isinstance(found, dict) else found, np.float32)
+
     for name, model in ours.items():
         portable.save(model, str(tmp_path / f"{name}.keras"), ["ant", "bee", "cat"])
         assert run_data.class_names_of_weights(str(tmp_path / f"{name}.keras")) == ["ant", "bee", "cat"]
-        expected[name] = np.asarray(model(images, training=False), np.float32)
+        expected[name] = of(model)
     python(OTHER.format(folder=str(tmp_path)), TF_USE_LEGACY_KERAS="1" if compat.KERAS3 else "0")
     for name in ours:
         there = np.load(str(tmp_path / f"{name}_there.npy"))
         np.testing.assert_allclose(there, expected[name], rtol=1e-5, atol=1e-5)
         again = keras.models.load_model(str(tmp_path / f"{name}.keras"))  # and in this one
-        np.testing.assert_array_equal(np.asarray(again(images, training=False), np.float32), expected[name])
+        np.testing.assert_array_equal(of(again), expected[name])
         assert [layer.trainable for layer in again.layers] == [layer.trainable for layer in ours[name].layers]
     theirs = np.load(str(tmp_path / "theirs.npy"))
     for name in ("theirs.keras", "theirs.h5", "nested.keras"):
@@ -226,9 +239,21 @@ def test_files_cross_between_the_generations(tmp_path):
         )
         assert not kept
         np.testing.assert_allclose(np.asarray(start(images, training=False)), theirs, rtol=1e-5, atol=1e-5)
-    portable.convert(str(tmp_path / "theirs.keras"), str(tmp_path / "both.keras"))
-    both = keras.models.load_model(str(tmp_path / "both.keras"))
-    np.testing.assert_allclose(np.asarray(both(images, training=False)), theirs, rtol=1e-5, atol=1e-5)
+    for name, right in (("theirs", theirs), ("normal", np.load(str(tmp_path / "normal.npy")))):
+        portable.convert(str(tmp_path / f"{name}.keras"), str(tmp_path / "both.keras"))
+        both = keras.models.load_model(str(tmp_path / "both.keras"))
+        np.testing.assert_allclose(of(both), right, rtol=1e-5, atol=1e-5)
+
+
+def test_what_keras_3_alone_has_is_left_out_or_refused():
+    def layer(registered=None, **config):
+        return {"class_name": "LayerNormalization", "registered_name": registered, "config": {"name": "a", **config}}
+
+    assert portable.both(layer(rms_scaling=False)) == portable.both(layer())
+    with pytest.raises(ValueError, match="rms_scaling=True of the LayerNormalization 'a' is unknown to tf-keras"):
+        portable.both(layer(rms_scaling=True))
+    own = layer("mine>LayerNormalization", rms_scaling=True)
+    assert portable.both(own) == own
 
 
 @NEW_FORMAT

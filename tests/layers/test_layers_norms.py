@@ -212,6 +212,20 @@ def test_means_over_pixels_are_a_further_output(cls, options, policy):
     assert len(shapes) == len(both) and tuple(shapes[0]) == (2, 4, 4, 8) and tuple(shapes[-1]) == (2, 8)
 
 
+def test_a_batch_without_images_leaves_the_averages():
+    """Such is a replica's part of the last batch where there are fewer images than replicas."""
+    layer = BatchNorm()
+    layer(tf.constant(X), training=True)
+    before = values(layer.non_trainable_weights)
+    some = tf.TensorSpec([None, *X.shape[1:]])
+    for train in (lambda x: layer(x, training=True), tf.function(lambda x: layer(x, training=True), [some])):
+        assert train(tf.constant(X[:0])).shape == X[:0].shape
+        for value, right in zip(values(layer.non_trainable_weights), before):
+            np.testing.assert_array_equal(value, right)
+    train(tf.constant(X))
+    assert all(np.any(value != right) for value, right in zip(values(layer.non_trainable_weights), before))
+
+
 def test_a_second_pass_leaves_the_averages():
     layer = BatchNorm(activation="swish")
     first = layer(tf.constant(X), training=True)

@@ -246,6 +246,20 @@ def test_any_input_size(norm, variant):
         assert np.isfinite(free(images(2, height, width))).all()
 
 
+@pytest.mark.parametrize("arguments", [{}, {"include_top": False, "pooling": "max"}])
+def test_keras_setting_for_the_order_of_dimensions_changes_nothing(arguments):
+    descriptions = []
+    try:
+        for order in ("channels_last", "channels_first"):
+            keras.backend.set_image_data_format(order)
+            model = efficientnet.build("NANO", norm="bn", num_classes=5, **arguments)
+            layers_of = [(layer.name, json.loads(json.dumps(layer.get_config()))) for layer in model.layers]
+            descriptions.append((model.output.shape, layers_of))
+    finally:
+        keras.backend.set_image_data_format("channels_last")
+    assert descriptions[0] == descriptions[1]
+
+
 def test_integer_images_are_cast():
     model = tiny()
     x = images(3).astype("uint8")

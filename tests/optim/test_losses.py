@@ -341,3 +341,17 @@ def test_class_ids_out_of_range_never_pass_for_a_class(ids):
     assert np.isnan(values).tolist() == outside.tolist() and outside.sum() == 1
     with pytest.raises(tf.errors.InvalidArgumentError):
         loss.call(ids, logits)
+
+
+def test_class_ids_out_of_range_where_the_form_is_known_late():
+    logits, loss = tf.constant(np.eye(3, dtype=np.float32) * 5), SmoothedCrossEntropy(3)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)])
+    def figures(ids):
+        return loss.call(ids, logits), in_top(ids, logits, 1), in_top(ids, logits, 3)
+
+    for ids, right in (([0, 1, 2], [1, 1, 1]), ([-1, 1, 3], [0, 1, 0]), ([0, 1, 3], [1, 1, 0])):
+        values, *tops = figures(tf.constant(ids)[:, None])
+        assert np.isfinite(values).tolist() == [bool(r) for r in right]
+        assert [top.numpy().tolist() for top in tops] == [right, right]
+        assert np.isfinite(targets(tf.constant(ids), 3).numpy().sum(-1)).tolist() == [bool(r) for r in right]

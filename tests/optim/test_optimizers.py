@@ -7,12 +7,14 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from g16net import compat, native
+from g16net import compat, layers, native
 from g16net.config.optimizers import OPTIMIZERS
 from g16net.config.recipe import PARTS
 from g16net.optim import optimizers
 from g16net.optim.base import layer_rates
 from g16net.optim.rmsprop import RMSProp
+from g16net.optim.schedules import Cosine
+from g16net.optim.weight_average import WeightAverage
 
 OURS = {"rmsprop": RMSProp, "sgd": optimizers.SGD, "adamw": optimizers.AdamW, "lamb": optimizers.Lamb}
 OURS["lion"] = optimizers.Lion
@@ -145,10 +147,10 @@ def nodes_of(function, *args):
 @pytest.mark.parametrize("guard, accumulation", [("none", 1), ("report", 1), ("skip", 1), ("report", 2)])
 def test_update_at_once_equals_one_variable_at_a_time(name, guard, accumulation, monkeypatch):
     random = np.random.RandomState(0)
-    shapes = {"stem_conv/kernel": (3, 3, 16, 24), "gamma": (24,), "scalar": (), "large": (70000,)}
+    shapes = {"stem_conv/kernel": (3, 3, 16, 24), "top_norm/gamma": (24,), "top/scalar": (), "top/large": (70000,)}
     starts = {name: np.float32(random.randn(*shape)) for name, shape in shapes.items()}
     steps = [[np.float32(random.randn(*shape)) for shape in shapes.values()] for _ in range(4)]
-    steps[2][1][5] = np.inf
+    steps[2][1][5], steps[2][1][7] = np.inf, np.nan
     results = []
     for at_once in (True, False):
         with monkeypatch.context() as patch:
@@ -225,6 +227,77 @@ def test_layers_learn_at_their_own_rates(name):
         np.testing.assert_allclose(kernel.numpy(), right, rtol=1e-6)
 
 
+@keras.utils.register_keras_serializable("mine")
+class Halved(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return 0.05
+
+    def get_config(self):
+        return {}
+
+
+class Own(keras.Model):
+    """Whose layers are built in its call."""
+
+    def __init__(self):
+        super().__init__(name="own")
+        self.parts = [keras.layers.Dense(2, name=name) for name in ("stem_conv", "predictions")]
+
+    def call(self, inputs):
+        return self.parts[1](self.parts[0](inputs))
+
+
+@pytest.mark.parametrize("kind", ["loaded", "own"])
+def test_variables_know_their_layer_however_it_was_built(kind, tmp_path):
+    if kind == "loaded":
+        names = "stem_conv", "stem_norm", "predictions"
+        made = [keras.layers.Dense(2, name=names[0]), layers.LayerNorm(name=names[1])]
+        model = keras.Sequential([keras.Input([4, 4, 2]), *made, keras.layers.Dense(2, name=names[2])])
+        if compat.TF_VERSION < (2, 12):
+            pytest.skip("this Keras has no .keras files")
+        model.save(tmp_path / "model.keras")
+        model = keras.models.load_model(tmp_path / "model.keras")
+        images = tf.ones([2, 4, 4, 2])
+    else:
+        model, images = Own(), tf.ones([2, 2])
+    for at_once in (True, False):
+        optimizer = optimizers.SGD(1.0, momentum=0.0, layer_rates=[("stem_", 0.25)])
+        optimizer.rule = optimizer.rule if at_once else None
+        model.compile(optimizer, loss="mse", jit_compile=False)
+        model(images)
+        before = [v.numpy() for v in model.trainable_variables]
+        optimizer.apply_gradients([(tf.ones_like(v.numpy()), v) for v in model.trainable_variables])
+        steps = [old - v.numpy() for old, v in zip(before, model.trainable_variables)]
+        same(steps, [0.25] * (len(steps) - 2) + [1, 1])
+    count = len(model.trainable_variables)
+    assert len(WeightAverage(model).named()) == 1 + count
+    assert len(compat.optimizer_state(optimizer, model.trainable_variables)) == 1 + count
+
+
+def test_names_that_do_not_tell_variables_apart_are_an_error():
+    kernels = [variable(np.ones([2, 2]), "kernel") for _ in range(3)]
+    with pytest.raises(ValueError, match="3 of 3 are called 'kernel'"):
+        compat.optimizer_state(optimizers.SGD(0.1), kernels)
+    assert len(compat.optimizer_state(optimizers.SGD(0.1), kernels, range(3))) == 4
+    optimizer = optimizers.SGD(0.1, layer_rates=[("stem", 0.5)])
+    with pytest.raises(ValueError, match="the variable 'kernel' has none in its name"):
+        optimizer.apply_gradients([(tf.ones([2, 2]), kernels[0])])
+    named = optimizers.SGD(0.1, layer_rates=[("stem", 0.5), ("kernel", 2.0)])
+    named.apply_gradients([(tf.ones([2, 2]), kernels[0])])
+
+
+@pytest.mark.skipif(not compat.KERAS3, reason="a method of Keras 3")
+@pytest.mark.parametrize("made", [lambda: optimizers.SGD(0.1, weight_decay=0.5),
+                                  lambda: optimizers.of_keras("Adam", 0.1, weight_decay=0.5)])  # fmt: skip
+def test_keras_own_way_to_exclude_variables_from_decay(made):
+    before, variables = start(), [variable(value, name) for name, value in start().items()]
+    optimizer = made()
+    optimizer.exclude_from_weight_decay(var_list=variables[:1], var_names=["bias"])
+    optimizer.apply_gradients([(tf.zeros(v.shape), v) for v in variables])
+    for v, value in zip(variables, before.values()):
+        np.testing.assert_array_equal(v.numpy(), value)
+
+
 @pytest.mark.parametrize("name", list(OURS)[1:])
 def test_config_round_trip(name):
     optimizer = OURS[name](0.1, weight_decay=0.2, accumulation=3, guard="skip", clip_norm=2.0, layer_rates=[("a", 0.5)])
@@ -233,6 +306,51 @@ def test_config_round_trip(name):
     assert again.get_config() == config
     assert (again.accumulation, again.guard, again.clip_norm) == (3, "skip", 2.0)
     assert again.layer_rates == (("a", 0.5),) and again.decay_rate == 0.2
+
+
+@pytest.mark.parametrize("arguments", [{"global_clipnorm": 0.5}, {"gradient_accumulation_steps": 2}])
+def test_config_keeps_what_keras_own_arguments_were(arguments):
+    if "gradient_accumulation_steps" in arguments and not compat.KERAS3:
+        pytest.skip("an argument of Keras 3")
+    config = optimizers.SGD(0.1, **arguments).get_config()
+    assert {name: config[name] for name in arguments} == arguments
+    assert optimizers.SGD.from_config(config).get_config() == config
+    ours = optimizers.SGD(0.1, accumulation=2, clip_norm=1.0).get_config()
+    assert not {"global_clipnorm", "gradient_accumulation_steps"} & set(ours)
+
+
+@pytest.mark.skipif(compat.TF_VERSION < (2, 12), reason="this Keras has no .keras files")
+@pytest.mark.parametrize("rate", [lambda: 0.1, lambda: Cosine(0.1, steps=9), lambda: Halved()])
+def test_models_with_an_optimizer_of_keras_are_saved_and_loaded(rate, tmp_path):
+    compat.set_seed(0)
+    x, y = np.random.default_rng(0).normal(size=(2, 8, 4)).astype("float32")
+    model = keras.Sequential([keras.Input([4]), keras.layers.Dense(4, name="head")])
+    kwargs = {"jit_compile": False} if compat.KERAS3 else {}
+    model.compile(
+        optimizers.of_keras(FOREIGN, rate(), weight_decay=0.1, clip_norm=0.5, guard="report"), "mse", **kwargs
+    )
+    model.fit(x, y, batch_size=4, epochs=2, verbose=0, shuffle=False)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    optimizer = again.optimizer
+    assert (optimizer.l2, optimizer.clip_norm, optimizer.guard, optimizer.accumulation) == (0.1, 0.5, "report", 1)
+    assert optimizer.get_config() == model.optimizer.get_config()
+    for either in (model, again):
+        either.fit(x, y, batch_size=4, verbose=0, shuffle=False)
+    same(again.get_weights(), model.get_weights())
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_variables_of_float64(name):
+    values = []
+    for dtype in (np.float32, np.float64):
+        variable = tf.Variable(np.arange(1, 4, dtype=dtype), name="kernel")
+        optimizer = OURS[name](0.1, weight_decay=0.01)
+        for _ in range(2):
+            optimizer.apply_gradients([(tf.constant([1.0, -2.0, 3.0], dtype), variable)])
+        assert variable.dtype == dtype
+        values.append(variable.numpy())
+    np.testing.assert_allclose(*values, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", [*list(OURS)[1:], FOREIGN])
