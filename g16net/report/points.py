@@ -132,10 +132,7 @@ def _median(values):
 def _of_size(group, size, key):
     """The median of `key` over all that was evaluated at `size` as the run computes, whatever the weights."""
     return _median(
-        row.get(key)
-        for run in group.runs
-        for row in _rows(run)
-        if row["size"] == size and not _in_other_precision(row)
+        row.get(key) for run in group.runs for row in _rows(run) if row["size"] == size and not _in_other_precision(row)
     )
 
 
