@@ -41,7 +41,7 @@ def costs(config, workdir, machines=("ipu_mk2", "a100_40gb", "cpu"), compare=(),
     """
     check(config, machines, compare, devices)
     dtype, batch = recipe.dtype_of(config.runtime.precision), config.runtime.micro_batch or config.run.global_batch
-    network = {**recipe.network(config), "num_classes": num_classes(config, workdir)}
+    network = {**recipe.network(config), "num_classes": run_data.num_classes(config, workdir)}
     name = assemble.title(config)
     cpu = None
     if "cpu" in machines or "measured" in compare:
@@ -112,12 +112,6 @@ def check_names(flag, given, known):
     for name in given:
         if name not in known:
             raise UserError(f"{flag}: no {name!r}. {suggest(name, known)}")
-
-
-def num_classes(config, workdir):
-    """Classes of the run in `workdir`, or of the config where it holds none."""
-    data = run_data.known(workdir)
-    return len(data["classes"]) if data else config.data.num_classes
 
 
 def machine_dtype(machine, dtype):

@@ -21,13 +21,12 @@ from absl import logging
 import g16net
 from g16net import config as config_lib
 from g16net import extras, host
-from g16net.benchmark import estimates
 from g16net.config import batches, experiments, recipe
 from g16net.costs import counts
 from g16net.errors import ConfigError, RunError, UserError
 from g16net.export import formats as export_formats
 from g16net.report import runs, scaling
-from g16net.run import assemble
+from g16net.run import assemble, run_data
 from g16net.run.devices import compile_options
 
 PEERS = ("timm", "keras")
@@ -95,7 +94,7 @@ def benchmark(config, workdir, peers=()):
     if config.benchmark.input:
         classes = assemble.open_source_of(config, "train").num_classes
     else:
-        classes = estimates.num_classes(config, workdir)
+        classes = run_data.num_classes(config, workdir)
     contenders = [*ours(config), *foreign(config, peers, classes)]
     contenders += exported(config, contenders)
     product = ("product", PRODUCT, lambda dtype: {"dtype": dtype})

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from tensorflow import keras
 
 from g16net.errors import ConfigError, RunError
-from g16net.export import compare
 from g16net.run import assemble, records
 from g16net.training import runtime
 
@@ -47,7 +46,7 @@ def channels(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     config = assemble.at_test_size(config, workdir)
     model, class_names = assemble.trained(config, workdir)
     source = assemble.open_eval_source(config, workdir, class_names, "look at its channels")
-    batches = compare.sample(config, source, config.data.eval_size, IMAGES, config.eval.batch)
+    batches = assemble.sample(config, source, config.data.eval_size, IMAGES, config.eval.batch)
     rows = statistics(model, (images for images, _ in batches), IMAGES)
     path = os.path.join(workdir, "channel_moments.json")
     records.write_json(path, {"weights": config.eval.weights, "size": config.data.eval_size, "layers": rows})

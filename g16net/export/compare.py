@@ -3,15 +3,13 @@
 import contextlib
 import json
 import zipfile
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 from tensorflow import keras
 
-from g16net.data.each import each
-from g16net.data.order import Order
 from g16net.data.sources.base import Source
 from g16net.errors import UserError
 from g16net.run import assemble
@@ -54,7 +52,7 @@ def on_images(config: ConfigDict, model: keras.Model, runner: Callable, source: 
     """
     logits = tf.function(lambda images: model(tf.cast(images, tf.float32), training=False))
     rows = []
-    for images, labels in sample(config, source, config.data.eval_size, config.export.check_images, BATCH):
+    for images, labels in assemble.sample(config, source, config.data.eval_size, config.export.check_images, BATCH):
         rows.append((logits(images).numpy(), runner(images), labels))
     if not rows:
         raise UserError(f"{source.name}, split {source.split}: none of the images drawn for the check can be read")
@@ -69,17 +67,3 @@ def on_images(config: ConfigDict, model: keras.Model, runner: Callable, source: 
         "top1_checkpoint": float(np.mean(live.argmax(1) == labels)),
         "top1_export": float(np.mean(other.argmax(1) == labels)),
     }
-
-
-def sample(config: ConfigDict, source: Source, size: int, count: int, batch: int = 1) -> Iterator[Tuple[Any, Any]]:
-    """Up to `count` images spread over `source`, prepared as in testing, in batches of at most `batch`: arrays
-    (uint8 [batch, size, size, 3], int [batch]). Corrupt ones are left out."""
-    transform = assemble.eval_transform(config, size)
-    order = Order(stop=min(count, source.num_examples), batch=1, seed=0, epochs=1)
-
-    def read(row):
-        done = transform(source.read(row), tf.zeros([2], tf.int32))
-        return done["image"], done["label"]
-
-    for images, labels in each(source.stream(order).unbatch(), read).batch(batch):
-        yield images.numpy(), labels.numpy()

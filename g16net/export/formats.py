@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from g16net import compat, extras
 from g16net.errors import ConfigError, UserError
-from g16net.export import compare, folding, onnx_graph, openvino_ir, runners, saved_model, tflite
+from g16net.export import folding, onnx_graph, openvino_ir, runners, saved_model, tflite
 from g16net.models import portable
 from g16net.run import assemble
 from g16net.run.workdir import Workdir
@@ -170,7 +170,7 @@ def check_file(path: str) -> None:
 def calibration(config: ConfigDict) -> List[Any]:
     """Training images as the network gets them in testing, for the ranges of int8."""
     source = assemble.open_source_of(config, "train")
-    images = [images for images, _ in compare.sample(config, source, config.data.eval_size, config.export.calibration)]
+    images = [images for images, _ in assemble.sample(config, source, config.data.eval_size, config.export.calibration)]
     logging.info("int8: ranges of activations from %d images of %s", len(images), source.name)
     return images
 

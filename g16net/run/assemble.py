@@ -4,7 +4,7 @@ from g16net.compat import tensorflow_only  # noqa: F401  isort: skip  says first
 
 import functools
 import os
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -16,6 +16,8 @@ from g16net.config import optimizers as optimizer_rules
 from g16net.config import recipe
 from g16net.data import augment as augment_lib
 from g16net.data import cache, identity, mix_on_device, mixing, pipeline, transforms
+from g16net.data.each import each
+from g16net.data.order import Order
 from g16net.data.sources import HERE, OPTIONS, open_source
 from g16net.data.sources.base import Source, relabelled
 from g16net.data.splits import ALL
@@ -165,6 +167,20 @@ def eval_batches(
         judge=judge(config),
         many=eval_many(config, source, size),
     )
+
+
+def sample(config: ConfigDict, source: Source, size: int, count: int, batch: int = 1) -> Iterator[Tuple[Any, Any]]:
+    """Up to `count` images spread over `source`, prepared as in testing, in batches of at most `batch`: arrays
+    (uint8 [batch, size, size, 3], int [batch]). Corrupt ones are left out."""
+    transform = eval_transform(config, size)
+    order = Order(stop=min(count, source.num_examples), batch=1, seed=0, epochs=1)
+
+    def read(row):
+        done = transform(source.read(row), [0, 0])
+        return done["image"], done["label"]
+
+    for images, labels in each(source.stream(order).unbatch(), read).batch(batch):
+        yield images.numpy(), labels.numpy()
 
 
 def judge(config: ConfigDict, jpeg: bool = False) -> Callable:

@@ -46,6 +46,12 @@ def class_names(workdir: str) -> List[str]:
     return list(data["classes"])
 
 
+def num_classes(config: ConfigDict, workdir: str) -> int:
+    """Classes of the run in `workdir`, or of the config where it holds none."""
+    data = known(workdir)
+    return len(data["classes"]) if data else config.data.num_classes
+
+
 def class_names_of_weights(path: str) -> Optional[List[str]]:
     """The class names of what `init.checkpoint` names: a workdir, a checkpoint's folder, or a `.keras` file that
     has them or lies in a run's folder (or in that of its fine-tuning). None where nothing tells them."""

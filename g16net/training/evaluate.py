@@ -55,7 +55,7 @@ class Evaluator:
         self.config, self.model, self.source = config, model, source
         self._score = devices.scorer(model, source, batches)
 
-    def prepare_again(self):
+    def prepare_again(self) -> None:
         """Lets the next call read and decode its images, which earlier ones may have kept, so that it is timed with
         that."""
         self._score.forget()

@@ -143,7 +143,11 @@ def _of_images(config):
 
 @runtime.in_precision
 def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any]) -> Dict[str, Any]:
-    """One fine-tuning at `size` pixels. Returns its figures, which are in its `finetune.json` too."""
+    """One fine-tuning at `size` pixels. Returns its figures, which are in its `finetune.json` too.
+
+    Raises:
+        RunError: it ended before its last epoch; the message says why and what is kept.
+    """
     files = Workdir(workdir).finetuning(config.finetune.folder, size)
     done = files.figures("finetune")
     if not os.path.exists(done):
