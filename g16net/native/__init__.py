@@ -4,9 +4,10 @@ and for the resize and the small images of the input side.
 
 They are compiled on first use, where there is a C++ compiler (see `build`), and give what TensorFlow's operations give:
 the input side's byte for byte, the others to rounding. Layers ask `enabled` and go the plain way otherwise: without a
-compiler, on accelerators, in float16, and while a SavedModel is written, which so needs nothing but TensorFlow to load.
-The input side, which has the CPU beside any accelerator, asks `available`. The environment variable `G16NET_NATIVE` set
-to 0 switches them off.
+compiler, on accelerators, in float16, and in what TensorFlow traces while it writes a SavedModel, which so needs
+nothing but TensorFlow to load. A function that was traced before is written as it is: trace what other programs shall
+load within `disabled()`. The input side, which has the CPU beside any accelerator, asks `available`. The environment
+variable `G16NET_NATIVE` set to 0 switches them off.
 
 XLA cannot compile them: a `tf.function` of `jit_compile=True` is traced without them.
 """
@@ -65,7 +66,12 @@ def _gradient_of(operation):
 
 @contextlib.contextmanager
 def disabled():
-    """Within it, functions are traced without native operations: for graphs that other programs load."""
+    """Within it, functions are traced without native operations: for graphs that other programs load.
+
+    with native.disabled():
+        signature = serve.get_concrete_function()
+    tf.saved_model.save(model, "served", signatures=signature)
+    """
     global _disabled
     _disabled += 1
     try:

@@ -366,9 +366,17 @@ def test_inputs_survive():
 
 
 @needs_native
-def test_empty_batch():
-    y, pooled = pooling(tf.zeros([0, 4, 4, 8]), None, None, 1, False, 1e-3, "swish")
-    assert y.shape == (0, 4, 4, 8) and pooled.shape == (0, 8)
+@pytest.mark.parametrize("shape", [(0, 4, 4, 8), (0, 0, 0, 8), (2, 0, 4, 8), (2, 4, 4, 0)])
+def test_no_images_or_pixels_or_channels(shape):
+    x, gate = tf.zeros(shape), tf.ones([shape[0], shape[-1]])
+    with tf.GradientTape() as tape:
+        tape.watch([x, gate])
+        y, pooled = pooling(x, None, None, 1, False, 1e-3, "swish")
+        z = native.multiply(y, gate)
+    assert z.shape == shape and pooled.shape == gate.shape
+    assert np.isnan(pooled).all() or shape[1:3] == (4, 4)
+    dx, dgate = tape.gradient(z, [x, gate])
+    assert dx.shape == shape and not np.any(dgate)
 
 
 @needs_native
@@ -487,9 +495,12 @@ def test_saved_model_holds_none(tmp_path):
             return transforms.eval_image(image, 32)
 
     module = Served()
-    tf.saved_model.save(module, str(tmp_path))
-    graph = (tmp_path / "saved_model.pb").read_bytes()
-    assert b"G16NormActivation" not in graph and b"G16Resize" not in graph
+    with native.disabled():  # TensorFlow writes a concrete function as it is
+        concrete = Served().__call__.get_concrete_function()
+    for name, signatures in (("traced by TensorFlow", None), ("traced before", concrete)):
+        tf.saved_model.save(module, str(tmp_path / name), signatures=signatures)
+        graph = (tmp_path / name / "saved_model.pb").read_bytes()
+        assert b"G16NormActivation" not in graph and b"G16Resize" not in graph
 
 
 def start(code, **environment):
