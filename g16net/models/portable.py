@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import zipfile
-from typing import Any, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 CLASS_NAMES = "class_names.json"  # beside what Keras reads
 
@@ -19,7 +19,7 @@ UNKNOWN = ("input_axes", "output_axes", "quantization_config", "activity_regular
 # The arguments that Keras 3's own layers have and tf-keras' have not, with their defaults.
 _IMAGES = "CenterCrop RandomBrightness RandomCrop RandomFlip RandomRotation RandomTranslation RandomZoom ZeroPadding1D"
 _RESIZING = {"pad_to_aspect_ratio": False, "fill_mode": "constant", "fill_value": 0.0, "antialias": False}
-ONLY_KERAS3 = {
+ONLY_KERAS3: Dict[str, Dict[str, Any]] = {
     "LayerNormalization": {"rms_scaling": False},
     "Resizing": {"data_format": "channels_last", **_RESIZING},
     "RandomContrast": {"data_format": "channels_last", "value_range": [0, 255]},
