@@ -28,7 +28,9 @@ def run_of(name="g16_ln_pn:variant=TINY", **changes):
 
 
 def test_a_change_of_one_contender_is_its_own():
-    config = run_of("g16_ln_pn:variant=NANO", benchmark__experiments="g16_ln+runtime.recompute=true +runtime.jit=true")
+    config = run_of(
+        "g16_ln_pn:variant=NANO", benchmark__experiments="g16_ln:variant=NANO+runtime.recompute=true +runtime.jit=true"
+    )
     chosen = {name: options("float32")["config"] for _, name, options in benchmark.ours(config)}
     recomputes = {name: (run.runtime.recompute, run.runtime.jit) for name, run in chosen.items()}
     assert recomputes == {
@@ -279,11 +281,11 @@ def test_refuses(changes, match):
 )
 def test_refuses_peers(peers, variant, match):
     with pytest.raises(UserError, match=match):
-        benchmark.foreign(run_of(f"g16_ln_pn:variant={variant}"), peers)
+        benchmark.foreign(run_of(f"g16_ln_pn:variant={variant}"), peers, 10)
 
 
 def test_peers_are_those_of_the_variant():
-    (peer,) = benchmark.foreign(run_of("g16_ln_pn:variant=B3"), ["keras"])
+    (peer,) = benchmark.foreign(run_of("g16_ln_pn:variant=B3"), ["keras"], 10)
     assert peer[:2] == ("keras", "keras.applications EfficientNetB3")
     assert peer[2]("float32")["multiply_adds"] == {300: counts.count("B3", 1, 6, "bn", 300, 10).macs}
 
