@@ -112,7 +112,7 @@ def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
                 position,
                 config.run.epochs,
                 lambda epoch, first, size: feed(
-                    assemble.train_batches(config, train_source, epoch, first, devices.shard, size, job)
+                    assemble.train_batches(config, train_source, epoch, first, shard=devices.shard, size=size, job=job)
                 ),
                 watching,
                 devices.updates,

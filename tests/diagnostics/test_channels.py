@@ -63,19 +63,18 @@ def test_other_devices_are_refused():
 
 def test_the_mode_keeps_each_channel(tmp_path, monkeypatch):
     model = efficientnet.build("NANO", 16, 4, "ln_pn", 3, seed=0)
-    images = np.random.RandomState(1).randint(0, 256, (2, 3, 32, 32, 3)).astype("float32")
-    batches = [(images[0], None, np.zeros(3)), (images[1], None, np.array([1, 0, 1]))]  # a weight of 0: unreadable
+    images = np.random.RandomState(1).randint(0, 256, (3, 32, 32, 3)).astype("float32")
     monkeypatch.setattr(channels.assemble, "trained", lambda config, workdir: (model, "abc"))
     monkeypatch.setattr(channels.assemble, "open_eval_source", lambda *args: None)
-    monkeypatch.setattr(channels.assemble, "eval_batches", lambda *args: batches)
+    monkeypatch.setattr(channels.assemble, "sample", lambda *args: [(images[:2], None), (images[2:], None)])
     assert command.run_mode("channels", recipe.resolve(config.default()), str(tmp_path))
     shown = json.loads((tmp_path / "channels.json").read_text())
     kept = json.loads(open(shown["moments"]).read())["layers"]
     assert [row["layer"] for row in shown["layers"]] == [row["layer"] for row in kept] and len(kept) == 10
-    expected = channels.statistics(model, [images[1][[0, 2]]])
+    expected = channels.statistics(model, [images])
     np.testing.assert_allclose(kept[-1]["mean"], expected[-1]["mean"], atol=1e-5)
     with pytest.raises(RunError, match="no image could be read"):
-        channels.statistics(model, [images[0][:0]])
+        channels.statistics(model, [images[:0]])
 
 
 def test_the_figure_takes_seeds_of_one_network(tmp_path, monkeypatch):
