@@ -111,6 +111,7 @@ def both(described: Any) -> Any:
         form["layers"] = [dict(layer, inbound_nodes=[_call(node) for node in layer["inbound_nodes"]])
                           for layer in form["layers"]]  # fmt: skip
     form = {key: part for key, part in form.items() if key not in UNKNOWN or part not in (None, False)}
+    form.pop("rng_type", None)  # of tf-keras: how a layer draws, which is no part of what it computes
     of_keras = not described.get("registered_name")
     for key, default in ONLY_KERAS3.get(kind, {}).items() if of_keras else ():
         if form.pop(key, default) != default:
