@@ -130,15 +130,14 @@ def _median(values):
 
 
 def _of_size(group, size, key):
-    """The median of `key` over all that was evaluated at `size` as the run computes, whatever the weights."""
-    return _median(
-        row.get(key) for run in group.runs for row in _rows(run) if row["size"] == size and not _in_other_precision(row)
-    )
+    return _median(row.get(key) for run in group.runs for row in _rows(run) if row["size"] == size)
 
 
 def _rows(run):
-    """All that was evaluated, whatever the weights: for what does not depend on them."""
-    yield from run.evaluations
+    """All that was evaluated, whatever the weights: for what does not depend on them. In another precision than the
+    run's, no speeds."""
+    for row in run.evaluations:
+        yield dict(row, images_per_second=None) if _in_other_precision(row) else row
     yield from run.finetuned
     if run.train:
         of_training = {"size": run.train.get("eval_size", run.config["data.eval_size"])}
