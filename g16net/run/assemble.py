@@ -106,7 +106,7 @@ def check_options(config: ConfigDict, workdir: str) -> None:
     may have it, from a version that did not say so."""
     kind, stored = config.data.name.partition(":")[0], Workdir(workdir).config
     own = config_lib.load(stored).data if Workdir(workdir).begun and os.path.exists(stored) else None
-    for key in CHECKED - set(OPTIONS.get(kind, CHECKED)):
+    for key in sorted(CHECKED - set(OPTIONS.get(kind, CHECKED))):
         value = config.data[key]
         if value != config_lib.FIELDS[f"data.{key}"].default and (own is None or own[key] != value):
             takes = ", ".join(name for name, keys in OPTIONS.items() if key in keys)

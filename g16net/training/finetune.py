@@ -113,8 +113,8 @@ def settle(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any]) -
     records.write_json(files.settings, settings)
 
 
-# What prepares and chooses the images, which a run leaves open.
-OF_IMAGES = ("data.eval_resize", "data.eval_crop", "data.eval_split")
+# What prepares and chooses the images, of which a run leaves some open; where they lie makes no other ones.
+OF_IMAGES = sorted(set(evaluate.OF_IMAGES) & set(recipe.FREE_KEYS) - {"data.dir"})
 
 
 def settings_of(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any]) -> Dict[str, Any]:
