@@ -72,7 +72,7 @@ def check(config, peers=()):
             export_formats.FORMATS["tflite"].check(config)
     for _, _, options in ours(config):
         compile_options(options("float32")["config"])
-    foreign(config, peers)
+    check_peers(config, peers)
 
 
 def formats(config):
@@ -91,10 +91,7 @@ def benchmark(config, workdir, peers=()):
     Raises:
         RunError: a contender's process ended; with the end of its log.
     """
-    if config.benchmark.input:
-        classes = assemble.open_source_of(config, "train").num_classes
-    else:
-        classes = run_data.num_classes(config, workdir)
+    classes = num_classes(config, workdir)
     contenders = [*ours(config), *foreign(config, peers, classes)]
     contenders += exported(config, contenders)
     product = ("product", PRODUCT, lambda dtype: {"dtype": dtype})
@@ -154,6 +151,14 @@ def benchmark(config, workdir, peers=()):
     return dict(figures, **({"picture": picture} if picture else {}), text=table(figures["rows"], figures["ratios"]))
 
 
+def num_classes(config, workdir):
+    """Classes of the networks: of the data where it is read or named, of the run in `workdir` where it holds one."""
+    named = config.data.name != "synthetic" and not run_data.known(workdir)
+    if config.benchmark.input or named:
+        return assemble.open_source_of(config, "train").num_classes
+    return run_data.num_classes(config, workdir)
+
+
 # What contenders that are timed with their input read, and how: all but what they make of an image.
 SAME_DATA = (
     "name", "dir", "num_classes", "num_examples", "train_split", "eval_split", "layout", "holdout", "input_key",
@@ -192,16 +197,22 @@ def ours(config):
     return [("ours", name, options(chosen)) for name, chosen in found.items()]
 
 
-def foreign(config, peers, classes):
-    """The contenders of `peers`, of the same variant; UserError where one is unknown or not installed."""
+def check_peers(config, peers):
+    """UserError where one of `peers` is unknown, not installed, or has no network of this variant."""
     unknown = set(peers) - set(PEERS)
     if unknown:
         raise UserError(f"unknown peer {sorted(unknown)[0]!r}; --peers takes {', '.join(PEERS)} in --mode=benchmark")
     if peers and tf.config.list_physical_devices("GPU"):
         raise UserError("--peers compares on the CPU; hide the GPU from all of them: CUDA_VISIBLE_DEVICES=-1")
+    if peers and not config.model.variant.startswith("B"):
+        raise UserError(f"--peers have no model.variant={config.model.variant}; B0 to B7 have peers")
+    if "timm" in peers:
+        extras.find("timm", "peers", "--peers=timm")
+
+
+def foreign(config, peers, classes):
+    """The contenders of `peers`, of the same variant, with so many `classes`."""
     variant, found = config.model.variant, []
-    if peers and not variant.startswith("B"):
-        raise UserError(f"--peers have no model.variant={variant}; B0 to B7 have peers")
     sizes = config.benchmark.sizes or (config.data.train_size,)
 
     def options(model, kind, more):
@@ -209,7 +220,6 @@ def foreign(config, peers, classes):
         return lambda dtype: {"model": model, "dtype": dtype, "multiply_adds": macs, **more}
 
     if "timm" in peers:
-        extras.find("timm", "peers", "--peers=timm")
         there = ("", "_gn", "_g8_gn") if variant in ("B0", "B3") else ("",)  # what timm 1.0 has
         for pattern, kind in TIMM.items():
             if pattern.endswith(tuple(f"}}{end}" for end in there)):

@@ -114,7 +114,7 @@ def check_workdir(rows, config, workdir):
         before.append(mode)
     path = Workdir(workdir).config
     if any(row.of_run or row.trained for row in rows.values()) and Workdir(workdir).begun and os.path.exists(path):
-        stored = recipe.resolve(config_lib.load(path))
+        stored = recipe.derive(config_lib.load(path))
         different = recipe.training_differences(stored, config)
         compiled = [of.ipu.connection == "PRE_COMPILE" for of in (stored, config)]
         if compiled[0] != compiled[1]:

@@ -133,10 +133,10 @@ class Plan(NamedTuple):
 
 
 def resolve(config: ConfigDict) -> None:
-    """Fills the fields that an IPU run derives into `config` (unlocked, its sizes resolved) and checks the run.
+    """Fills the fields that an IPU run derives into `config` (unlocked, its sizes resolved).
 
     Raises:
-        ConfigError: for every combination that the hardware or its software refuses.
+        ConfigError: where nothing can be derived.
     """
     if config.ipu.use_published:
         _fill_published(config)
@@ -155,7 +155,6 @@ def resolve(config: ConfigDict) -> None:
     config.runtime.micro_batch, config.runtime.grad_accumulation = batches.split(
         config.run.global_batch, config.ipu.replicas, *given
     )
-    _check(config, stages)
 
 
 def plan(config: ConfigDict) -> "Plan":
@@ -209,8 +208,10 @@ def up_to_multiple(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-def _check(config, stages):
+def check(config: ConfigDict) -> None:
+    """Raises ConfigError for every combination of a resolved config that the hardware or its software refuses."""
     accumulation, per_replica = config.runtime.grad_accumulation, config.ipu.ipus_per_replica
+    stages = plan(config).stages
     if config.runtime.precision == "mixed_bfloat16":
         raise ConfigError(
             "runtime.precision=mixed_bfloat16: an IPU has no bfloat16; set --config.runtime.precision=mixed_float16"

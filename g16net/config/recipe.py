@@ -57,11 +57,26 @@ def get_config(arg: str = "") -> ConfigDict:
     return experiments.load("g16_ln_pn", arg)
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
+def resolve(config: ConfigDict, begun: bool = False) -> ConfigDict:
     """A checked, locked copy of `config` in which every derived field but the source's own has its number.
 
-    ConfigError for a field or a combination that cannot be.
+    Args:
+        begun: of a run that has begun, maybe by an older version: what a new training alone is asked is left out.
+
+    Raises:
+        ConfigError: for a field or a combination that cannot be.
     """
+    config = derive(config)
+    if not begun:
+        _check_schedule(config)
+    _check_combinations(config)
+    _check_sizes(config, variant_of(config))
+    trained_parts(config)
+    return config.lock()
+
+
+def derive(config: ConfigDict) -> ConfigDict:
+    """As `resolve`, without the checks of combinations: of what was resolved before."""
     config = config.copy_and_resolve_references()
     fields.check_fields(config)
     variant = variant_of(config)
@@ -83,10 +98,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         config.eval.batch = min(config.run.global_batch, 256)
     if config.runtime.strategy in ipu_settings.STRATEGIES:
         ipu_settings.resolve(config)
-    _check_combinations(config)
-    _check_sizes(config, variant)
-    trained_parts(config)
-    return config.lock()
+    return config
 
 
 def variant_of(config: ConfigDict) -> architecture.Variant:
@@ -218,7 +230,7 @@ def progressive_sizes(variant: str, resolution: str, parts: int = 4) -> Tuple[in
     return tuple(sorted({nearest_sizes(size, last, row.stride)[-1] for size in wanted}))
 
 
-def _check_combinations(config):
+def _check_schedule(config):
     if config.schedule.name == "exponential" and config.schedule.warmup_epochs >= config.run.epochs:
         raise ConfigError(
             f"schedule.warmup_epochs={config.schedule.warmup_epochs:g} leaves nothing of "
@@ -230,6 +242,11 @@ def _check_combinations(config):
             f"{config.run.epochs}, and the rate is never reached; set "
             f"--config.schedule.warmup_epochs={config.run.epochs / 10:g}"
         )
+
+
+def _check_combinations(config):
+    if config.runtime.strategy in ipu_settings.STRATEGIES:
+        ipu_settings.check(config)
     calls, strategy = config.runtime.steps_per_execution or 1, config.runtime.strategy
     if config.regularise.ema and calls > 1 and strategy in COMPILED:
         raise ConfigError(

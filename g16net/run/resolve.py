@@ -59,4 +59,4 @@ def resolve(
     for key in ("dir", "cache_dir"):  # the run is resumed from any folder
         if config.data[key] and "://" not in config.data[key]:
             config.data[key] = os.path.abspath(os.path.expanduser(config.data[key]))
-    return recipe.resolve(config), name, demo
+    return recipe.resolve(config, begun=bool(begun)), name, demo

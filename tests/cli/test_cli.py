@@ -8,14 +8,18 @@ import sys
 
 import pytest
 from helpers import ROOT, call, launch, slow_with_keras3, tiny, untrained_run
+from made_data import class_folders
 
 from g16net import compat
-from g16net.cli import command, environment
+from g16net import config as config_lib
+from g16net.cli import command, environment, modes
 from g16net.cli import main as cli
 from g16net.cli.modes import MODES
 from g16net.config import FIELDS
-from g16net.errors import RunError, UserError
+from g16net.errors import ConfigError, RunError, UserError
+from g16net.run import resolve
 from g16net.run.signals import Stopped
+from g16net.run.workdir import Workdir
 
 # launch.py chooses the Keras generation itself
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
@@ -270,6 +274,26 @@ def test_what_tensorflow_says_of_data_is_told_without_its_nodes(monkeypatch, tmp
     with pytest.raises(RunError, match="--mode=evaluate ended: ") as told:
         command.run_mode("evaluate", None, str(tmp_path))
     assert not any(mark in str(told.value) for mark in ("{{", "}}", "[Op:"))
+
+
+@pytest.mark.parametrize("mode", [mode for mode, row in MODES.items() if "check" in row.checks])
+def test_what_can_be_done_passes_the_check_of_its_mode(mode, tmp_path):
+    class_folders(tmp_path / "images", {"a": 1})
+    given = {"predict": {"images": [str(tmp_path / "images")]}}.get(mode, {})
+    weights = str(tmp_path / "weights") if mode == "adopt" else ""
+    modes.function(mode, "check")(tiny(init__checkpoint=weights), **given)
+
+
+def test_what_new_trainings_alone_are_asked_is_not_asked_of_a_run_that_has_begun(tmp_path):
+    changes = dict(schedule__name="constant", schedule__warmup_epochs=5.0, run__epochs=3)
+    workdir = untrained_run(tmp_path / "run", tiny())
+    stored = config_lib.load(Workdir(workdir).config).unlock()
+    config_lib.override(stored, [(key.replace("__", "."), str(value)) for key, value in changes.items()])
+    config_lib.save(stored, Workdir(workdir).config)
+    config, _, _ = resolve.resolve([], None, None, workdir)
+    command.check_workdir({"predict": MODES["predict"]._replace(checks=())}, config, workdir)
+    with pytest.raises(ConfigError, match="more than run.epochs=3"):
+        tiny(**changes)
 
 
 def test_a_command_that_describes_another_network_than_the_runs_is_refused_in_every_mode(tmp_path):
