@@ -112,9 +112,9 @@ def check_workdir(rows, config, workdir):
             if "check_workdir" in row.checks:
                 modes.function(mode, "check_workdir")(config, workdir, before, **options(mode))
         before.append(mode)
-    path = Workdir(workdir).config
-    if any(row.of_run or row.trained for row in rows.values()) and Workdir(workdir).begun and os.path.exists(path):
-        stored = recipe.derive(config_lib.load(path))
+    of_run = any(row.of_run or row.trained for row in rows.values()) and Workdir(workdir).begun
+    stored = resolve.of_run(workdir) if of_run else None
+    if stored:
         different = recipe.training_differences(stored, config)
         compiled = [of.ipu.connection == "PRE_COMPILE" for of in (stored, config)]
         if compiled[0] != compiled[1]:

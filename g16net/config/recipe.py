@@ -344,4 +344,11 @@ def training_differences(old: ConfigDict, new: ConfigDict) -> List[str]:
         line
         for line in fields.differences(old, new)
         if line.split(".")[0] not in FREE_SECTIONS and line.split(":")[0] not in FREE_KEYS
+        if not (line.startswith("data.name:") and _same_set(old.data.name, new.data.name))
     ]
+
+
+def _same_set(one, other):
+    """Whether one is `tfds:NAME` and the other one of its configurations, of which the facts of the data decide."""
+    shorter, longer = sorted((one, other), key=len)
+    return shorter.startswith("tfds:") and longer.startswith(shorter + "/")

@@ -59,7 +59,7 @@ def _inward(folder):
 
 def prepared_imagenet(data_dir: str = "") -> Optional[Tuple[str, str]]:
     """`("tfds:imagenet2012", data_dir)` where TFDS has it prepared, else None. Looks at no network."""
-    folder = data_dir or os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
+    folder = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     return ("tfds:imagenet2012", folder) if _is_tfds(os.path.join(folder, "imagenet2012")) else None
 
 

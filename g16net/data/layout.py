@@ -93,7 +93,7 @@ def understand(folder: str, split: str = "", train_split: str = "", layout: str 
         return Layout(folder, {}, ())
     trained = {train_split.lower()} - {""}
     wanted = {split.lower()} - {""} | trained
-    look = around(look, wanted)
+    look = around(look, wanted - {splits.ALL})  # which is no folder's name, but may be one in which they are packed
     if look.path != folder:
         walk.once(logging.INFO, f"{walk.shown(folder)}: the data lies in {walk.shown(look.path)}")
     root, inner = walk.shown(look.path), look.inner

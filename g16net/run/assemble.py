@@ -55,8 +55,8 @@ def open_sources(config: ConfigDict, trains: bool = False) -> Tuple[Source, Sour
     if trains and test.undivided and test.split == ALL:
         raise UserError(
             f"data.eval_split={config.data.eval_split}: {run_data.where(config)} has no splits, so that its training "
-            "images would be test images too; leave it out, and data.holdout of each class is held out. All images of "
-            "another folder are for --mode=evaluate"
+            "images would be test images too. With --config.data.eval_split= (nothing), data.holdout of each class is "
+            "held out; all images of another folder are for --mode=evaluate"
         )
     different = identity.class_differences(train.class_names, test.class_names)
     if different:

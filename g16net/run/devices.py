@@ -125,6 +125,16 @@ def compile_options(config: ConfigDict) -> Dict[str, Any]:
     return {"jit_compile": True}
 
 
+def check_scale(config: ConfigDict, passes: int) -> None:
+    """Raises ConfigError where a loss scale that leaves out passes would shift updates of several `passes`."""
+    if passes > 1 and config.runtime.dynamic_loss_scale:
+        raise ConfigError(
+            "runtime.dynamic_loss_scale leaves out passes, and runtime.grad_accumulation or micro_batch make "
+            f"{passes} of them one update, of which the others would be left: set "
+            "--config.runtime.dynamic_loss_scale=false"
+        )
+
+
 @functools.lru_cache(maxsize=None)  # once for all modes of a process
 def warn_of_slow(precision: str, features: Optional[str] = None) -> None:
     """A warning where this CPU computes `precision` more slowly than float32, or one of these `features`, words with
@@ -211,12 +221,7 @@ class Devices:
                 f"{self.per_execution} makes several in one call, which Keras {compat.KERAS_VERSION} takes as one: "
                 "leave it 1, or train with tf-keras"
             )
-        if self.updates.accumulation > 1 and self.config.runtime.dynamic_loss_scale:
-            raise ConfigError(
-                "runtime.dynamic_loss_scale leaves out passes, and runtime.grad_accumulation or micro_batch make "
-                f"{self.updates.accumulation} of them one update, of which the others would be left: set "
-                "--config.runtime.dynamic_loss_scale=false"
-            )
+        check_scale(self.config, self.updates.accumulation)
         self.check_rest(updates_per_epoch, 0)
 
     def check_rest(self, updates_per_epoch: int, done: int) -> None:

@@ -13,6 +13,15 @@ from g16net.run.start import start_tensorflow
 from g16net.run.workdir import Workdir
 
 
+def of_run(workdir: str) -> Optional[ConfigDict]:
+    """The config of the run in `workdir`, with what it left open filled in as in that of a command; None: it has none.
+
+    Runs of older versions lack fields, which are as their defaults.
+    """
+    stored = Workdir(workdir).config
+    return recipe.derive(config_lib.load(stored)) if os.path.exists(stored) else None
+
+
 def resolve(
     assignments: Sequence[Tuple[str, str]],
     experiment: Optional[str],

@@ -169,7 +169,7 @@ def keep(config: ConfigDict, workdir: str, source: Source, tested: Optional[Sour
     `check` has let it pass; a finished run keeps those that it has."""
     new = facts(config, source)
     if tested is not None and tested.contents:
-        new["tested"] = {key: tested.contents()[key] for key in ("images", "digest")}
+        new["tested"] = {"split": tested.split, **{key: tested.contents()[key] for key in ("images", "digest")}}
     if _read(Workdir(workdir).classes) != new["classes"]:
         records.write_json(Workdir(workdir).classes, new["classes"])
     old = _read(Workdir(workdir).data)
@@ -180,15 +180,24 @@ def keep(config: ConfigDict, workdir: str, source: Source, tested: Optional[Sour
 def other_test_images(config: ConfigDict, workdir: str, source: Source) -> str:
     """A digest of the evaluation split `source` where the run in `workdir` was tested on other images in its training,
     which is warned of; empty where it was not, or nothing tells."""
-    old = (_read(Workdir(workdir).data) or {}).get("tested")
-    new = source.contents() if old and source.contents else None
-    if not old or not new or old["digest"] == new["digest"]:
+    if tested_on(workdir, source) is not False:
         return ""
+    old = (_read(Workdir(workdir).data) or {})["tested"]
     warn(
         f"{where(config)}, split {source.split}: not the images that the run in {workdir} was tested on when it was "
-        f"trained ({old['images']:,} then, {new['images']:,} now): figures of these are not the run's own"
+        f"trained ({old['images']:,} then, {source.num_examples:,} now): figures of these are not the run's own"
     )
-    return new["digest"][:8]
+    return source.contents()["digest"][:8] if source.contents else "some classes"
+
+
+def tested_on(workdir: str, source: Source) -> Optional[bool]:
+    """Whether the evaluation split `source` has the images that the run in `workdir` was tested on in its training;
+    None: nothing tells, as of another split than the one that it was tested on."""
+    old = (_read(Workdir(workdir).data) or {}).get("tested")
+    if not old or old.get("split", source.split) != source.split:
+        return None
+    # a source without contents has some of the run's classes only (`relabelled`)
+    return source.contents is not None and old["digest"] == source.contents()["digest"]
 
 
 def facts(config: ConfigDict, source: Source) -> Dict[str, Any]:

@@ -13,7 +13,6 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 from tensorflow import keras
 
-from g16net import config as config_lib
 from g16net.config import recipe
 from g16net.costs import counts
 from g16net.data.each import each
@@ -21,7 +20,7 @@ from g16net.data.order import Order
 from g16net.data.sources.base import Source
 from g16net.errors import ConfigError, UserError
 from g16net.report import mistakes
-from g16net.run import assemble, checkpoint, records, run_data
+from g16net.run import assemble, checkpoint, records, resolve, run_data
 from g16net.run.devices import Devices
 from g16net.run.workdir import Workdir
 from g16net.training import runtime
@@ -178,19 +177,20 @@ def changed_from_run(
     """{field: value} of those `fields` that are not as the run in `workdir` has them. A folder that was moved or
     copied is the same one.
 
-    `source`: what is evaluated; {"data.images": a digest of it} where the fields choose the same images, but there are
-    others by now.
+    `source`: what is evaluated. Where it is what the run was tested on in its training, it is no matter what chose it;
+    {"data.images": a digest of it} where the fields choose the same images, but there are others by now.
     """
-    stored = Workdir(workdir).config
-    if not os.path.exists(stored):
+    own = resolve.of_run(workdir)
+    if own is None:
         return {}
-    own = config_lib.load(stored)
     pairs = {field: [of[field.split(".")[0]][field.split(".")[1]] for of in (own, config)] for field in fields}
     changed = {
         field: now
         for field, (before, now) in pairs.items()
         if before != now and not (field == "data.dir" and _same_folder(config, workdir, before))
     }
+    if source is not None and run_data.tested_on(workdir, source):  # whatever they are called, and wherever they lie
+        return {field: now for field, now in changed.items() if field not in CHOOSES}
     if source is None or set(changed) & set(CHOOSES):
         return changed
     digest = run_data.other_test_images(config, workdir, source)

@@ -24,15 +24,15 @@ from absl import logging
 from ml_collections import ConfigDict
 from tensorflow import keras
 
-from g16net import config as config_lib
+from g16net import compat
 from g16net.config import recipe
 from g16net.data import cache, features, pipeline
 from g16net.data.sources.base import Source, relabelled
 from g16net.errors import ConfigError, UserError
 from g16net.models import split
 from g16net.optim.schedules import Cosine
-from g16net.run import assemble, checkpoint, records, run_data
-from g16net.run.devices import Devices
+from g16net.run import assemble, checkpoint, records, resolve, run_data
+from g16net.run.devices import Devices, check_scale
 from g16net.run.updates import Callback, Updates
 from g16net.run.workdir import Workdir
 from g16net.training import callbacks, evaluate, loop, runtime, train
@@ -68,6 +68,7 @@ def check(config: ConfigDict) -> None:
             f"finetune.optimizer={config.finetune.optimizer} has no rule for its rate: give it, such as "
             "--config.finetune.learning_rate=0.001, or take another one: --config.finetune.optimizer=rmsprop"
         )
+    check_scale(config, passes(config))
 
 
 def starting_weights(config: ConfigDict, workdir: str) -> Dict[str, Any]:
@@ -90,7 +91,7 @@ def starting_weights(config: ConfigDict, workdir: str) -> Dict[str, Any]:
 
 def check_data(config: ConfigDict, workdir: str, source: Source, before: Sequence[str] = ()) -> None:
     """UserError where the training split `source` cannot be fine-tuned on; `before`: modes that come first."""
-    steps_per_epoch(config, source)
+    Devices(config).check_rest(steps_per_epoch(config, source), 0)
     if "train" not in before:
         run_data.check(config, workdir, source, done=True)
 
@@ -115,18 +116,19 @@ def settle(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any]) -
 
 # What prepares and chooses the images, of which a run leaves some open; where they lie makes no other ones.
 OF_IMAGES = sorted(set(evaluate.OF_IMAGES) & set(recipe.FREE_KEYS) - {"data.dir"})
+PRECISION = "runtime.precision"
 
 
 def settings_of(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any]) -> Dict[str, Any]:
     """What this fine-tuning is, for its `settings.json`; UserError where its folder holds another one."""
     files = Workdir(workdir).finetuning(config.finetune.folder, size)
     fields = {k: v for k, v in config.finetune.to_dict().items() if k not in ("sizes", "folder", "cache_gb")}
-    fields.update(_of_images(config))
+    fields.update(_of_images(config), **{PRECISION: config.runtime.precision})
     settings = {"size": size, **fields, **{f"start.{key}": value for key, value in start.items()}}
     if os.path.exists(files.settings):
         before_these_fields = {"optimizer": "rmsprop", "clip_norm": 0.0, "layer_decay": 1.0}
-        if os.path.exists(Workdir(workdir).config):
-            before_these_fields.update(_of_images(config_lib.load(Workdir(workdir).config)))
+        before_these_fields.update(_of_images(resolve.of_run(workdir) or config))
+        before_these_fields[PRECISION] = config.runtime.precision  # in which they were, nothing tells
         old = {**before_these_fields, **_read_json(files.settings)}
         different = [f"{k}: {old.get(k)} -> {settings.get(k)}" for k in settings if old.get(k) != settings[k]]
         if different:
@@ -153,6 +155,7 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
     if not os.path.exists(done):
         source = assemble.open_source_of(config, "train")
         run_data.check(config, files.path, source, done=False, batch=config.finetune.global_batch)
+        Devices(config).check_rest(steps_per_epoch(config, source), 0)
     settle(config, workdir, size, start)
     if os.path.exists(done):
         logging.info("%s is finished", files.path)
@@ -164,7 +167,6 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
     sources = assemble.open_sources(config, trains=True)
     train_source, eval_source = (relabelled(source, class_names) for source in sources)
     steps = steps_per_epoch(config, train_source)
-    devices.check_rest(steps, 0)
     parts = recipe.trained_parts(config)
     trunk, head = split.split(network, split.first_layer(network, parts))
     trunk.trainable = False
@@ -184,6 +186,8 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
         data=run_data.facts(config, train_source),
     )
     manifest = saved.restore_latest()
+    if manifest:
+        compat.recount(inner, manifest.get("accumulation", count), count)
     train.check_resumed(manifest, steps, devices)
     position = callbacks.Position(steps, manifest, devices.looks)
     epoch = position.epoch
@@ -224,7 +228,7 @@ def fit_size(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any])
         except (tf.errors.OpError, OSError) as error:
             raise train.run_error(error, devices, files.path, position) from error
     history = records.by_epoch(records.read_lines(lines))
-    changed = evaluate.changed_from_run(config, workdir, evaluate.OF_IMAGES, eval_source)
+    changed = evaluate.changed_from_run(config, workdir, source=eval_source)
     figures = {
         "size": size,
         **{key: value for key, value in (ending.figures or evaluator(size)).items() if key != "images_per_second"},

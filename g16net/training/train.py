@@ -42,9 +42,10 @@ def train(config: ConfigDict, workdir: str) -> Dict[str, Any]:
     files, devices = Workdir(workdir), runtime.setup(config)
     sources = assemble.open_sources(config, trains=True)
     steps = steps_per_epoch(config, sources[0])
-    devices.check(steps)
-    check_workers(config, devices, sources[0])
     finished = run_data.finished(config, workdir)
+    if not finished:
+        devices.check(steps)
+    check_workers(config, devices, sources[0])
     changed = run_data.check(config, workdir, sources[0], finished)
     if not finished:
         check_resumed(checkpoint.newest_manifest(files.checkpoints), steps, devices)

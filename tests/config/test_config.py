@@ -283,6 +283,10 @@ def test_training_differences_ignore_what_does_not_change_the_training():
     assert recipe.training_differences(old, new) == []
     new.model.norm = "bn"
     assert recipe.training_differences(old, new) == ["model.norm: ln_pn -> bn"]
+    old.unlock().data.name, new.data.name, new.model.norm = "tfds:pets", "tfds:pets/large", "ln_pn"
+    assert recipe.training_differences(old, new) == []  # one of its configurations: the images are compared
+    new.data.name = "tfds:petsy"
+    assert recipe.training_differences(old, new) == ["data.name: tfds:pets -> tfds:petsy"]
 
 
 SETTINGS = {  # group_size, expand_ratio, norm

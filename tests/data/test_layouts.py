@@ -402,6 +402,8 @@ def test_all_of_a_folder_without_splits_is_what_is_held_out_and_what_is_not(tmp_
     parts = {split: folder.list_images(split, str(tmp_path / "photos")) for split in ("train", "val", "ALL")}
     assert all(part.undivided for part in parts.values()) and parts["ALL"].split == "all"
     assert sorted(parts["train"].paths + parts["val"].paths) == parts["ALL"].paths
+    make(tmp_path / "packed" / "all", "{ant,bee}/img.jpg*4")
+    assert len(folder.list_images("all", str(tmp_path / "packed")).paths) == 8
     with pytest.raises(UserError, match="data.train_split=all would train on the images that are held out"):
         folder.list_images("train", str(tmp_path / "photos"), train_split="all")
     make(tmp_path / "split", "{train,val}/{ant,bee}/a.jpg*3")

@@ -8,7 +8,7 @@ from made_data import class_folders, example, idx_file, idx_folder, jpeg, record
 
 from g16net.data import make_set, order
 from g16net.data.detect import detect
-from g16net.data.sources import open_source, records, tfds, tfrecord
+from g16net.data.sources import labels, open_source, records, tfds, tfrecord
 from g16net.data.sources.arrays import read_idx
 from g16net.data.sources.base import held_out
 
@@ -280,6 +280,16 @@ def test_tfds_errors(prepared, name, split, message):
         open_source(name, split, prepared)
 
 
+@pytest.mark.parametrize("sole", ["all", "full", "train", "Training"])
+def test_the_name_of_the_only_split_is_all_of_it_unless_it_says_training(sole):
+    assert labels.ask(sole, {sole: None}, "here").part == ("all" if sole in ("all", "full") else "train")
+    assert (
+        labels.ask("train", {sole: None}, "here").part == labels.ask(sole, {sole: None}, "here", sole).part == "train"
+    )
+    assert labels.ask("all", {sole: None}, "here").part == "all"
+    assert labels.ask("val", {sole: None}, "here").part == "validation"
+
+
 def test_several_prepared_sets_or_configurations_ask_for_one(tmp_path):
     for place in ("pets/small/1.0.0", "pets/small/2.0.0", "pets/large/1.0.0", "roses/1.0.0"):
         (tmp_path / place).mkdir(parents=True)
@@ -292,6 +302,10 @@ def test_several_prepared_sets_or_configurations_ask_for_one(tmp_path):
         detect(str(tmp_path))
     os.rename(str(tmp_path / "pets"), str(tmp_path.parent / "pets"))
     assert detect(str(tmp_path)) == ("tfds:roses", str(tmp_path))
+    plain = tmp_path.parent / "pets" / "0.1.0"  # a version beside configurations
+    plain.mkdir()
+    (plain / "dataset_info.json").write_text("{}")
+    assert tfds._prepared("pets", str(tmp_path.parent)) == str(plain)
 
 
 def test_tfds_missing_file(prepared, tmp_path):

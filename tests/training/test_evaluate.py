@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import os
+import shutil
 
 import helpers
 import numpy as np
@@ -18,7 +19,7 @@ from g16net.cli import command
 from g16net.cli import main as cli
 from g16net.config import experiments, recipe
 from g16net.optim.weight_average import WeightAverage
-from g16net.run import assemble, resolve, run_data, scoring
+from g16net.run import assemble, records, resolve, run_data, scoring
 from g16net.training import evaluate, runtime
 
 pytestmark = pytest.mark.run
@@ -134,8 +135,35 @@ def test_test_images_that_changed_since_the_training_are_not_the_runs_own(tmp_pa
     assert "not the images that the run in" in caplog.text and "(7 then, 8 now)" in caplog.text
     config.data.eval_split = "train"
     assert changed() == {"data.eval_split": "train"}
-    run_data.keep(config, workdir, assemble.open_source_of(config, "train"))  # as versions that kept none
     config.data.eval_split = ""
+    shutil.rmtree(os.path.join(root, "val", "cat"))
+    source = assemble.relabelled(assemble.open_source_of(config, "eval"), ["bird", "cat", "dog"])
+    assert evaluate.changed_from_run(config, workdir, source=source) == {"data.images": "some classes"}
+    run_data.keep(config, workdir, assemble.open_source_of(config, "train"))  # as versions that kept none
+    assert changed() == {}
+
+
+def test_the_runs_own_test_images_are_its_own_by_another_name_and_of_another_split_nothing_is_known(tmp_path):
+    config, workdir, root = tiny(), str(tmp_path / "run"), str(tmp_path / "photos")
+    for split in ("train", "val", "test"):
+        class_folders(root, {"cat": 3, "dog": 4}, split)
+    class_folders(root, {"cat": 5}, "test")
+    config.data.name, config.data.dir = "folder", root
+    os.makedirs(workdir)
+    stored = config.to_dict()
+    del stored["data"]["eval_resize"]  # as versions before this field
+    records.write_json(os.path.join(workdir, "config.json"), stored)
+    run_data.keep(config, workdir, *assemble.open_sources(config))
+
+    def changed():
+        return evaluate.changed_from_run(config, workdir, source=assemble.open_source_of(config, "eval"))
+
+    os.rename(root, str(tmp_path / "flowers"))
+    config.data.dir, config.data.eval_split = str(tmp_path / "flowers"), "val"
+    assert changed() == {}
+    config.data.eval_split = "test"
+    assert changed() == {"data.dir": config.data.dir, "data.eval_split": "test"}
+    config_lib.save(config, os.path.join(workdir, "config.json"))  # a run that shares the training of another
     assert changed() == {}
 
 

@@ -267,6 +267,10 @@ def test_other_hardware_and_small_data_are_refused():
     ):
         finetune.check(tiny(finetune__optimizer="keras:Adam"))
     finetune.check(tiny(finetune__optimizer="keras:Adam", finetune__learning_rate=1e-3))
+    scaled = {"runtime__precision": "mixed_float16", "runtime__dynamic_loss_scale": True}
+    finetune.check(tiny(**scaled))
+    with pytest.raises(ConfigError, match="dynamic_loss_scale leaves out passes.* 4 of them one update"):
+        finetune.check(tiny(**scaled, runtime__grad_accumulation=4))
     config = tiny(finetune__global_batch=2000)
     with pytest.raises(ConfigError, match="finetune.global_batch=2000.* 64 .*=16"):
         finetune.steps_per_epoch(config, assemble.open_source_of(config, "train"))
@@ -295,9 +299,46 @@ def test_other_images_are_another_fine_tuning_and_their_figures_say_so(workdir_o
     figures = finetune.finetune(other, workdir)
     assert figures["changed"] == {"data.eval_split": "train", "data.eval_crop": 1.0}
     settings = os.path.join(workdir, "finetune", "48", "settings.json")
-    of_before = {key: value for key, value in json.load(open(settings)).items() if not key.startswith("data.")}
+    kept = json.load(open(settings))
+    of_before = {key: value for key, value in kept.items() if not key.startswith(("data.", "runtime."))}
     records.write_json(settings, of_before)
     assert finetune.finetune(config, workdir)["epochs"] == 1
+    records.write_json(settings, kept)
+    config.runtime.precision = "mixed_bfloat16"
+    with pytest.raises(UserError, match="(?s)another fine-tuning.*runtime.precision: float32 -> mixed_bfloat16"):
+        finetune.finetune(config, workdir)
+    own = config_lib.load(os.path.join(workdir, "config.json")).to_dict()
+    del own["data"]["eval_resize"]  # as versions before this field
+    records.write_json(os.path.join(workdir, "config.json"), own)
+    config.runtime.precision = "float32"
+    assert "changed" not in finetune.finetune(config, workdir)
+
+
+@pytest.mark.run
+@pytest.mark.skipif(not compat.KERAS3, reason="Keras 2 counts weight updates, Keras 3 passes")
+def test_a_fine_tuning_goes_on_with_another_number_of_passes(workdir_of, monkeypatch):
+    workdir, rates = workdir_of("ln_pn"), []
+    save = checkpoint.Checkpoints.save
+
+    def save_and_die(self, step, **facts):
+        save(self, step, **facts)
+        self.wait()
+        helpers.die()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "save", save_and_die)
+        with pytest.raises(helpers.Died):
+            finetune.finetune(tiny(), workdir)
+    optimizer = assemble.finetuning_optimizer
+
+    def noted(*args):
+        made = optimizer(*args)
+        rates.append(made)
+        return made
+
+    monkeypatch.setattr(assemble, "finetuning_optimizer", noted)
+    finetune.finetune(tiny(runtime__grad_accumulation=4), workdir)
+    assert int(rates[0].iterations) == 2 * 4  # epochs of four updates
 
 
 def test_memory_is_stated_and_limited(caplog):

@@ -8,7 +8,7 @@ from absl import logging
 
 from g16net.data import walk
 from g16net.data.sources.base import TRAIN, VALIDATION, check_labels, counted_from_1, held_out, listed
-from g16net.data.splits import choose, role, share
+from g16net.data.splits import ALL, choose, role, share
 from g16net.errors import UserError
 
 
@@ -44,7 +44,9 @@ def ask(split: str, found: Any, where: str, train_split: str = "") -> Asked:
     if len(found) == 1:
         (sole,) = found
         if role(sole) in (None, TRAIN):
-            asked, trained = (TRAIN if name == sole else name for name in (split, train_split))
+            trained = TRAIN if train_split == sole else train_split
+            named = split == sole and role(sole) is None
+            asked = (TRAIN if split == train_split else ALL) if named else split
             return Asked(sole, sole, share(asked, trained, where))
     remedy = "Name the splits: --config.data.train_split=NAME --config.data.eval_split=NAME"
     chosen = choose(split, found, where, remedy)

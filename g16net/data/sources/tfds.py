@@ -101,7 +101,9 @@ def _prepared(name, data_dir):
         if os.path.relpath(parent, root).count(os.sep) >= 1:
             folders.clear()
     configs = sorted({os.path.dirname(os.path.relpath(folder, root)) for folder in found})
-    if len(configs) > 1:
+    if configs[:1] == [""]:  # without one: the set by its name alone
+        found = [folder for folder in found if os.path.dirname(folder) == root]
+    elif len(configs) > 1:
         raise UserError(
             f"tfds:{name}: {root} holds its configurations {listed(configs)}; name one: "
             f"--data=tfds:{name}/{configs[0]} --config.data.dir={data_dir}"
