@@ -12,7 +12,7 @@ from made_data import class_folders
 
 from g16net import compat
 from g16net import config as config_lib
-from g16net.cli import command, environment, modes
+from g16net.cli import command, environment
 from g16net.cli import main as cli
 from g16net.cli.modes import MODES
 from g16net.config import FIELDS
@@ -276,12 +276,22 @@ def test_what_tensorflow_says_of_data_is_told_without_its_nodes(monkeypatch, tmp
     assert not any(mark in str(told.value) for mark in ("{{", "}}", "[Op:"))
 
 
-@pytest.mark.parametrize("mode", [mode for mode, row in MODES.items() if "check" in row.checks])
-def test_what_can_be_done_passes_the_check_of_its_mode(mode, tmp_path):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return untrained_run(tmp_path_factory.mktemp("run"), tiny())
+
+
+@pytest.mark.parametrize("mode", [mode for mode, row in MODES.items() if not row.alone])
+def test_what_can_be_done_passes_all_that_is_checked_before(mode, run, tmp_path, capsys):
     class_folders(tmp_path / "images", {"a": 1})
-    given = {"predict": {"images": [str(tmp_path / "images")]}}.get(mode, {})
-    weights = str(tmp_path / "weights") if mode == "adopt" else ""
-    modes.function(mode, "check")(tiny(init__checkpoint=weights), **given)
+    weights = [f"--workdir={tmp_path}/new", "--data=synthetic", f"--config.init.checkpoint={run}"]
+    more = {
+        "adopt": ["--experiment=g16_ln_pn:demo,variant=NANO", "--config.data.num_classes=5", *weights],
+        "verify_export": ["--mode=export,verify_export"],
+        "predict": [f"--images={tmp_path}/images"],
+    }
+    status, shown = call(capsys, f"--workdir={run}", "--dry_run", f"--mode={mode}", *more.get(mode, []))
+    assert status == 0 and "parameters" in shown, shown
 
 
 def test_what_new_trainings_alone_are_asked_is_not_asked_of_a_run_that_has_begun(tmp_path):
