@@ -99,7 +99,7 @@ def _norm_rates(norm, dtype, seconds):
     if kind.over_batch:  # TensorFlow makes it a part of the convolution before it: what is left is the activation
         inference = pass_seconds([keras.layers.Activation("swish")], NORMED, dtype, seconds)[0]
     kinds = ("norm",) if kind.owns_activation else ("norm", "activation")
-    rows = [counts.Layer("stem_norm", kind, shape[0], shape[1], *shape[2:] * 2, 1, 1, 1, 0, 0, 0) for kind in kinds]
+    rows = [counts.Layer("stem_norm", kind, shape[0], shape[1], shape[2], shape[2], 1, 1, 1, 0, 0, 0) for kind in kinds]
     without, within = (
         [roofline.work(row, row.elements, norm, dtype, batch, training, fused=True) for row in rows]
         for training in (False, True)

@@ -216,7 +216,7 @@ def foreign(config, peers, classes):
     sizes = config.benchmark.sizes or (config.data.train_size,)
 
     def options(model, kind, more):
-        macs = {size: counts.count(variant, *kind, size, classes).macs for size in sizes}
+        macs = {size: counts.count(variant, *kind, size=size, num_classes=classes).macs for size in sizes}
         return lambda dtype: {"model": model, "dtype": dtype, "multiply_adds": macs, **more}
 
     if "timm" in peers:

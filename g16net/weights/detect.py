@@ -415,7 +415,7 @@ def _timm_network(path, shapes):
         any(".se." in name for name in shapes), shapes["blocks.1.0.conv_dw.weight"][1], expanded // inside,
         norms.published("timm", over_batch=over_batch),
     )  # fmt: skip
-    _check_timm(path, shapes, timm.shapes(*list(network.values())[:3], over_batch))
+    _check_timm(path, shapes, timm.shapes(*list(network.values())[:3], over_batch=over_batch))
     return network, over_batch
 
 
