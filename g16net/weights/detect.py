@@ -379,9 +379,7 @@ def _keras_input(arrays, layers):
     if not met:  # a layer of a kind of its own holds the network
         return _keras_input(arrays, ())
     doubt = f"the layers {', '.join(unknown)} before the stem are not read; the others'" if unknown else None
-    if len(set(read)) < len(
-        read
-    ):  # one is in a model within the model, whose arrays are stored by the layer's name alone
+    if len(set(read)) < len(read):  # one is within another model, and files name the layer alone
         doubt = f"two normalization layers are both named {max(read, key=read.count)}; the values of one for both"
     return -offset / scale / 255, 1 / scale / 255, doubt
 
