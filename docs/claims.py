@@ -107,6 +107,8 @@ def load(patterns):
     for group in groups:
         for run in group.runs:
             rows = points.measured([group._replace(runs=[run])])
+            if not rows:  # evaluated with other weights than the run's alone
+                continue
             one, config = rows[0], run.config
             network, train, native = (one["variant"], _name(one)), one["train_size"], one["native_size"]
             half, passes = train < native, config["run.epochs"]

@@ -36,6 +36,7 @@ STEPS = (
     Step("24 pixels, then the last two stages at 32", "G16 ln_pn", half=True),
 )
 EPOCHS = 12  # of the baselines
+LAYERS = "top,block7,block6"  # that the last step tunes
 
 
 def step_of(run):
@@ -50,12 +51,22 @@ def step_of(run):
     return named[0] if named else None
 
 
+def tunings(run):
+    """The rows of a run's fine-tunings that are its step's: of `LAYERS`, at the size of its tests, in the usual folder,
+    and else as the training."""
+    wanted = LAYERS, run.config["data.eval_size"], "", {}
+    found = [
+        ((row.get("layers"), row["size"], row.get("folder", ""), row.get("changed", {})), row) for row in run.finetuned
+    ]
+    return [row for how, row in found if how == wanted]
+
+
 def accuracies(found):
     """{step: {epochs: [top-1 in % of each seed]}}."""
     table, names = {}, {}
     for group in runs.group([run for run in found if step_of(run)]):
         step, epochs = step_of(group.runs[0]), group.config["run.epochs"]
-        rows = [row for run in group.runs for row in (run.finetuned if step.half else [run.train] if run.train else [])]
+        rows = [row for run in group.runs for row in (tunings(run) if step.half else [run.train] if run.train else [])]
         if epochs in table.get(step, {}):
             raise SystemExit(f"error: two kinds of runs of {epochs} epochs: {names[step, epochs]}; {group.name}")
         if rows:
@@ -146,7 +157,7 @@ if __name__ == "__main__":
     parser.add_argument("--figure", default="", help="image to draw accuracy over time to")
     arguments = parser.parse_args()
     *patterns, alone = arguments.runs.split(",")
-    seconds = [row["seconds"] for run in runs.load([alone]).runs for row in run.finetuned]
+    seconds = [row["seconds"] for run in runs.load([alone]).runs for row in tunings(run)]
     loaded, tuned_in = runs.load(patterns), statistics.median(seconds) if seconds else None
     text = table(loaded, tuned_in)
     if arguments.figure:

@@ -14,5 +14,6 @@ def get_config(arg=""):
     args = config_lib.parse_arg(arg, variant="", resolution="native", small=False, demo=False, parts=4)
     rest = [part for part in arg.split(",") if not part.strip().startswith("parts")]
     config = experiments.load("g16_ln_pn", ",".join(rest))
+    config_lib.check_fields(config)  # an unknown variant has no sizes
     config.data.progressive = recipe.progressive_sizes(config.model.variant, args.resolution, args.parts)
     return config

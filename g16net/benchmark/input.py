@@ -15,11 +15,13 @@ from absl import logging
 from g16net import compat, extras, host
 from g16net.data import order as orders
 from g16net.data import transforms
+from g16net.data.each import each
 from g16net.data.sources.folder import list_images
-from g16net.errors import UserError
+from g16net.errors import RunError, UserError
 from g16net.run import assemble
 
 PEERS = ("timm", "tf")
+JPEGS = 256  # images that are looked at before bare decoding, of JPEG alone, is timed
 
 
 def check(config, peers=()):
@@ -38,6 +40,10 @@ def benchmark_data(config, workdir, peers=(), rounds=5, seconds=2.0):
 
     Stages add up: `read` alone, then with `decode` (bare `decode_and_crop_jpeg` of the training boxes), with
     `crop_resize` (the training transform without a policy), with `augment`, and `batch`, the pipeline that trains.
+
+    Raises:
+        UserError: a peer that does not read such data; a batch larger than the data.
+        RunError: a stage, or a peer, that can read none of the first images.
     """
     check(config, peers)
     source = assemble.open_source_of(config, "train")
@@ -82,6 +88,11 @@ def benchmark_data(config, workdir, peers=(), rounds=5, seconds=2.0):
 def stages(config, source):
     """{stage: function that gives an endless iterator over batches}; a batch has the images along its first axis."""
     size, batch = config.data.train_size, config.run.global_batch
+    if batch > source.num_examples:
+        raise UserError(
+            f"run.global_batch={batch} is more than the {source.num_examples} images of {source.name}, split "
+            f"{source.split}; set it to at most {source.num_examples}"
+        )
     plain = config.copy_and_resolve_references()
     plain.data.augment = "none"
 
@@ -95,21 +106,25 @@ def stages(config, source):
         box = transforms.random_box(tf.image.extract_jpeg_shape(image), seed, area=(config.data.area_min, 1.0))
         return tf.image.decode_and_crop_jpeg(image, box, channels=3)[0, 0]
 
-    runs = {"read": rows(source, read, batch)}
-    if source.encoded and is_jpeg(source):
-        runs["decode"] = rows(source, decode, batch)
-    runs["crop_resize"] = rows(source, unmixed(plain), batch)
+    remedy = "; leave data.jpeg=true out where not every image is a JPEG" if config.data.jpeg else ""
+    remedy = f"--mode=inspect_data shows what is wrong with them{remedy}"
+    functions = {"read": read, "decode": decode, "crop_resize": unmixed(plain)}
+    if not source.encoded or not all_jpeg(source):
+        del functions["decode"]
     if config.data.augment != "none":
-        runs["augment"] = rows(source, unmixed(config), batch)
+        functions["augment"] = unmixed(config)
+    runs = {name: rows(f"stage {name}", source, function, batch, remedy) for name, function in functions.items()}
     # targets, one an image: mixed on the device, the images are a tuple
     runs["batch"] = lambda: (targets for _, targets, *_ in assemble.train_batches(config, source))
     logging.info("Timing %s at %d pixels, batch %d", ", ".join(runs), size, batch)
     return runs
 
 
-def is_jpeg(source):
-    record = next(iter(source.stream(orders.Order(1, 1, epochs=1)).unbatch().map(source.read)))
-    return bool(tf.io.is_jpeg(record["image"]))
+def all_jpeg(source):
+    """Whether each of `JPEGS` images, spread over `source`, is a JPEG; of others bare decoding would fail at once."""
+    order = orders.Order(min(JPEGS, source.num_examples), 1, seed=0, epochs=1)
+    jpegs = each(source.stream(order).unbatch(), lambda row: tf.io.is_jpeg(source.read(row)["image"]))
+    return all(jpegs.as_numpy_iterator())
 
 
 def unmixed(config):
@@ -118,25 +133,35 @@ def unmixed(config):
     return lambda record, seed: transform(record, seed)["image"]
 
 
-def rows(source, function, batch):
+def rows(name, source, function, batch, remedy):
     """Endless batches of `function(record, seed)` in the training order, images side by side on all cores.
 
-    Those that raise are left out: corrupt ones and, where only JPEG is taken, others.
+    Those that raise are left out, as corrupt ones do; RunError, with `name` and `remedy`, where the first ones all do:
+    the endless order would never give a batch.
     """
 
-    def make():
-        order = orders.Order(source.num_examples // batch * batch, batch, seed=0)
-        data = source.stream(order).unbatch()
-
+    def examples(order):
         def example(row):
             seed = orders.seeds(orders.TRANSFORM, 0, row["epoch"], row["position"])
             return function(source.read(row), seed)
 
-        data = data.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        data = compat.ignore_errors(data, log=False)
+        data = source.stream(order).unbatch()
+        return data.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def make():
+        order = orders.Order(source.num_examples // batch * batch, batch, seed=0)
+        data = compat.ignore_errors(examples(order), log=False)
         return iter(data.batch(batch).prefetch(2))
 
-    return make
+    first = min(max(2 * batch, 64), source.num_examples)
+    found, why = iter(examples(orders.Order(first, 1, seed=0, epochs=1))), ""
+    for _ in range(first):
+        try:
+            next(found)
+            return make
+        except tf.errors.OpError as error:
+            why = compat.reason(error)
+    raise RunError(f"{name} can read none of the first {first} images of {source.name} ({why}); {remedy}")
 
 
 def plain_tensorflow(config, source):
@@ -156,7 +181,8 @@ def plain_tensorflow(config, source):
 
     if not source.encoded:
         raise UserError(f"--peers=tf compares decoding, but {source.name} holds arrays; use a folder or TFRecords")
-    return rows(source, example, config.run.global_batch)
+    remedy = "leave --peers=tf out, or --mode=inspect_data shows what is wrong with them"
+    return rows("--peers=tf", source, example, config.run.global_batch, remedy)
 
 
 def timm_rate(config):

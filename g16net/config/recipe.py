@@ -223,10 +223,17 @@ def progressive_sizes(variant: str, resolution: str, parts: int = 4) -> Tuple[in
     """At most `parts` growing training sizes from about half the final one on, for `data.progressive`.
 
     All leave the final size's remainder by the network's stride, as 'SAME' padding asks for.
+    One part is the final size alone.
+
+    Raises:
+        ConfigError: `parts` is below 1.
+        ValueError: no such variant.
     """
-    row = architecture.VARIANTS[variant]
+    if parts < 1:
+        raise ConfigError(f"experiment argument 'parts' is the number of training sizes, at least 1; got {parts}")
+    row = architecture.get_variant(variant)
     last = (row.half or row.native) if resolution == "half" else row.native
-    wanted = [last // 2 + (last - last // 2) * part // (parts - 1) for part in range(parts)]
+    wanted = [last // 2 + (last - last // 2) * part // (parts - 1) for part in range(parts - 1)] + [last]
     return tuple(sorted({nearest_sizes(size, last, row.stride)[-1] for size in wanted}))
 
 

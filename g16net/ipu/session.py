@@ -65,6 +65,15 @@ def poprun():
     return popdist
 
 
+def instance():
+    """The index of this process among those of poprun; 0 without poprun."""
+    try:
+        import popdist
+    except ImportError:
+        return 0
+    return popdist.getInstanceIndex() if popdist.isPopdistEnvSet() else 0
+
+
 def device_config(ipu, config, plan):
     """The SDK's `IPUConfig` for a run, not yet applied."""
     cfg = ipu.config.IPUConfig()

@@ -111,13 +111,17 @@ def _results(run):
     results.update({(row["size"], "", ""): row["top1"] for row in own if not _in_other_precision(row)})
     for row in own:  # it counts where there is nothing else
         results.setdefault((row["size"], "", ""), row["top1"])
-    for row in run.finetuned:
-        if runs.of_others(run, row):
-            continue
+    for row in sorted(own_finetuned(run), key=_in_other_precision):  # the run's own precision first, too
         if row.get("weights", weights) == weights:  # those that it began from
             results.setdefault((row["size"], "", ""), row["top1_before"])
-        results[row["size"], row.get("layers", "top"), row.get("folder", "")] = row["top1"]
+        key = row["size"], row.get("layers", "top"), row.get("folder", "")
+        results[key] = results.get(key, row["top1"]) if _in_other_precision(row) else row["top1"]
     return [(*key, top1) for key, top1 in results.items()]
+
+
+def own_finetuned(run):
+    """The rows of a run's fine-tunings, without those on other images or of other weights than its own."""
+    return [row for row in run.finetuned if not runs.of_others(run, row)]
 
 
 def _in_other_precision(row):
@@ -134,11 +138,10 @@ def _of_size(group, size, key):
 
 
 def _rows(run):
-    """All that was evaluated, whatever the weights: for what does not depend on them. In another precision than the
-    run's, no speeds."""
-    for row in run.evaluations:
-        yield dict(row, images_per_second=None) if _in_other_precision(row) else row
-    yield from run.finetuned
+    """All that was evaluated, whatever the weights: for what does not depend on them. Without the speeds of what was
+    changed, such as the precision or where the images lie."""
+    for row in run.evaluations + run.finetuned:
+        yield dict(row, images_per_second=None) if row.get("changed") else row
     if run.train:
         of_training = {"size": run.train.get("eval_size", run.config["data.eval_size"])}
         of_training["multiply_adds"] = run.train.get("multiply_adds")
@@ -316,4 +319,4 @@ def finetune_seconds(group, layers=None, folder=""):
     def asked(row):
         return layers is None or (layers, folder) == (row.get("layers", "top"), row.get("folder", ""))
 
-    return _median(sum(row.get("seconds", 0.0) for row in run.finetuned if asked(row)) for run in group.runs)
+    return _median(sum(row.get("seconds", 0.0) for row in own_finetuned(run) if asked(row)) for run in group.runs)

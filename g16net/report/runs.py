@@ -41,7 +41,7 @@ class Run(NamedTuple):
     each.
     finetuned: rows with "size", "top1", "top1_before", ..., and "folder" where it is not "finetune".
     commands: {mode: command}. versions: of the training. note: what else must be known of these figures.
-    data: a digest of the training split, "" where the run kept none.
+    data, tested: digests of the training split and of the images tested on, "" where the run kept none.
     """
 
     folder: str
@@ -54,6 +54,7 @@ class Run(NamedTuple):
     versions: dict
     note: str = ""
     data: str = ""
+    tested: str = ""
 
 
 class Loaded(NamedTuple):
@@ -93,23 +94,28 @@ def load(patterns):
 
 
 def _tell_data_apart(found):
-    """Gives each data set (`Run.data`) one name, as "data" in the configs, and another one than those of its name and
-    selection that are not the same."""
+    """Gives each data set (`Run.data`, `Run.tested`) one name, as "data" in the configs, and another one than those of
+    its name and selection that are not the same. Runs that do not say what they were tested on are of the first set
+    with their training split."""
     first, same = {}, {}
-    for run in found:
+    for run in sorted(found, key=lambda run: not run.tested):
         named = run.config.pop("data", None)  # by a report, whose folders are cut off
         if run.data:
             selection = tuple(run.config.get(field) for field in SELECTION)
-            one = first.setdefault((run.data, selection), [data_name(run.config), named, []])
+            of_training = first.setdefault((run.data, selection), {})
+            tested = run.tested or next(iter(of_training), "")
+            one = of_training.setdefault(tested, [data_name(run.config), named, []])
             one[1] = one[1] or named
             one[2].append(run)
-    for (digest, selection), (name, named, alike) in first.items():
-        same.setdefault((name, selection), []).append((digest, named, alike))
+    for (digest, selection), of_training in first.items():
+        for tested, (name, named, alike) in of_training.items():
+            mark = digest[:6] + (f" tested on {tested[:6]}" if len(of_training) > 1 else "")
+            same.setdefault((name, selection), []).append((mark, named, alike))
     for (name, _), sets in same.items():
         above = [os.path.basename(os.path.dirname(alike[0].config["data.dir"] or "")) for *_, alike in sets]
-        for place, (digest, named, alike) in zip(above, sets):
-            own = named or (f"{place}/{name}" if above.count(place) == 1 and place not in ("", "...") else "")
-            shown = (own or f"{name} {digest[:6]}") if len(sets) > 1 else name
+        owns = [named or ("" if at in ("", "...") else f"{at}/{name}") for at, (_, named, _) in zip(above, sets)]
+        for own, (mark, _, alike) in zip(owns, sets):
+            shown = name if len(sets) == 1 else own if own and owns.count(own) == 1 else f"{name} {mark}"
             for run in alike:
                 if shown != data_name(run.config):
                     run.config["data"] = shown
@@ -125,7 +131,7 @@ def _add(loaded, folder):
     try:
         if os.path.exists(Workdir(folder).config):
             run = read(folder)
-            if run.train or run.finetuned or not all(of_others(run, row) for row in run.evaluations):
+            if run.train or not all(of_others(run, row) for row in run.evaluations + run.finetuned):
                 loaded.runs.append(run)
                 loaded.problems.extend(_other_weights(run))
             elif not _belongs(folder, ("benchmark", "costs")):
@@ -248,6 +254,7 @@ def read(folder):
         raise UserError(f"{folder}: config.json is not that of a resolved run ({error})") from None
     results = {mode: _json(os.path.join(folder, f"{mode}.json"), missing={}) for mode in MODES}
     try:
+        data = _json(Workdir(folder).data, missing={})
         return Run(
             folder,
             config,
@@ -257,7 +264,8 @@ def read(folder):
             _finetuned(folder),
             {mode: result["command"] for mode, result in results.items() if "command" in result},
             results["train"].get("versions", {}),
-            data=_json(Workdir(folder).data, missing={}).get("digest") or "",
+            data=data.get("digest") or "",
+            tested=data.get("tested", {}).get("digest") or "",
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: its files are not those of a run: {type(error).__name__} {error}") from None

@@ -9,6 +9,7 @@ from g16net.config import experiments, recipe
 from g16net.errors import ConfigError, UserError, suggest
 from g16net.run import resolve
 
+DATA = ("data.name", "data.dir")  # fields that name data, as `data` does
 MODES = ("train", "finetune", "evaluate", "export")  # what a run may do
 
 
@@ -64,9 +65,9 @@ def _fill(value, own):
 def load(experiment, assignments=(), data=""):
     """The runs of the sweep file `experiment` (`NAME`, `FILE.py` or `FILE.py:ARG`), checked.
 
-    `assignments`, `[(key, text), ...]`, are set in every run, and so is `data`, unless it is "". Each run gets "after",
-    the run that trains for it or None, and "cpus" and "gpus", what it asks of a cluster. Raises UserError, which names
-    the run, for what would end one later.
+    `assignments`, `[(key, text), ...]`, are set in every run, and so is `data`, unless it is "", in place of all data
+    that the runs name, by fields too. Each run gets "after", the run that trains for it or None, and "cpus" and "gpus",
+    what it asks of a cluster. Raises UserError, which names the run, for what would end one later.
     """
     module, arg = experiments.module(experiment, "sweeps")
     if not hasattr(module, "get_runs"):
@@ -76,11 +77,14 @@ def load(experiment, assignments=(), data=""):
     runs, names, trainers = module.get_runs(arg), set(), {}
     if not runs:
         raise ConfigError(f"sweep file {module.__file__!r}: get_runs({arg!r}) gives no runs")
-    named = sorted({one["data"] for one in runs} - {""})
+    given = {key for key, _ in assignments}
+    named = sorted({_data_of(one, given) for one in runs} - {""})
     if data and len(named) > 1:
         raise UserError(f"--data={data}: the runs name several data sets, {' and '.join(named)}; leave it out")
     for one in runs:
-        one["data"] = data or one["data"]
+        if data:
+            one["data"] = data
+            one["fields"] = {key: value for key, value in one["fields"].items() if key not in DATA}
         one["fields"] = {**one["fields"], **{key: config_lib.parse_value(key, text) for key, text in assignments}}
         _check(one, names)
         names.add(one["name"])
@@ -91,6 +95,12 @@ def load(experiment, assignments=(), data=""):
         if "train" in one["modes"]:
             trainers.setdefault(trained, one["name"])
     return runs
+
+
+def _data_of(one, given):
+    """The data that a run names, by `data` or by fields that are not `given` on the command line; "" for none."""
+    fields = [str(one["fields"][key]) for key in DATA if key in one["fields"] and key not in given]
+    return " ".join(filter(None, [one["data"], *fields]))
 
 
 def part(runs, shard):

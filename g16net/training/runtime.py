@@ -54,10 +54,10 @@ def check(config: ConfigDict, updates_per_epoch: int) -> None:
 def chief(config: ConfigDict, all_workers: bool = True) -> bool:
     """Whether this process writes the run's files; known before devices are touched.
 
-    Without modes of `all_workers`, a run of poprun is used on the host, in one process.
+    Without modes of `all_workers`, a run of poprun is used on the host, in one process: within poprun its first.
     """
     if config.runtime.strategy == "multiworker":
         return workers.cluster(config)[1] == 0
-    if config.runtime.strategy == "popdist" and all_workers:
-        return session.poprun().getInstanceIndex() == 0
+    if config.runtime.strategy == "popdist":
+        return (session.poprun().getInstanceIndex() if all_workers else session.instance()) == 0
     return True

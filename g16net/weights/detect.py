@@ -349,16 +349,17 @@ def _keras_input(arrays, layers):
 
     `doubt` is None, or says what of it is not in the file.
     """
-    stored = next((v for name, v in arrays.items() if re.fullmatch(r"normalization(_\d+)?", name) and len(v) > 1), None)
+    stored = [v for name, v in arrays.items() if re.fullmatch(r"normalization(_\d+)?", name) and len(v) > 1]
     scale, offset = np.ones(3), np.zeros(3)  # of the input of 0..255
     if not layers:
-        if stored is None:
+        if not stored:
             return timm.MEAN, timm.STD, "the file has no normalization layer; ImageNet's values"
-        mean, variance = (np.asarray(value, np.float64).ravel() for value in stored[:2])
+        mean, variance = (np.asarray(value, np.float64).ravel() for value in stored[0][:2])
         # ImageNet's weights have the deviation for the variance; the network divides by its root once more
         imagenet = variance.shape == (3,) and np.allclose(variance, timm.STD, atol=1e-5)
-        return mean, variance if imagenet else np.sqrt(variance), None
-    unknown, met = [], False
+        doubt = "of several normalization layers, whose order the file does not tell, the first's values"
+        return mean, variance if imagenet else np.sqrt(variance), doubt if len(stored) > 1 else None
+    unknown, read, met = [], [], False
     for layer in _flat(layers):
         kind, form = layer["class_name"], layer["config"]
         if form["name"].startswith("stem_conv"):
@@ -367,8 +368,10 @@ def _keras_input(arrays, layers):
         if kind == "Rescaling":
             factor = np.asarray(form["scale"], np.float64)
             scale, offset = scale * factor, offset * factor + np.asarray(form["offset"], np.float64)
-        elif kind == "Normalization" and (stored is not None or form.get("mean") is not None):
-            given = (form["mean"], form["variance"]) if form.get("mean") is not None else stored[:2]
+        elif kind == "Normalization" and (form.get("mean") is not None or len(arrays.get(form["name"], ())) > 1):
+            if form.get("mean") is None:
+                read.append(form["name"])
+            given = arrays[form["name"]][:2] if form.get("mean") is None else (form["mean"], form["variance"])
             mean, variance = (np.asarray(value, np.float64).ravel() for value in given)
             scale, offset = scale / np.sqrt(variance), (offset - mean) / np.sqrt(variance)
         elif kind != "InputLayer" and not kind.startswith("Random"):
@@ -376,6 +379,8 @@ def _keras_input(arrays, layers):
     if not met:  # a layer of a kind of its own holds the network
         return _keras_input(arrays, ())
     doubt = f"the layers {', '.join(unknown)} before the stem are not read; the others'" if unknown else None
+    if len(set(read)) < len(read):  # one is within another model, and files name the layer alone
+        doubt = f"two normalization layers are both named {max(read, key=read.count)}; the values of one for both"
     return -offset / scale / 255, 1 / scale / 255, doubt
 
 

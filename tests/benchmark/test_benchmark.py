@@ -13,7 +13,7 @@ from g16net import compat
 from g16net.benchmark import contenders
 from g16net.benchmark import networks as benchmark
 from g16net.benchmark.contenders import ours
-from g16net.config import experiments
+from g16net.config import experiments, recipe
 from g16net.costs import counts
 from g16net.data import waiting
 from g16net.data.waiting import Waiting
@@ -39,6 +39,18 @@ def test_a_change_of_one_contender_is_its_own():
         "NANO G16 ln_pn +runtime.jit=true": (False, True),
     }
     assert not config.runtime.recompute and not config.runtime.jit
+
+
+def test_networks_have_the_classes_of_their_data(tmp_path):
+    assert benchmark.num_classes(run_of(), str(tmp_path)) == 10  # the field, which is for synthetic data
+    assert benchmark.num_classes(run_of(data__num_classes=7), str(tmp_path)) == 7
+    digits = experiments.load("g16_ln_pn:demo,variant=TINY")
+    digits.data.name = "digits"
+    assert benchmark.num_classes(recipe.resolve(digits), str(tmp_path)) == 10
+    (tmp_path / "classes.json").write_text('["ant", "bee", "cat"]')
+    assert benchmark.num_classes(recipe.resolve(digits), str(tmp_path)) == 3
+    digits.benchmark.input = True
+    assert benchmark.num_classes(recipe.resolve(digits), str(tmp_path)) == 10  # which it reads
 
 
 @slow_with_keras3

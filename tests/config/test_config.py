@@ -248,6 +248,7 @@ def refuses(changes, match):
         ("variant=B0", (128, 160, 192, 224)),
         ("variant=B2,resolution=half", (96, 128, 160, 192)),
         ("variant=B3,parts=3", (172, 236, 300)),
+        ("variant=B3,parts=1", (300,)),
         ("variant=TINY", (16, 32)),
         ("demo", (16, 24, 32)),
     ],
@@ -256,6 +257,14 @@ def test_progressive_sizes_grow_and_keep_the_remainder(arg, sizes):
     config = recipe.resolve(experiments.load(f"g16_ln_pn_progressive:{arg}"))
     assert config.data.progressive == sizes and config.data.train_size == sizes[-1]
     assert len({size % architecture.VARIANTS[config.model.variant].stride for size in sizes}) == 1
+
+
+@pytest.mark.parametrize(
+    "arg, match", [("parts=0", "'parts'.*at least 1; got 0"), ("variant=b3", "'model.variant'.*Did you mean 'B3'")]
+)
+def test_arguments_of_growing_sizes_that_cannot_be(arg, match):
+    with pytest.raises(ConfigError, match=match):
+        experiments.load(f"g16_ln_pn_progressive:{arg}")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from g16net.config import experiments, recipe
 from g16net.data import make_set, mix_on_device
 from g16net.data import service as data_service
 from g16net.diagnostics import inspect_data
-from g16net.errors import UserError
+from g16net.errors import RunError, UserError
 from g16net.run import assemble
 
 pytestmark = pytest.mark.once
@@ -131,7 +131,25 @@ def test_benchmark_data_of_mixed_formats_counts_images(tmp_path):
     changes = {"data__mixup": 0.1, "data__mix_on_device": True, "data__max_corrupt": 0.5, "run__global_batch": 4}
     config = run_of(("folder", str(tmp_path / "photos")), **changes)
     stages = benchmark_data.stages(config, assemble.open_source_of(config, "train"))
+    assert list(stages) == ["read", "crop_resize", "batch"]  # bare decoding takes JPEG alone, and would skip the others
     assert {name: len(next(make())) for name, make in stages.items()} == dict.fromkeys(stages, 4)
+
+
+def test_benchmark_data_that_nothing_can_be_read_of_ends(tmp_path):
+    """Its order is endless: it would look for a first image forever."""
+    for i in range(6):
+        picture = tf.io.encode_png(np.full([40, 40, 3], 9 * i, np.uint8))
+        tf.io.write_file(str(tmp_path / f"photos/{'ant' if i % 2 else 'bee'}/{i}.png"), picture)
+    place = "folder", str(tmp_path / "photos")
+    jpeg = run_of(place, data__jpeg=True, run__global_batch=4)
+    source = assemble.open_source_of(jpeg, "train")
+    with pytest.raises(RunError, match=r"stage crop_resize can read none of the first \d images.*leave data.jpeg=true"):
+        benchmark_data.stages(jpeg, source)
+    with pytest.raises(UserError, match="run.global_batch=8 is more than the . images"):
+        benchmark_data.stages(run_of(place), source)
+    unread = source._replace(read=lambda row: dict(source.read(row), image=tf.constant("no picture")))
+    with pytest.raises(RunError, match="--peers=tf can read none.*leave --peers=tf out"):
+        benchmark_data.plain_tensorflow(jpeg, unread)
 
 
 @pytest.mark.parametrize(

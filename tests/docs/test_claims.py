@@ -72,6 +72,15 @@ def test_runs_are_compared_by_size_and_seed(tmp_path):
     assert rows["natively trained networks are more accurate at the next larger test size"][-2:] == ["34", "show it |"]
 
 
+def test_a_run_without_figures_of_its_own_weights_is_left_out(tmp_path):
+    runs = write(tmp_path, {(16, "bn", 48): 0.88}, seeds=1)
+    for name in ("train.json", "evaluate.json"):
+        (tmp_path / "s-16-bn-48-0" / name).unlink()
+    raw = {"kind": "evaluation", "weights": "raw", "size": 48, "top1": 0.5}
+    (tmp_path / "s-16-bn-48-0" / "evaluations.jsonl").write_text(json.dumps(raw) + "\n")
+    assert len(claims.load(runs)[0]) == 2
+
+
 def test_equal_cost_is_the_nearest_network_at_most_so_far_apart(tmp_path):
     found, everything, _ = claims.load(write(tmp_path, {(16, "bn", 48): 0.88, (1, "bn", 48): 0.87}, seeds=1))
     costs = {(run.network, run.size): run.costs["multiply-adds"] for run in found}
@@ -190,8 +199,20 @@ def test_the_headline_adds_up_epochs_and_fine_tuning(tmp_path):
     ):  # fmt: skip
         tuned = (48,) * (size < 48)
         made = {"group_size": group_size, "norm": norm, "train_size": size, "top1": top1, "finetuned": tuned}
+        made["layers"] = headline.LAYERS
         made_runs.write(tmp_path / "runs" / name, **made, data__crop=crop, **shared)
+    stages = json.loads((tmp_path / "runs" / "c" / "finetune" / "48" / "finetune.json").read_text())
+    for place, other in (
+        ("finetune/32", {"size": 32}),
+        ("slower/48", {}),
+        ("finetune/top", {"layers": "top"}),
+        ("finetune/float16", {"changed": {"runtime.precision": "mixed_float16"}}),
+    ):  # none is the step's
+        (tmp_path / "runs" / "c" / place).mkdir(parents=True)
+        row = json.dumps({**stages, "top1": 0.1, "seconds": 1e4, **other})
+        (tmp_path / "runs" / "c" / place / "finetune.json").write_text(row)
     loaded = headline.runs.load([str(tmp_path / "runs")])
+    assert [[row["seconds"] for row in headline.tunings(run)] for run in loaded.runs] == [[], [], [9.0], []]
     for run, speed in zip(loaded.runs, (500.0, 1000.0, 2000.0)):
         timed = {"task": "train", "network": run.config, "size": run.config["data.train_size"]}
         with_input = {"images_per_second": {"median": speed}}

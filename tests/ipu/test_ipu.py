@@ -13,7 +13,7 @@ from g16net import compat, export
 from g16net.config import experiments, recipe
 from g16net.errors import ConfigError, RunError, UserError
 from g16net.run import assemble, checkpoint, records
-from g16net.training import callbacks, evaluate, train
+from g16net.training import callbacks, evaluate, runtime, train
 
 if compat.KERAS3:
     pytest.skip("the IPU SDK has Keras 2.6; its models and optimizers do not exist in Keras 3", allow_module_level=True)
@@ -521,6 +521,19 @@ def keras_sgd(rate):
 
 
 # poprun
+
+
+@pytest.mark.parametrize("all_workers", [True, False])
+def test_the_first_process_of_poprun_writes(all_workers, machine):
+    config = tiny(runtime__strategy="popdist", ipu__splits="3a", ipu__replicas=2, runtime__micro_batch=16)
+    for index in (0, 1):
+        machine(poprun=poprun(instances=2, index=index))
+        assert runtime.chief(config, all_workers) == (index == 0)
+    machine(poprun={})
+    if not all_workers:  # an export on the host alone
+        assert runtime.chief(config, all_workers)
+        machine()
+        assert runtime.chief(config, all_workers)
 
 
 def test_poprun_that_does_not_fit_the_run(machine):

@@ -267,6 +267,41 @@ def test_accuracy_is_that_of_the_runs_own_images(tmp_path):
     assert found[48]["top1"] == native["top1"]
     (problem,) = loaded.problems
     assert "evaluations with data.eval_split=train at 48 px; the run is without" in problem
+    row.update(size=96, changed={"data.eval_resize": "bicubic"}, images_per_second=1e6)
+    records.append_line(folder / "evaluations.jsonl", {"kind": "evaluation", **row})
+    records.append_line(folder / "evaluations.jsonl", {"kind": "evaluation", **row, "size": 48})
+    before = {point["test_size"]: point for point in points.measured(one_again(folder))}
+    assert sorted(before) == [32, 48, 64] and all(p["infer_images_per_second"] < 1e4 for p in before.values())
+
+
+def test_a_run_with_figures_of_others_alone_is_not_finished(tmp_path):
+    """A fine-tuning on other images of what was stopped, and no accuracy of its own."""
+    folder = made_runs.write(tmp_path / "run", train_size=32, finetuned=(48,), sizes=(48,))
+    for name in ("train.json", "evaluate.json", "evaluations.jsonl"):
+        (folder / name).unlink()
+    place = folder / "finetune" / "48" / "finetune.json"
+    row = json.loads(place.read_text())
+    assert len(runs.load([str(folder)]).runs) == 1
+    place.write_text(json.dumps(dict(row, changed={"data.eval_resize": "bicubic"})))
+    loaded = runs.load([str(folder)])
+    assert not loaded.runs and "not finished" in loaded.problems[0]
+
+
+def test_a_fine_tuning_in_another_precision_counts_where_there_is_nothing_else(tmp_path):
+    folder = made_runs.write(tmp_path / "run", train_size=32, finetuned=(48,))
+    own = json.loads((folder / "finetune" / "48" / "finetune.json").read_text())
+    other = made_runs.write(tmp_path / "other", train_size=32, finetuned=(48, 64))  # shares the training
+    for size in (48, 64):
+        place = other / "finetune" / str(size) / "finetune.json"
+        row = json.loads(place.read_text())
+        row.update(top1=0.99, top1_before=0.98, changed={"runtime.precision": "mixed_bfloat16"})
+        place.write_text(json.dumps(row))
+    for names in (("run", "other"), ("other", "run")):
+        (group,) = runs.group([runs.read(str(tmp_path / name)) for name in names])
+        found = {p["test_size"]: p["top1"]["mean"] for p in points.measured([group]) if p["finetuned"]}
+        assert found == {48: own["top1"], 64: 0.99}
+        plain = {p["test_size"]: p["top1"]["mean"] for p in points.measured([group]) if not p["finetuned"]}
+        assert plain[48] == own["top1_before"]
 
 
 def test_accuracy_and_speed_are_those_of_the_runs_own_precision_where_there_are_some(tmp_path):
@@ -335,6 +370,27 @@ def test_data_of_one_name_that_are_not_the_same_are_told_apart(tmp_path):
         (tmp_path / name / "data.json").write_text(json.dumps({"classes": [], "digest": "cccc3333"}))
     (group,) = runs.group(runs.load([str(tmp_path / "[de]")]).runs)
     assert len(group.runs) == 2 and runs.data_name(group.config) == "job1"
+
+
+def test_data_whose_test_images_changed_are_told_apart(tmp_path):
+    """Seeds 0 and 1 before the test split was extended, seed 2 after it; seed 3 by a version that kept no digest."""
+    for seed, tested in enumerate(("1111aaaa", "1111aaaa", "2222bbbb", None)):
+        made_runs.write(tmp_path / str(seed), data="/data/photos", seed=seed)
+        data = {"classes": [], "digest": "dddd0000", **({"tested": {"images": 9, "digest": tested}} if tested else {})}
+        (tmp_path / str(seed) / "data.json").write_text(json.dumps(data))
+    loaded = runs.load([str(tmp_path / "*")])
+    groups = {runs.data_name(group.config): len(group.runs) for group in runs.group(loaded.runs)}
+    assert groups == {"photos dddd00 tested on 1111aa": 3, "photos dddd00 tested on 2222bb": 1}
+    stored = runs.packed(loaded)
+    (tmp_path / "report.json").write_text(json.dumps(stored))
+    again = runs.group(runs.load([str(tmp_path / "report.json")]).runs)
+    assert {runs.data_name(group.config): len(group.runs) for group in again} == groups
+    for run in stored["runs"]:  # as reports were before
+        del run["tested"]
+        run["config"].pop("data")
+    (tmp_path / "report.json").write_text(json.dumps(stored))
+    (alone,) = runs.group(runs.load([str(tmp_path / "report.json")]).runs)
+    assert len(alone.runs) == 4 and runs.data_name(alone.config) == "photos"
 
 
 def test_fine_tunings_in_two_folders_are_two(tmp_path):

@@ -87,6 +87,12 @@ def test_the_same_run_on_other_data_is_another_training(tmp_path):
     runs = [f"sweep.run({n!r}, {TINY!r}, {fields}{str(tmp_path / folder)!r})" for n, folder in folders.items()]
     path = write(tmp_path / "fields.py", f"[{', '.join(runs)}]")
     assert [one["after"] for one in sweep.load(path)] == [None, None, "a"]
+    with pytest.raises(UserError, match="--data=digits: the runs name several data sets, .*first and .*second"):
+        sweep.load(path, data="digits")
+    (one,) = sweep.load(write(tmp_path / "one.py", f"[{runs[0]}]"), data="digits")
+    assert (one["data"], one["fields"]) == ("digits", {})
+    one, _, _ = sweep.load(path, [("data.name", "folder"), ("data.dir", str(tmp_path / "second"))], data="digits")
+    assert (one["fields"]["data.name"], one["fields"]["data.dir"]) == ("folder", str(tmp_path / "second"))
 
 
 @pytest.mark.parametrize(

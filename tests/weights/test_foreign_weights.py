@@ -384,6 +384,36 @@ def test_the_normalisation_within_a_wrapped_model_is_read(ending, tmp_path, capl
     assert "assumed" not in caplog.text
 
 
+@pytest.mark.skipif(compat.TF_VERSION < (2, 12), reason="this Keras has no .keras files")
+def test_each_normalization_layer_before_the_stem_has_its_own_values(tmp_path, caplog):
+    """A user's own, adapted to the data, stands before the one that keras.applications builds."""
+    base, image = tiny_of_keras_applications(input_shape=(32, 32, 3)), keras.Input((32, 32, 3))
+    own = keras.layers.Normalization()
+    wrapped = keras.Model(image, base(own(image)))
+    (inner,) = [layer for layer in base.layers if layer.__class__.__name__ == "Normalization"]
+    for layer, mean in ((own, [100.0, 110.0, 120.0]), (inner, [0.4, 0.5, 0.6])):
+        layer.set_weights([np.float32(mean), np.float32([4.0, 9.0, 16.0])] + layer.get_weights()[2:])
+        layer.finalize_state()
+    images = pixels(2, 32)
+    for ending in ("keras", "h5"):
+        path = str(tmp_path / f"wrapped.{ending}")
+        wrapped.save(path)
+        np.testing.assert_allclose(np.asarray(started_from(path)(images)), np.asarray(wrapped(images)), atol=1e-3)
+    assert "assumed" not in caplog.text
+
+
+def test_normalization_layers_that_a_file_does_not_tell_apart_are_a_doubt():
+    arrays = {f"normalization{end}": [np.full(3, 0.5), np.full(3, 4.0)] for end in ("", "_1")}
+    assert "of several normalization layers" in foreign_weights._keras_input(arrays, [])[2]
+    kinds = {"normalization": "Normalization", "normalization_1": "Normalization", "stem_conv": "Conv2D"}
+    layers = [{"class_name": kind, "config": {"name": name}} for name, kind in kinds.items()]
+    assert foreign_weights._keras_input(arrays, layers)[2] is None
+    said = foreign_weights._keras_input(arrays, [layers[0], *layers])[2]
+    assert said.startswith("two normalization layers are both named normalization;")
+    unread = {"class_name": "Normalization", "config": {"name": "elsewhere"}}
+    assert "layers Normalization before the stem" in foreign_weights._keras_input(arrays, [unread, *layers])[2]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(compat.TF_VERSION < (2, 12), reason="this Keras has no .keras files")
 def test_keras_applications_as_keras_writes_it(tmp_path):
