@@ -187,7 +187,7 @@ def test_scripts_run(tmp_path, monkeypatch):
     make_set.make_set(make_set.sample_photos(), str(tmp_path / "made"), images=60, classes=3)
     monkeypatch.chdir(tmp_path)
     scripts = [block.text for block in pages.blocks("docs/scripts.md") if block.mark == "tested"]
-    assert len(scripts) == 6
+    assert len(scripts) == 7
     for script in scripts:
         exec(script, {"__name__": "__main__"})
 
