@@ -190,7 +190,8 @@ def _call(node, layer):
     if layer["class_name"] in ("Functional", "Model", "Sequential"):
         raise ValueError(
             f"the {layer['class_name']} {layer['name']!r} is a model within the model, and tf-keras and Keras 3 number "
-            "the calls of such ones differently; apply its layers one by one, or save it in the generation that reads it"
+            "the calls of such ones differently; apply its layers one by one, or save the model in the generation that "
+            "reads it"
         )
     if not isinstance(node, dict):
         return node
