@@ -39,7 +39,14 @@ from g16net.compat.layers import (
     set_seed,
 )
 from g16net.compat.optimizers import Optimizer, keras_optimizer, keras_optimizers, scale_loss
-from g16net.compat.state import ACCUMULATORS, optimizer_state, read_optimizer_state, recount, write_optimizer_state
+from g16net.compat.state import (
+    ACCUMULATORS,
+    LATE,
+    optimizer_state,
+    read_optimizer_state,
+    recount,
+    write_optimizer_state,
+)
 
 if BACKEND == "tensorflow":
     from g16net.compat import ops_tensorflow as ops
@@ -50,6 +57,7 @@ else:
 
 __all__ = [
     "ACCUMULATORS",
+    "LATE",
     "BACKEND",
     "KERAS3",
     "KERAS_VERSION",

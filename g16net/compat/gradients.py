@@ -4,8 +4,18 @@ import tensorflow as tf
 
 
 def which_finite(gradients):
-    """Which of the gradients are finite in all their elements: bool [gradients]."""
-    return tf.stack([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+    """Which of the gradients are finite in all their elements, as None is, where there is none: bool [gradients]."""
+    return tf.stack([g is None or tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+
+
+def placed(finite, places, known):
+    """`finite`, in the order of one update, as an entry for each of the `known` variables, which have these places.
+
+    Updates may leave variables out, and later ones bring more; those without a gradient count as finite.
+    """
+    if list(places) == list(range(known)):
+        return finite
+    return tf.tensor_scatter_nd_update(tf.ones([known], bool), [[place] for place in places], finite)
 
 
 def note_finite(optimizer, finite):

@@ -1,15 +1,17 @@
 """The base class of optimizers on Keras 2.6 and tf-keras."""
 
+import sys
 from typing import Any, Dict
 
 import tensorflow as tf
 from tensorflow import keras
 
-from g16net.compat.gradients import group, note_finite, which_finite
+from g16net.compat.gradients import group, note_finite, placed, which_finite
 from g16net.compat.layers import of_keras_config, register, serialized
 
 # Keras 2.6 has OptimizerV2, which the IPU needs, as `keras.optimizers.Optimizer`; tf-keras moved it to `legacy`.
 _OptimizerV2: Any = getattr(keras.optimizers, "legacy", keras.optimizers).Optimizer
+_key: Any = vars(sys.modules[_OptimizerV2.__module__])["_var_key"]  # by which slots are kept
 
 
 class Updates:
@@ -52,9 +54,21 @@ class Updates:
         if self.accumulation > 1 and not hasattr(self, "micro_batches"):
             self.micro_batches = self._counter("micro_batches", [], tf.int64)
             self._weights.append(self.micro_batches)  # what .h5 files keep
-        if self.guard != "none" and not hasattr(self, "skipped"):
-            self.not_finite = self._counter("not_finite", [len(var_list)], tf.int32)
-            self.skipped = self._counter("skipped", [], tf.int64)
+        if self.guard != "none":
+            self._count_not_finite(var_list)
+
+    def _count_not_finite(self, var_list):
+        """An entry of `not_finite` for each variable, of later updates too, as after layers are unfrozen."""
+        if not hasattr(self, "skipped"):
+            self.skipped, self._places = self._counter("skipped", [], tf.int64), {}
+        before = len(self._places)
+        for variable in var_list:
+            self._places.setdefault(_key(variable), len(self._places))
+        if len(self._places) > before:
+            self.not_finite = self._counter("not_finite", [len(self._places)], tf.int32)
+
+    def _note_finite(self, finite, variables):
+        return note_finite(self, placed(finite, [self._places[_key(v)] for v in variables], len(self._places)))
 
     def _counter(self, name, shape, dtype):
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA
@@ -81,18 +95,19 @@ class Updates:
                 super(Updates, self)._distributed_apply(distribution, pairs, apply_state=apply_state, name=name)
             )
 
+        variables = [variable for _, variable in grads_and_vars]
         if self.accumulation == 1 and self.guard == "none":
             return apply(grads_and_vars)
         if self.accumulation == 1 and self.guard == "report" and not self.clip_norm:
             finite = self._update_all(grads_and_vars, apply_state, name)
             if finite is not None:
-                note_finite(self, finite)
+                self._note_finite(finite, variables)
                 return followed(count())
         good = tf.constant(True)
         if self.guard != "none":
             local = distribution.experimental_local_results
             finite = which_finite([local(gradient)[0] for gradient, _ in grads_and_vars])
-            all_finite = note_finite(self, finite)
+            all_finite = self._note_finite(finite, variables)
             good = all_finite if self.guard == "skip" else good
         if self.accumulation > 1:
             return self._accumulate(distribution, grads_and_vars, good, apply)
@@ -185,11 +200,20 @@ def keras_optimizers():
 
 def keras_optimizer(kind, name, penalised):
     """The class `kind` of `keras_optimizers`, with what ours have, under a `name` of its own;
-    `penalised(weight_decay, variable, gradient)` is the gradient that it gets."""
+    `penalised(weight_decay, variable, gradient)` is the gradient that it gets.
+
+    Making one raises ValueError for `accumulation` or `guard="skip"` with an optimizer (Nadam) that counts passes.
+    """
 
     class Made(Updates, kind):
         def __init__(self, learning_rate, weight_decay=0.0, accumulation=1, guard="none", clip_norm=None, name=None):
             super().__init__(learning_rate, **({} if name is None else {"name": name}))
+            if hasattr(self, "_m_cache") and (accumulation > 1 or guard == "skip"):
+                raise ValueError(
+                    f"tf-keras' {kind.__name__} multiplies up its momentums in passes without an update, too, and "
+                    f"would train otherwise with accumulation={accumulation}, guard={guard!r}; make every pass an "
+                    "update (no runtime.micro_batch, grad_accumulation or max_skipped), or take another optimizer"
+                )
             self.l2, self.accumulation, self.guard, self.clip_norm = weight_decay, accumulation, guard, clip_norm
 
         def get_config(self):

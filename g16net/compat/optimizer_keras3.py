@@ -10,7 +10,7 @@ from g16net.compat.state import read_optimizer_state
 from g16net.compat.versions import BACKEND, keras, tf
 
 if BACKEND == "tensorflow":
-    from g16net.compat.gradients import note_finite, which_finite
+    from g16net.compat.gradients import note_finite, placed, which_finite
 
 
 class _Guarded:
@@ -34,8 +34,17 @@ class _Guarded:
                 self.build(trainable_variables)
         if self.guard == "none":
             return super().apply(grads, trainable_variables)
-        good = note_finite(self, which_finite(grads))
+        grads, known = list(grads), len(self._trainable_variables)
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            self._check_variables_are_known(trainable_variables)
+        of = self._trainable_variables if trainable_variables is None else trainable_variables
+        places = [self._get_variable_index(variable) for variable in of]
+        good = note_finite(self, placed(which_finite(grads), places, known))
         if self.guard == "report":
+            return super().apply(grads, trainable_variables)
+        if self.accumulation > 1:  # a pass that adds nothing is one too: updates fall where they would
+            grads = [g if g is None else tf.where(good, g, tf.zeros_like(g)) for g in grads]
             return super().apply(grads, trainable_variables)
         apply = super().apply
 

@@ -56,7 +56,8 @@ def _keep_optimizers_in_files():
     def save_state(*args, **kwargs):
         save(*args, **kwargs)
         model, store = found(save, args, kwargs)
-        if model is not None and getattr(model.optimizer, "inner_optimizer", model.optimizer).get_slot_names():
+        inner = model and getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        if inner and (inner.get_slot_names() or inner._iterations is not None):  # plain SGD has its step alone
             write_optimizer_state(model.optimizer, model.trainable_variables, store.make("optimizer"))
 
     @functools.wraps(load)

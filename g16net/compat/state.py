@@ -46,6 +46,8 @@ def optimizer_state(optimizer, variables, names=None):
 
 # Of the names of `optimizer_state` in a checkpoint those that hold something within an update only.
 ACCUMULATORS = ("optimizer/accumulated/", "optimizer/micro_batches")
+# Those that a run may begin to keep later: with `runtime.dynamic_loss_scale`, or a version that knows more of Nadam.
+LATE = ("optimizer/loss_scale", "optimizer/good_steps", "optimizer/momentum_cache")
 
 
 def recount(optimizer, before, now):

@@ -16,19 +16,48 @@ CLASS_NAMES = "class_names.json"  # beside what Keras reads
 
 # What one generation writes for its own classes and the other does not know, where it is None or False.
 UNKNOWN = ("input_axes", "output_axes", "quantization_config", "activity_regularizer", "optional")
-# The arguments that Keras 3's own layers have and tf-keras' have not, with their defaults.
-_IMAGES = "CenterCrop RandomBrightness RandomCrop RandomFlip RandomRotation RandomTranslation RandomZoom ZeroPadding1D"
+_IMAGES = "CenterCrop RandomBrightness RandomCrop RandomFlip RandomRotation RandomTranslation RandomZoom"
+# Keras' layers that Keras 3 calls with training=True by default.
+AUGMENTATIONS = (*_IMAGES.split(), "RandomContrast", "Resizing")
+_RECURRENT = ("RNN", "SimpleRNN", "LSTM", "GRU")
+_CONV_RECURRENT = ("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
 _RESIZING = {"pad_to_aspect_ratio": False, "fill_mode": "constant", "fill_value": 0.0, "antialias": False}
+# The arguments that the own layers of one generation have and those of the other have not, with their defaults.
 ONLY_KERAS3: Dict[str, Dict[str, Any]] = {
     "LayerNormalization": {"rms_scaling": False},
     "Resizing": {"data_format": "channels_last", **_RESIZING},
     "RandomContrast": {"data_format": "channels_last", "value_range": [0, 255]},
-    **{kind: {"data_format": "channels_last"} for kind in _IMAGES.split()},
-    **{kind: {"zero_output_for_mask": False} for kind in ("RNN", "SimpleRNN", "LSTM", "GRU")},
-    **{f"ConvLSTM{rank}D": {"zero_output_for_mask": False, "seed": None} for rank in (1, 2, 3)},
+    **{kind: {"data_format": "channels_last"} for kind in (*_IMAGES.split(), "ZeroPadding1D")},
+    **{kind: {"zero_output_for_mask": False} for kind in _RECURRENT},
+    **{kind: {"zero_output_for_mask": False, "seed": None} for kind in _CONV_RECURRENT},
     **{f"{kind}Lookup": {"vocabulary_size": None, "oov_method": "floormod", "salt": None}
        for kind in ("Integer", "String")},
 }  # fmt: skip
+ONLY_KERAS2: Dict[str, Dict[str, Any]] = {
+    "Embedding": {"input_length": None},
+    **{f"Conv{rank}DTranspose": {"groups": 1} for rank in (1, 2, 3)},
+    **{f"{kind}Conv{rank}D": {"groups": 1} for kind in ("Depthwise", "Separable") for rank in (1, 2)},
+    **{f"SpatialDropout{rank}D": {"noise_shape": None} for rank in (1, 2, 3)},
+    **{kind: {"time_major": False} for kind in (*_RECURRENT, *_CONV_RECURRENT)},
+}
+# What Keras 2 writes for its own layers though nothing depends on it; Keras 3 does not know it.
+IN_VAIN = {
+    "Discretization": ("trainable",),
+    **{f"SeparableConv{rank}D": tuple(f"kernel_{part}" for part in ("initializer", "regularizer", "constraint"))
+       for rank in (1, 2)},
+    **{f"SpatialDropout{rank}D": ("trainable",) for rank in (1, 2, 3)},
+}  # fmt: skip
+# Keras 2's words, which Keras 3 reads too, for its own.
+RENAMED = {"LeakyReLU": {"negative_slope": "alpha"}}
+# Own layers of which each generation's description is an error in the other.
+OF_ONE_GENERATION = (
+    "MultiHeadAttention",
+    "LocallyConnected1D",
+    "LocallyConnected2D",
+    "DenseFeatures",
+    "TFOpLambda",
+    "SlicingOpLambda",
+)
 
 
 def save(model: Any, path: str, class_names: Optional[Sequence[str]] = None) -> None:
@@ -108,28 +137,70 @@ def both(described: Any) -> Any:
         for key in ("input_layers", "output_layers"):
             alone = isinstance(form[key], list) and isinstance(form[key][0], str)
             form[key] = [form[key]] if alone else form[key]  # several are a list or dict
-        form["layers"] = [dict(layer, inbound_nodes=[_call(node) for node in layer["inbound_nodes"]])
+        form["layers"] = [dict(layer, inbound_nodes=[_call(node, layer) for node in layer["inbound_nodes"]])
                           for layer in form["layers"]]  # fmt: skip
     form = {key: part for key, part in form.items() if key not in UNKNOWN or part not in (None, False)}
     form.pop("rng_type", None)  # of tf-keras: how a layer draws, which is no part of what it computes
-    of_keras = not described.get("registered_name")
-    for key, default in ONLY_KERAS3.get(kind, {}).items() if of_keras else ():
-        if form.pop(key, default) != default:
-            raise ValueError(
-                f"{key}={described['config'][key]!r} of the {kind} {form.get('name')!r} is unknown to tf-keras; leave "
-                f"it at {default!r}, or write the model by its own save for Keras 3 alone"
-            )
+    if _of_keras(described):
+        form = _common_words(kind, form)
     return {key: both(part) for key, part in dict(described, config=form).items() if key not in left_out}
 
 
-def _call(node):
-    """A layer's call as Keras 2 writes it, `[[layer, call, output, arguments], ...]` of each tensor."""
+def _of_keras(described):
+    return not described.get("registered_name")
+
+
+def _common_words(kind, form):
+    """The arguments `form` of Keras' own class `kind` without those that one generation alone has; ValueError where
+    one of them has another value than its default."""
+    name = form.get("name")
+    if kind in OF_ONE_GENERATION:
+        raise ValueError(
+            f"the {kind} {name!r} is described by tf-keras and Keras 3 in ways that exclude each other; save such a "
+            "model in the generation that reads it"
+        )
+    if "hard_sigmoid" in (form.get("activation"), form.get("recurrent_activation")):
+        raise ValueError(
+            f"hard_sigmoid, of the {kind} {name!r}, is another function in tf-keras than in Keras 3; take another "
+            "activation, or write the model by its own save for its own generation alone"
+        )
+    form = {RENAMED.get(kind, {}).get(key, key): value for key, value in form.items()}
+    for table, other, own in ((ONLY_KERAS3, "tf-keras", "Keras 3"), (ONLY_KERAS2, "Keras 3", "tf-keras")):
+        for key, default in table.get(kind, {}).items():
+            value = form.pop(key, default)
+            if value != default:
+                raise ValueError(
+                    f"{key}={value!r} of the {kind} {name!r} is unknown to {other}; leave it at {default!r}, or write "
+                    f"the model by its own save for {own} alone"
+                )
+    if kind == "BatchNormalization" and isinstance(form.get("axis"), list):
+        if len(form["axis"]) > 1:
+            raise ValueError(
+                f"axis={form['axis']} of the BatchNormalization {name!r} is unknown to Keras 3, which takes one axis; "
+                "write the model by its own save for tf-keras alone"
+            )
+        (form["axis"],) = form["axis"]
+    if kind != "InputLayer":  # elsewhere the same as that of the input before the layer
+        form.pop("batch_input_shape", None)
+    return {key: value for key, value in form.items() if key not in IN_VAIN.get(kind, ())}
+
+
+def _call(node, layer):
+    """A call of the described `layer` as Keras 2 writes it, `[[layer, call, output, arguments], ...]` by tensor."""
+    if layer["class_name"] in ("Functional", "Model", "Sequential"):
+        raise ValueError(
+            f"the {layer['class_name']} {layer['name']!r} is a model within the model, and tf-keras and Keras 3 number "
+            "the calls of such ones differently; apply its layers one by one, or save the model in the generation that "
+            "reads it"
+        )
     if not isinstance(node, dict):
         return node
     if len(node["args"]) != 1:
         return node  # `both` refuses the tensors that are left
     (given,) = node["args"]
     tensors = given if isinstance(given, list) else [given]
+    arguments = dict(node["kwargs"])
     # Keras 3 notes what augmentations do by default, and follows the model's call; tf-keras would augment test images.
-    arguments = {name: value for name, value in node["kwargs"].items() if (name, value) != ("training", True)}
+    if _of_keras(layer) and layer["class_name"] in AUGMENTATIONS and arguments.get("training") is True:
+        del arguments["training"]
     return [[*tensor["config"]["keras_history"], arguments] for tensor in tensors]

@@ -213,7 +213,8 @@ def of_keras(name: str, learning_rate: Any, weight_decay: float = 0.0, **argumen
         **arguments: `accumulation`, `guard` and `clip_norm`, see `compat.Optimizer`.
 
     Raises:
-        ValueError: for a name that is none; tells those that are.
+        ValueError: for a name that is none, telling those that are; for Nadam of tf-keras with `accumulation` or
+            `guard="skip"`.
     """
     if name not in _OF_KERAS:
         raise ValueError(f"this Keras has no optimizer {name!r}; it has {', '.join(sorted(_OF_KERAS))}")

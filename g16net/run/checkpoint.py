@@ -169,7 +169,11 @@ class Checkpoints:
         variables = self.variables
         if manifest.get("accumulation", self.accumulation) != self.accumulation:
             variables = {name: v for name, v in variables.items() if not name.startswith(compat.ACCUMULATORS)}
-        read(folder, variables)
+        stored = tf.train.load_checkpoint(os.path.join(folder, "state"))
+        absent = [name for name in compat.LATE if name in variables and not stored.has_tensor(name)]
+        if absent:
+            logging.warning("%s has no %s, which start over.", folder, ", ".join(absent))
+        read(folder, {name: v for name, v in variables.items() if name not in absent})
         logging.info("Restored %s", folder)
         return manifest
 

@@ -10,6 +10,7 @@ import sys
 import warnings
 import zipfile
 
+import made_layers
 import numpy as np
 import pytest
 from helpers import ROOT, slow_with_keras3
@@ -174,6 +175,10 @@ OTHER = """
 import sys, numpy as np, g16net
 from tensorflow import keras
 folder = sys.argv[1] if len(sys.argv) > 1 else {folder!r}
+sys.path.insert(0, "tests")
+import made_layers
+made_layers.write(folder + "/their_")
+made_layers.read(folder + "/our_")
 images = np.load(folder + "/images.npy")
 for name in ("plain", "half", "features"):
     model = keras.models.load_model(folder + "/" + name + ".keras")
@@ -224,7 +229,9 @@ def test_files_cross_between_the_generations(tmp_path):
         portable.save(model, str(tmp_path / f"{name}.keras"), ["ant", "bee", "cat"])
         assert run_data.class_names_of_weights(str(tmp_path / f"{name}.keras")) == ["ant", "bee", "cat"]
         expected[name] = of(model)
+    made_layers.write(str(tmp_path / "our_"))
     python(OTHER.format(folder=str(tmp_path)), TF_USE_LEGACY_KERAS="1" if compat.KERAS3 else "0")
+    made_layers.read(str(tmp_path / "their_"))
     for name in ours:
         there = np.load(str(tmp_path / f"{name}_there.npy"))
         np.testing.assert_allclose(there, expected[name], rtol=1e-5, atol=1e-5)
@@ -245,15 +252,53 @@ def test_files_cross_between_the_generations(tmp_path):
         np.testing.assert_allclose(of(both), right, rtol=1e-5, atol=1e-5)
 
 
-def test_what_keras_3_alone_has_is_left_out_or_refused():
-    def layer(registered=None, **config):
-        return {"class_name": "LayerNormalization", "registered_name": registered, "config": {"name": "a", **config}}
+def layer(kind="LayerNormalization", registered=None, **config):
+    return {"class_name": kind, "registered_name": registered, "config": {"name": "a", **config}}
 
-    assert portable.both(layer(rms_scaling=False)) == portable.both(layer())
-    with pytest.raises(ValueError, match="rms_scaling=True of the LayerNormalization 'a' is unknown to tf-keras"):
-        portable.both(layer(rms_scaling=True))
-    own = layer("mine>LayerNormalization", rms_scaling=True)
+
+@pytest.mark.parametrize(
+    "kind, key, default, other, generation",
+    [
+        ("LayerNormalization", "rms_scaling", False, True, "tf-keras"),
+        ("LSTM", "time_major", False, True, "Keras 3"),
+        ("DepthwiseConv2D", "groups", 1, 2, "Keras 3"),
+    ],
+)
+def test_what_one_generation_alone_has_is_left_out_or_refused(kind, key, default, other, generation):
+    assert portable.both(layer(kind, **{key: default})) == portable.both(layer(kind))
+    with pytest.raises(ValueError, match=f"{key}={other} of the {kind} 'a' is unknown to {generation}"):
+        portable.both(layer(kind, **{key: other}))
+    own = layer(kind, f"mine>{kind}", **{key: other})
     assert portable.both(own) == own
+
+
+def test_what_the_generations_compute_or_describe_differently_is_refused():
+    with pytest.raises(ValueError, match="MultiHeadAttention 'a' is described .* in ways that exclude each other"):
+        portable.both(layer("MultiHeadAttention", query_shape=[None, 2, 3]))
+    with pytest.raises(ValueError, match="hard_sigmoid, of the ConvLSTM2D 'a', is another function"):
+        portable.both(layer("ConvLSTM2D", recurrent_activation="hard_sigmoid"))
+    with pytest.raises(ValueError, match=r"axis=\[1, 2\] of the BatchNormalization 'a' is unknown to Keras 3"):
+        portable.both(layer("BatchNormalization", axis=[1, 2]))
+    image = keras.Input((2,))
+    inner = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)], name="inner")
+    described = {"class_name": "Functional", "config": keras.Model(image, inner(image)).get_config()}
+    with pytest.raises(ValueError, match="Sequential 'inner' is a model within the model"):
+        portable.both(described)
+
+
+@NEW_FORMAT
+def test_dropout_that_is_always_on_stays_so(tmp_path):
+    """Monte Carlo dropout. Keras 3 notes the same argument for augmentations, which have it by default."""
+    image = keras.Input((8, 8, 3))
+    noisy = keras.layers.Dropout(0.5)(keras.layers.RandomFlip()(image), training=True)
+    path = str(tmp_path / "noisy.keras")
+    portable.save(keras.Model(image, noisy), path)
+    with zipfile.ZipFile(path) as archive:
+        described = json.loads(archive.read("config.json"))["config"]["layers"]
+    calls = {one["class_name"]: one["inbound_nodes"][0][0][3].get("training") for one in described[1:]}
+    assert calls == {"RandomFlip": None, "Dropout": True}
+    images = np.ones((1, 8, 8, 3), np.float32)
+    assert (np.asarray(keras.models.load_model(path)(images)) == 0).any()
 
 
 @NEW_FORMAT

@@ -320,24 +320,39 @@ def test_config_keeps_what_keras_own_arguments_were(arguments):
 
 
 @pytest.mark.skipif(compat.TF_VERSION < (2, 12), reason="this Keras has no .keras files")
-@pytest.mark.parametrize("rate", [lambda: 0.1, lambda: Cosine(0.1, steps=9), lambda: Halved()])
-def test_models_with_an_optimizer_of_keras_are_saved_and_loaded(rate, tmp_path):
+@pytest.mark.parametrize(
+    "name, rate",
+    [
+        (FOREIGN, lambda: 0.1),
+        (FOREIGN, lambda: Cosine(0.1, steps=9)),
+        (FOREIGN, lambda: Halved()),
+        ("SGD", lambda: Cosine(0.1, steps=9)),
+    ],
+)
+def test_models_with_an_optimizer_of_keras_are_saved_and_loaded(name, rate, tmp_path):
     compat.set_seed(0)
     x, y = np.random.default_rng(0).normal(size=(2, 8, 4)).astype("float32")
     model = keras.Sequential([keras.Input([4]), keras.layers.Dense(4, name="head")])
     kwargs = {"jit_compile": False} if compat.KERAS3 else {}
-    model.compile(
-        optimizers.of_keras(FOREIGN, rate(), weight_decay=0.1, clip_norm=0.5, guard="report"), "mse", **kwargs
-    )
+    model.compile(optimizers.of_keras(name, rate(), weight_decay=0.1, clip_norm=0.5, guard="report"), "mse", **kwargs)
     model.fit(x, y, batch_size=4, epochs=2, verbose=0, shuffle=False)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     optimizer = again.optimizer
+    assert int(optimizer.iterations) == 4
     assert (optimizer.l2, optimizer.clip_norm, optimizer.guard, optimizer.accumulation) == (0.1, 0.5, "report", 1)
     assert optimizer.get_config() == model.optimizer.get_config()
     for either in (model, again):
         either.fit(x, y, batch_size=4, verbose=0, shuffle=False)
     same(again.get_weights(), model.get_weights())
+
+
+@pytest.mark.skipif(compat.KERAS3, reason="Keras 3's Nadam counts updates")
+@pytest.mark.parametrize("arguments", [{"accumulation": 2}, {"guard": "skip"}])
+def test_an_optimizer_that_counts_passes_is_refused_where_they_are_no_updates(arguments):
+    with pytest.raises(ValueError, match="Nadam multiplies up its momentums in passes without an update"):
+        optimizers.of_keras("Nadam", 0.1, **arguments)
+    optimizers.of_keras("Nadam", 0.1, guard="report")
 
 
 @pytest.mark.parametrize("name", OURS)

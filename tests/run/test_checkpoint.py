@@ -120,6 +120,14 @@ def test_a_checkpoint_of_another_network_is_refused_by_name(tmp_path):
             checkpoint.Checkpoints(str(tmp_path), variables).restore_latest()
 
 
+def test_what_a_run_begins_to_keep_later_starts_over(tmp_path):
+    checkpoint.Checkpoints(str(tmp_path), {"optimizer/step": tf.Variable(3)}, background=False).save(3)
+    step, scale = tf.Variable(0), tf.Variable(1024.0)
+    variables = {"optimizer/step": step, "optimizer/loss_scale": scale}
+    checkpoint.Checkpoints(str(tmp_path), variables).restore_latest()
+    assert (int(step), float(scale)) == (3, 1024.0)
+
+
 def test_a_save_that_fails_in_the_background_is_told_at_the_next(tmp_path):
     (tmp_path / "file").write_text("")
     saved = checkpoint.Checkpoints(str(tmp_path / "file"), {"a": tf.Variable(0.0)})
