@@ -441,7 +441,7 @@ MODES = {
 }
 
 
-SLOW_MODES = {"three stages", "replicas", "one", "popdist float16"}
+SLOW_MODES = {"three stages", "interleaved", "replicas", "one", "popdist", "popdist float16"}
 
 
 @pytest.mark.run
