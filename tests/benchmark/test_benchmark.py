@@ -41,7 +41,7 @@ def test_a_change_of_one_contender_is_its_own():
     assert not config.runtime.recompute and not config.runtime.jit
 
 
-@slow_with_keras3
+@pytest.mark.slow
 def test_benchmark_of_one_network(tmp_path):
     config = run_of(
         "g16_ln_pn:variant=NANO",

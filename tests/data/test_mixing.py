@@ -117,9 +117,10 @@ def test_a_coefficient_too_close_to_1_changes_no_rounded_value():
 def test_native_mixup_gives_the_bytes_of_tensorflow(shape, monkeypatch):
     random = np.random.default_rng(0)
     images = tf.constant(random.integers(0, 256, shape, np.uint8))
+    mix = tf.function(mixing.mix)
     for _ in range(20):
-        m = np.float32(random.choice([1.0, 0.5, 0.75, 1 - 0.5 / 255, random.uniform(0.5, 1)], shape[0]))
-        ours, targets = tf.function(mixing.mix)(images, tf.range(shape[0]), m)
+        m = tf.constant(random.choice([1.0, 0.5, 0.75, 1 - 0.5 / 255, random.uniform(0.5, 1)], shape[0]), tf.float32)
+        ours, targets = mix(images, tf.range(shape[0]), m)
         with monkeypatch.context() as patch:
             patch.setattr(native, "available", lambda: False)
             plain, plain_targets = mixing.mix(images, tf.range(shape[0]), m)
