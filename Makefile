@@ -10,7 +10,10 @@ JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile --no-loadscope-reorder
 # What differs between the generations of Keras: layers, networks, optimizers, files; of whole runs one of a kind. The
 # rest meets Keras 3 in `make test-all`.
-KERAS3 := tests/layers tests/models tests/optim tests/weights tests/run/test_checkpoint.py tests/export/test_saving.py
+KERAS3 := tests/layers tests/models tests/optim tests/weights/test_weights.py tests/run/test_checkpoint.py
+KERAS3 += tests/weights/test_foreign_weights.py::test_keras_applications_by_names_in_hdf5
+KERAS3 += tests/weights/test_foreign_weights.py::test_the_normalisation_within_a_wrapped_model_is_read
+KERAS3 += tests/export/test_saving.py
 KERAS3 += tests/export/test_export.py::test_nothing_is_left_of_the_proxies_and_batch_norms
 KERAS3 += tests/training/test_train.py tests/project/test_security.py
 KERAS3 += tests/training/test_resume.py::test_a_signal_saves_the_step_and_ends_the_run
