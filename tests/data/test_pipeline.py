@@ -44,13 +44,12 @@ RECORDS_SLOW = pytest.mark.parametrize(
 def test_batches_are_the_same_with_and_without_an_interruption(any_source):
     source = any_source
     global_batch, steps = 8, source.num_examples // 8
-    whole = batches(source, transform, global_batch, seed=1, epochs=2)
-    assert len(whole) == 2 * steps
+    whole = batches(source, transform, global_batch, seed=1, epochs=3)
+    assert len(whole) == 3 * steps
     assert whole[0][0].shape == (8, 6, 6, 3) and whole[0][0].dtype == np.uint8 and whole[0][1].dtype == np.int32
     assert (whole[0][0] != whole[steps][0]).any()
-    for epoch, step in ((0, steps - 1), (1, steps // 2)):
-        part = batches(source, transform, global_batch, seed=1, start_epoch=epoch, start_step=step, epochs=2)
-        assert_same(part, whole[epoch * steps + step :])
+    part = batches(source, transform, global_batch, seed=1, start_epoch=1, start_step=steps // 2, epochs=3)
+    assert_same(part, whole[steps + steps // 2 :])
 
 
 def test_workers_together_give_the_batches_of_one(source):
@@ -306,7 +305,8 @@ def service():
     del workers, dispatcher
 
 
-@pytest.mark.parametrize("kind", ["folder", pytest.param("records", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "records"])
 def test_a_service_shares_out_each_epoch(service, kind, tmp_path):
     source = open_kind(kind, tmp_path)
     steps = batches(source, mark, 4, seed=0, epochs=2, service=service[0])
