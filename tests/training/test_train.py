@@ -114,9 +114,9 @@ def test_export_equals_the_live_model_at_two_sizes(trained):
 
 
 @slow_with_keras3
-def test_a_run_of_growing_sizes_mixes_and_augments_and_is_evaluated_at_another_size(tmp_path, monkeypatch):
+def test_a_run_of_growing_sizes_mixes_and_is_evaluated_at_another_size(tmp_path, monkeypatch):
     config = tiny(run__epochs=2, data__progressive=(16, 32), data__eval_size=48, eval__every_epochs=2,
-                  data__mixup=0.2, data__cutmix=0.8, data__augment="randaugment", data__crop="box")  # fmt: skip
+                  data__mixup=0.2, data__cutmix=0.8)  # fmt: skip
     sizes = watched_sizes(monkeypatch)
     figures = train.train(config, str(tmp_path))
     assert sizes == [(0, 16), (1, 32)] and figures["images"] == 64 and figures["train_size"] == 32
@@ -309,10 +309,27 @@ def test_mixing_on_the_device_equals_mixing_on_the_host():
     np.testing.assert_allclose(logits, network(mixed).numpy(), atol=1e-4)
 
 
+def test_augmentation_changes_the_images_of_a_run_and_no_label():
+    batches = []
+    for augment in ("none", "randaugment"):
+        config = tiny(data__augment=augment, data__crop="box")
+        source = assemble.open_source_of(config, "train")
+        batches.append([part.numpy() for part in next(iter(assemble.train_batches(config, source)))])
+    (plain, labels), (images, same_labels) = batches
+    assert images.shape == plain.shape == (16, 32, 32, 3) and (images != plain).any()
+    np.testing.assert_array_equal(labels, same_labels)
+
+
 @pytest.mark.slow
-def test_mixing_on_the_device_trains(tmp_path):
-    config = tiny(data__mixup=0.2, data__cutmix=0.8, data__mix_on_device=True)
-    assert train.train(config, str(tmp_path))["images"] == 64
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data__mixup": 0.2, "data__cutmix": 0.8, "data__augment": "randaugment", "data__crop": "box"},
+        {"data__mixup": 0.2, "data__cutmix": 0.8, "data__mix_on_device": True},
+    ],
+)
+def test_mixing_and_augmentation_train(changes, tmp_path):
+    assert train.train(tiny(**changes), str(tmp_path))["images"] == 64
 
 
 @slow_with_keras3
