@@ -227,7 +227,7 @@ def test_one_command_trains_evaluates_and_exports_and_the_workdir_is_enough_late
     assert status == 0, shown
     points = json.loads((tmp_path / "report" / "report.json").read_text())["points"]
     assert [(point["test_size"], point["finetuned"]) for point in points] == [(32, False), (48, False)]
-    assert [point["top1"] for point in points] == [pytest.approx(row["top1"]) for row in rows[::-1]]
+    assert [point["top1"]["mean"] for point in points] == [pytest.approx(row["top1"]) for row in rows[::-1]]
 
 
 @pytest.mark.slow
