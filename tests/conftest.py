@@ -32,14 +32,15 @@ sys.addaudithook(note_process)
 
 
 def pytest_collection_modifyitems(items):
-    """Files that run things come first, and then those of many tests: of two workers none is left with a long one."""
+    """Files that run things or read data come first, then those of many tests: no worker is left with a long one."""
     files = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
 
     def weight(item):
         others = files[item.path]
-        return not any(one.get_closest_marker("run") for one in others), -len(others), str(item.path)
+        long = item.path.parent.name == "data" or any(one.get_closest_marker("run") for one in others)
+        return not long, -len(others), str(item.path)
 
     items.sort(key=weight)
 

@@ -77,7 +77,7 @@ def untrained_run(workdir, config):
     average = WeightAverage(model, config.regularise.average)
     average.update(model)
     variables = checkpoint.state(model=model, average=average)
-    checkpoint.Checkpoints(str(workdir / "checkpoints"), variables, background=False).save(1, epoch=1)
+    checkpoint.Checkpoints(str(workdir / "checkpoints"), variables, background=False).save(1, epoch=config.run.epochs)
     return str(workdir)
 
 

@@ -66,8 +66,10 @@ def works(lowering: str, dtype: Any, width: int, strides: Any) -> bool:
 
             @tf.function
             def step(x, kernel):
-                y = group_conv2d(x, kernel, strides, lowering, dtype)
-                return tf.gradients(y, [x, kernel])
+                with tf.GradientTape() as tape:  # also where functions run eagerly
+                    tape.watch([x, kernel])
+                    y = group_conv2d(x, kernel, strides, lowering, dtype)
+                return tape.gradient(y, [x, kernel])
 
             try:
                 width = min(width, 2)

@@ -53,7 +53,7 @@ def test_networks_have_the_classes_of_their_data(tmp_path):
     assert benchmark.num_classes(recipe.resolve(digits), str(tmp_path)) == 10  # which it reads
 
 
-@slow_with_keras3
+@pytest.mark.slow
 def test_benchmark_of_one_network(tmp_path):
     config = run_of(
         "g16_ln_pn:variant=NANO",

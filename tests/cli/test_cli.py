@@ -17,9 +17,11 @@ from g16net.cli import main as cli
 from g16net.cli.modes import MODES
 from g16net.config import FIELDS
 from g16net.errors import ConfigError, RunError, UserError
-from g16net.run import resolve
+from g16net.report import look
+from g16net.run import assemble, resolve, scoring
 from g16net.run.signals import Stopped
 from g16net.run.workdir import Workdir
+from g16net.training import evaluate
 
 # launch.py chooses the Keras generation itself
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
@@ -181,16 +183,35 @@ FILES = {
 NANO = ["--experiment=g16_ln_pn:demo,variant=NANO", "--config.run.global_batch=128", "--workdir=run"]
 
 
+def counted(monkeypatch, owner, name):
+    """What calls of `owner.name` returned from now on, in a list."""
+    function, results = getattr(owner, name), []
+
+    def call_and_note(*args):
+        results.append(function(*args))
+        return results[-1]
+
+    monkeypatch.setattr(owner, name, call_and_note)
+    return results
+
+
 @slow_with_keras3
 def test_one_command_trains_evaluates_and_exports_and_the_workdir_is_enough_later(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    short = ["--config.run.epochs=1", "--config.schedule.warmup_epochs=0"]
+    made = {}
+    for owner, name in ((evaluate.Evaluator, "__call__"), (assemble, "model"), (scoring.Scorer, "_sums")):
+        made[name] = counted(monkeypatch, owner, name)
+    short = ["--config.run.epochs=2", "--config.schedule.warmup_epochs=0"]
     status, shown = call(capsys, *NANO, "--data=digits", *short)
     assert status == 0 and "DEMO FORM" not in shown, shown
+    # Nothing twice: the first epoch's average is its weights, and the last epoch's figures are the run's.
+    assert {name: len(results) for name, results in made.items()} == {"__call__": 4, "model": 1, "_sums": 1}
     assert set(os.listdir("run")) >= FILES
     figures = {mode: json.loads((tmp_path / "run" / f"{mode}.json").read_text()) for mode in ("train", "evaluate")}
     assert figures["evaluate"]["images"] == 359
-    assert figures["evaluate"]["top1"] == figures["train"]["top1"]
+    for name in ("top1", "top5", "loss"):
+        assert figures["evaluate"][name] == figures["train"][name] == made["__call__"][2][name]
+    assert figures["train"]["top1_raw"] == made["__call__"][1]["top1"]
 
     status, shown = call(capsys, *NANO, "--data=digits", *short, "--config.model.norm=bn")
     assert status == 2 and "model.norm: ln_pn -> bn" in shown
@@ -200,6 +221,13 @@ def test_one_command_trains_evaluates_and_exports_and_the_workdir_is_enough_late
     rows = json.loads((tmp_path / "run" / "evaluate.json").read_text())["sizes"]
     assert [row["size"] for row in rows] == [48, 32]
     assert rows[1]["loss"] == pytest.approx(figures["evaluate"]["loss"], rel=1e-5)
+
+    monkeypatch.setattr(look, "save", lambda panels, paths: [open(path, "wb").close() for path in paths])  # slow
+    status, shown = call(capsys, "--mode=report", "--noquoted", "--runs=run", "--workdir=report")
+    assert status == 0, shown
+    points = json.loads((tmp_path / "report" / "report.json").read_text())["points"]
+    assert [(point["test_size"], point["finetuned"]) for point in points] == [(32, False), (48, False)]
+    assert [point["top1"]["mean"] for point in points] == [pytest.approx(row["top1"]) for row in rows[::-1]]
 
 
 @pytest.mark.slow

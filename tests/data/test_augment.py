@@ -60,7 +60,7 @@ GEOMETRIC = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
 ENHANCING = {"color", "contrast", "brightness", "sharpness"}
 
 
-@pytest.mark.parametrize("level", [0, 2, 5, 7, 10])
+@pytest.mark.parametrize("level", [0, 5, 10])
 @pytest.mark.parametrize("name", sorted(PILLOW))
 def test_operation_equals_pillow(name, level):
     function, to_argument, signed = augment.OPERATIONS[name]

@@ -49,7 +49,8 @@ def folders(photos):
     return "folder", os.path.join(photos, "folders")
 
 
-def test_inspect_data(photos, tmp_path):
+def test_inspect_data(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(inspect_data.speed, "__defaults__", (0.2,))  # seconds
     figures = inspect_data.inspect_data(run_of(folders(photos)), str(tmp_path))
     assert figures["classes"] == 3 and figures["images_per_second"] > 0
     assert figures["height"] == {"least": 375, "median": 375, "most": 375}
@@ -238,7 +239,7 @@ def test_service_mistakes(arguments, match):
         data_service.start(*arguments, port=0)
 
 
-@pytest.mark.parametrize("mode", ["encoded", "decoded"])
+@pytest.mark.parametrize("mode", ["encoded", pytest.param("decoded", marks=pytest.mark.slow)])
 def test_cached_batches(photos, tmp_path, mode):
     plain = run_of(folders(photos))
     config = run_of(folders(photos), data__cache=mode, data__cache_dir=str(tmp_path))

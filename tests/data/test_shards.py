@@ -51,6 +51,12 @@ def kind(request):
     return request.param
 
 
+# Arrow files come as tar files do, by `fetched`.
+ARROW_SLOW = pytest.mark.parametrize(
+    "kind", ["parquet", pytest.param("arrow", marks=pytest.mark.slow), "wds"], indirect=True
+)
+
+
 @pytest.fixture
 def folder(kind, tmp_path):
     """Training images in five files of unequal size, and five test images."""
@@ -73,6 +79,7 @@ def test_images_and_labels_are_those_written(kind, folder):
     assert len(places) == 37 and all(place.decode().startswith(folder) for place in places)
 
 
+@ARROW_SLOW
 def test_any_start_and_any_share_is_the_same_stream(kind, folder):
     source = open_source(kind, "train", folder)
     whole = rows(source)
@@ -85,6 +92,7 @@ def test_any_start_and_any_share_is_the_same_stream(kind, folder):
     assert rows(again) == whole and not identity.differences(source.contents(), again.contents())
 
 
+@ARROW_SLOW
 def test_caches_hold_the_same(kind, folder, tmp_path):
     source = open_source(kind, "train", folder)
     assert held(cache.in_memory(source)) == held(source)

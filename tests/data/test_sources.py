@@ -139,6 +139,12 @@ def source(request, tmp_path):
     return open_source("tfrecord", "train", folder, num_classes=3, cycle=3, window=8)
 
 
+# Records are held to it in test_pipeline, as batches.
+RECORDS_SLOW = pytest.mark.parametrize(
+    "source", ["folder", pytest.param("records", marks=pytest.mark.slow)], indirect=True
+)
+
+
 def test_an_epoch_has_every_example_once_in_an_order_of_its_own(source):
     n = source.num_examples
     got = rows(source, batch=10, seed=3, epochs=2)
@@ -150,6 +156,7 @@ def test_an_epoch_has_every_example_once_in_an_order_of_its_own(source):
     assert (first != second).any() and (rows(source, seed=4)["id"] != first).any()
 
 
+@RECORDS_SLOW
 def test_a_stream_starts_anywhere(source):
     n = source.num_examples
     whole = rows(source, batch=5, stop=n // 5 * 5, seed=1, epochs=3)
@@ -160,6 +167,7 @@ def test_a_stream_starts_anywhere(source):
             np.testing.assert_array_equal(part[name], whole[name][n // 5 * 5 + start :])
 
 
+@RECORDS_SLOW
 def test_workers_share_each_step(source):
     stop = source.num_examples // 6 * 6
     whole = rows(source, batch=6, stop=stop, seed=1)

@@ -33,7 +33,7 @@ def test_batch_norm_uses_its_moving_statistics():
     np.testing.assert_allclose(layer.normalised(X), layer(X, training=False), atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["bn", "gn", "ln_pn"])
+@pytest.mark.parametrize("norm", ["bn", pytest.param("gn", marks=pytest.mark.slow), "ln_pn"])
 def test_statistics_are_those_of_all_images_whatever_the_batches(norm):
     model = efficientnet.build("NANO", 16, 4, norm, 3, seed=0)
     images = np.random.RandomState(1).randint(0, 256, (7, 32, 32, 3)).astype("float32")

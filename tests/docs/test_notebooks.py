@@ -41,7 +41,7 @@ def test_notebooks_are_valid_and_hold_no_results(path):
         assert not any(word in file.read() for word in ("/home/", "/work/", "/tmp/"))
 
 
-@pytest.mark.run
+@pytest.mark.slow
 def test_own_photographs(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", pages.ROOT)
     text = printed(executed(PHOTOGRAPHS, tmp_path, OUT=str(tmp_path)))

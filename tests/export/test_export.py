@@ -208,7 +208,7 @@ class Flat:
         return tf.reduce_mean(images[:, :3, :, 0], 2)
 
 
-@pytest.mark.run
+@pytest.mark.slow
 def test_saved_model_needs_tensorflow_alone(exported, tmp_path):
     code = (
         "import sys, tensorflow as tf\n"
@@ -356,11 +356,11 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize(
     "kind, precision",
     [
-        ("saved_model", "float32"),
+        pytest.param("saved_model", "float32", marks=pytest.mark.slow),
         ("onnx", "float32"),
         pytest.param("tflite", "float16", marks=pytest.mark.slow),
         ("tflite", "int8"),
-        ("keras", "float32"),
+        pytest.param("keras", "float32", marks=pytest.mark.slow),
     ],
 )
 def test_export_writes_what_verify_export_finds_equal(run, kind, precision):

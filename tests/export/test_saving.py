@@ -73,8 +73,15 @@ def saved(ending, folder, optimizer="cosine"):
 
 
 @pytest.mark.filterwarnings("error:.*optimizer")
-@pytest.mark.parametrize("ending", FORMATS)
-@pytest.mark.parametrize("optimizer", ["cosine", "accumulating", pytest.param("number", marks=slow_with_keras3)])
+@pytest.mark.parametrize(
+    "optimizer, ending",
+    [
+        *(("cosine", ending) for ending in FORMATS),
+        ("accumulating", FORMATS[0]),
+        *(pytest.param("accumulating", ending, marks=pytest.mark.slow) for ending in FORMATS[1:]),
+        *(pytest.param("number", ending, marks=pytest.mark.slow) for ending in FORMATS),
+    ],
+)
 def test_a_loaded_model_goes_on_as_if_it_had_not_stopped(optimizer, ending, tmp_path):
     path, logits, expected, losses = saved(ending, tmp_path, optimizer)
     if ending == ".weights.h5":
@@ -97,7 +104,7 @@ def test_a_loaded_model_goes_on_as_if_it_had_not_stopped(optimizer, ending, tmp_
 
 
 @NEW_FORMAT
-@pytest.mark.parametrize("ending", [".keras", ".h5"])
+@pytest.mark.parametrize("ending", [".keras", pytest.param(".h5", marks=pytest.mark.slow)])
 def test_a_loss_scale_keeps_its_optimizer(ending, tmp_path):
     keras.mixed_precision.set_global_policy("mixed_float16")
     try:
@@ -145,6 +152,7 @@ def python(code, **environment):
     return done.stdout
 
 
+@slow_with_keras3
 @pytest.mark.parametrize(
     "first",
     [

@@ -133,7 +133,7 @@ for group_size in (1, 16):
 """
 
 
-@pytest.mark.run
+@pytest.mark.slow
 @pytest.mark.once
 def test_trains_without_onednn():
     env = dict(os.environ, TF_ENABLE_ONEDNN_OPTS="0", CUDA_VISIBLE_DEVICES="-1")

@@ -10,7 +10,7 @@ from g16net.models import architecture, backbone, efficientnet
 NAMES = ["efficientnet_g16_tiny_ln_pn", "efficientnet_g1_cifar_bn", "efficientnet_g16_nano_gn"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.slow), NAMES[2]])
 def test_maps_are_those_of_the_table(name):
     found = models.create(name, features_only=True)(images(2, 64, 96))
     table = models.feature_info(name)

@@ -157,8 +157,15 @@ def assert_equals_costs(model, **arguments):
 
 
 # The formula itself is held against the published counts of all networks in test_costs.py.
-QUICK = [("B0", "G16", "ln_pn"), ("B2", "G1", "bn")]
-LARGE = [("B0", "G1", "bn"), ("B0", "G16", "bn"), ("B0", "G1", "ln_pn"), ("B3", "G1", "bn"), ("B7", "G1", "bn")]
+QUICK = [("B0", "G16", "ln_pn")]
+LARGE = [
+    ("B2", "G1", "bn"),
+    ("B0", "G1", "bn"),
+    ("B0", "G16", "bn"),
+    ("B0", "G1", "ln_pn"),
+    ("B3", "G1", "bn"),
+    ("B7", "G1", "bn"),
+]
 LARGE += [(f"B{number}", "G16", "ln_pn") for number in range(1, 8)]
 
 
@@ -409,11 +416,9 @@ def b0_of_keras_applications():
     return keras.applications.EfficientNetB0(weights=None, classifier_activation=None)
 
 
-# With Keras 3 on the tiny network, in test_foreign_weights.py.
-B0 = pytest.param("B0", marks=pytest.mark.slow if compat.KERAS3 else ())
-
-
-@pytest.mark.parametrize("variant", [B0, pytest.param("B3", marks=pytest.mark.slow)])
+# The tiny network, in test_foreign_weights.py, is fast.
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["B0", "B3"])
 def test_depthwise_batch_norm_network_is_that_of_keras_applications(variant, tmp_path, b0_of_keras_applications):
     source = b0_of_keras_applications
     if variant != "B0":
@@ -437,6 +442,7 @@ def test_depthwise_batch_norm_network_is_that_of_keras_applications(variant, tmp
     assert np.abs(np.asarray(target(x)) - expected).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_refused(b0_of_keras_applications):
     source = b0_of_keras_applications
     with pytest.raises(ValueError, match="stem_conv.*variant"):

@@ -278,12 +278,19 @@ def test_labels_of_a_generator(form):
     assert figures["top1"] == 1 and figures["loss"] < 0.01
 
 
-@pytest.mark.parametrize("callback", ["EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau"])
-@pytest.mark.parametrize("mode", ["auto", pytest.param("min", marks=slow_with_keras3)])
-def test_callbacks_know_the_direction(callback, mode, tmp_path):
-    """mode="auto" takes the larger accuracy for the better one; a mode that the user sets stands."""
+@pytest.fixture(scope="module")
+def monitored():
+    """A model whose metrics callbacks watch, traced once."""
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     model.compile("sgd", SmoothedCrossEntropy(3), metrics=[Top5("best"), Top1("top1")])
+    return model
+
+
+@pytest.mark.parametrize("callback", ["EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau"])
+@pytest.mark.parametrize("mode", ["auto", pytest.param("min", marks=slow_with_keras3)])
+def test_callbacks_know_the_direction(callback, mode, tmp_path, monitored):
+    """mode="auto" takes the larger accuracy for the better one; a mode that the user sets stands."""
+    model = monitored
     x, y = np.ones((4, 2), np.float32), np.zeros(4)
     options = {"ModelCheckpoint": {"filepath": str(tmp_path / "m.weights.h5"), "save_best_only": True}}.get(
         callback, {}

@@ -17,6 +17,18 @@ pytestmark = pytest.mark.once
 REFERENCES = re.compile(r"""(?:src|href)=(?!"data:|"#)|url\((?!#)|@import|<script|<link""")
 
 
+@pytest.fixture
+def drawn():
+    """For tests that look at pictures."""
+
+
+@pytest.fixture(autouse=True)
+def pictures(request, monkeypatch):
+    """Drawing takes most of a report's time: the other tests get empty pictures."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(look, "save", lambda panels, paths: [open(path, "wb").close() for path in paths])
+
+
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     return made_runs.grid(tmp_path_factory.mktemp("made") / "sweep", seeds=2)
@@ -136,7 +148,7 @@ def plan_of(machine, speeds, resolution="native"):
     return {"name": "B0 G16", "network": {"group_size": 16}, "rows": [], "comparisons": [], "plan": rows}
 
 
-def test_a_plan_needs_no_runs(tmp_path):
+def test_a_plan_needs_no_runs(tmp_path, drawn):
     (tmp_path / "costs").mkdir()
     (tmp_path / "costs" / "costs.json").write_text(json.dumps(plan_of("a100_80gb", {1: 10.0, 8: 70.0, 999: None})))
     made = page.write([str(tmp_path / "costs")], str(tmp_path / "out"))
@@ -601,7 +613,7 @@ def test_at_equal_accuracy_by_hand():
 # The page
 
 
-def test_page_is_self_contained_and_says_everything(sweep, tmp_path):
+def test_page_is_self_contained_and_says_everything(sweep, tmp_path, drawn):
     made = page.write([str(sweep)], str(tmp_path))
     assert made["figures"] == ["cost", "norms", "training", "inference", "curves", "resolutions"]
     for name in made["figures"]:
@@ -699,8 +711,8 @@ def test_command_line(tmp_path, capsys):
         assert status == 2 and match in shown
 
 
-@pytest.mark.run
-def test_of_real_runs(tmp_path, capsys, monkeypatch):
+@pytest.mark.slow
+def test_of_real_runs(tmp_path, capsys, monkeypatch, drawn):
     """Files as training, fine-tuning and evaluation write them today."""
     work = tmp_path / "run"
     arguments = [

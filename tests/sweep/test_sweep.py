@@ -252,7 +252,7 @@ def test_failures_are_isolated_named_and_tried_again_on_demand(tmp_path):
         f"""[
         dict(one, fields=dict({QUICK}, **one["fields"])) for one in (
             sweep.run("good", "{NANO}", data="synthetic"),
-            sweep.run("tuned", "{NANO}", data="synthetic", modes=["finetune"]),
+            sweep.run("again", "{NANO}", data="synthetic", modes=["evaluate"]),
             sweep.run("bad", "{NANO}", data="synthetic", run__global_batch=100),
             sweep.run("blocked", "{NANO}", data="synthetic", run__global_batch=100, modes=["finetune"]),
         )
@@ -263,14 +263,14 @@ def test_failures_are_isolated_named_and_tried_again_on_demand(tmp_path):
     rows = {row["name"]: row for row in summary["runs"]}
     assert {name: row["state"] for name, row in rows.items()} == {
         "good": "done",
-        "tuned": "done",
+        "again": "done",
         "bad": "failed",
         "blocked": "blocked",
     }
     assert "run.global_batch=100 is more than the 64 images" in rows["bad"]["error"]
     assert "the training of bad failed" in rows["blocked"]["error"]
-    assert os.path.realpath(os.path.join(workdir, "tuned", "checkpoints")).endswith("good/checkpoints")
-    assert json.loads(open(os.path.join(workdir, "tuned", "finetune.json")).read())["size"] == 32
+    assert os.path.realpath(os.path.join(workdir, "again", "checkpoints")).endswith("good/checkpoints")
+    assert rows["again"]["top1"] == rows["good"]["top1"]
     assert rows["good"]["top1"] == json.loads(open(os.path.join(workdir, "good", "evaluate.json")).read())["top1"]
     own = len(local.shares(2)[0] or ()) or host.cores()
     assert f"CPU, {own} core" in open(os.path.join(workdir, "good", "run.log")).read()

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import tiny
+from tensorflow import keras
 
 from g16net import compat
 from g16net.errors import ConfigError
+from g16net.optim.rmsprop import RMSProp
+from g16net.optim.weight_average import AverageWeights, WeightAverage
 from g16net.run import assemble, devices
 from g16net.training import callbacks, runtime, train
 
@@ -25,16 +28,33 @@ def ending(workdir):
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "CHECKPOINT" not in name}
 
 
-@pytest.mark.run
+def test_averages_inside_an_optimizer_are_those_of_a_callback():
+    images, labels = np.random.default_rng(0).normal(size=(2, 16, 5)).astype("float32")
+    found = []
+    for inside in (True, False):
+        compat.set_seed(0)
+        model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(5), keras.layers.BatchNormalization()])
+        average, optimizer = WeightAverage(model, 0.5, "updates"), RMSProp(0.01)
+        if inside:
+            average.follow(optimizer)
+        model.compile(optimizer, "mse", steps_per_execution=3 if inside else 1)  # of eight: two are left
+        watching = [] if inside else [AverageWeights(average)]
+        model.fit(images, labels, batch_size=2, shuffle=False, verbose=0, callbacks=watching)
+        found.append([variable.numpy() for variable in average.named().values()])
+    for value, expected in zip(*found):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
         {"model__norm": "bn"},
-        pytest.param({"runtime__grad_accumulation": 2}, marks=pytest.mark.slow),
-        pytest.param({"runtime__max_skipped": 2}, marks=pytest.mark.slow),
-        pytest.param({"runtime__precision": "mixed_float16"}, marks=pytest.mark.slow),
-        pytest.param({"runtime__strategy": "mirrored"}, marks=pytest.mark.slow),
-        pytest.param({"optim__name": "keras:Adam", "optim__learning_rate": 1e-3}, marks=pytest.mark.slow),
+        {"runtime__grad_accumulation": 2},
+        {"runtime__max_skipped": 2},
+        {"runtime__precision": "mixed_float16"},
+        {"runtime__strategy": "mirrored"},
+        {"optim__name": "keras:Adam", "optim__learning_rate": 1e-3},
     ],
 )
 def test_averages_over_updates_are_those_of_updates_one_by_one(changes, tmp_path, monkeypatch):
@@ -92,7 +112,7 @@ def quiet(initialise):
     return lambda self, *args, **kwargs: initialise(self, *args, **{**kwargs, "lines": 1})
 
 
-@pytest.mark.parametrize("saving, first, last", [(None, 1, 4), (2, 1, 2)])
+@pytest.mark.parametrize("saving, first, last", [pytest.param(None, 1, 4, marks=pytest.mark.slow), (2, 1, 2)])
 def test_a_late_look_says_where_values_ceased_to_be_finite_and_saves_none_of_them(
     saving, first, last, tmp_path, monkeypatch
 ):
@@ -152,19 +172,18 @@ def test_a_constant_rate_is_warmed_up():
     assert assemble.schedule(tiny(schedule__name="constant", optim__learning_rate=0.5), 10) == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"model__norm": "bn", "model__group_size": 1},
         *(
-            pytest.param({"model__norm": norm, "model__group_size": size}, marks=pytest.mark.slow)
+            {"model__norm": norm, "model__group_size": size}
             for norm in ("bn", "gn", "ln", "gn_pn", "ln_pn")
             for size in (1, 16)
         ),
-        pytest.param({"runtime__max_skipped": 2, "optim__clip_norm": 0.5}, marks=pytest.mark.slow),
-        pytest.param({"data__mixup": 0.2, "data__mix_on_device": True}, marks=pytest.mark.slow),
-        pytest.param({"runtime__recompute": True}, marks=pytest.mark.slow),
+        {"runtime__max_skipped": 2, "optim__clip_norm": 0.5},
+        {"data__mixup": 0.2, "data__mix_on_device": True},
+        {"runtime__recompute": True},
     ],
     ids=lambda changes: ",".join(map(str, changes.values())),
 )
@@ -174,6 +193,13 @@ def test_xla_compiles_the_whole_step_to_what_the_plain_one_gives(changes, monkey
     plain, compiled = (steps(tiny(**PLAIN, regularise__ema=0.9, runtime__jit=jit, **changes)) for jit in (False, True))
     for name, value in plain.items():
         np.testing.assert_allclose(compiled[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.skipif(compat.TF_VERSION < (2, 8), reason="compile's jit_compile came with 2.8")
+def test_xla_is_asked_for_where_the_config_does(monkeypatch):
+    monkeypatch.setenv("G16NET_NATIVE", "0")
+    config = tiny(runtime__jit=True)
+    assert train.build(config, runtime.setup(config), 5, 3).trainer.jit_compile
 
 
 def steps(config):

@@ -6,15 +6,17 @@ import signal
 import socket
 import subprocess
 import time
+import types
 
 import helpers
 import pytest
+import tensorflow as tf
 
 from g16net import compat
 from g16net.config.batches import split
 from g16net.errors import ConfigError
-from g16net.run import records
-from g16net.training import evaluate, train
+from g16net.run import records, scoring
+from g16net.training import callbacks, evaluate, train
 
 pytestmark = [
     pytest.mark.run,
@@ -98,6 +100,7 @@ def as_alone(**changes):
     return helpers.tiny(run__epochs=2, regularise__survival_prob=1.0, regularise__dropout=0.0, **changes)
 
 
+@pytest.mark.slow
 def test_two_workers_train_as_one_and_the_chief_alone_writes(alone, tmp_path):
     workdirs = tmp_path / "chief", tmp_path / "other"
     chief, other = start_workers(*workdirs, options=PLAIN)
@@ -147,6 +150,7 @@ def test_mirrored_devices_train_as_one(options, alone, tmp_path):
     assert page.read_text() == mirrored
 
 
+@pytest.mark.slow
 def test_figures_of_batch_norm_on_replicas_are_those_of_their_checkpoint(tmp_path):
     options = [
         "--config.runtime.strategy=mirrored",
@@ -205,6 +209,31 @@ def test_a_second_process_in_a_workdir_is_refused(tmp_path):
     assert f"is in use: process {first.pid} on" in output
     first.send_signal(signal.SIGTERM)
     assert "the same command goes on from there" in finish(first, status=143)
+
+
+@pytest.mark.parametrize("chief", [True, False])
+def test_the_chief_alone_records(chief, tmp_path):
+    devices = types.SimpleNamespace(chief=chief)
+    book = callbacks.Bookkeeping(as_alone(), str(tmp_path), None, None, None, None, None, devices, None, None, None)
+    book._record({"kind": "epoch", "epoch": 1, "step": 4, "loss": 1.0})
+    assert [row["loss"] for row in history(tmp_path)] == ([1.0] if chief else [])
+    assert sorted(os.listdir(tmp_path)) == (["records.jsonl", "tensorboard"] if chief else [])
+
+
+def test_statistics_that_replicas_keep_for_themselves_become_their_mean():
+    class Statistic:
+        synchronization, value = tf.VariableSynchronization.ON_READ, None
+
+        def numpy(self):
+            return 3.0  # what reading it across replicas gives
+
+        def assign(self, value):
+            self.value = value
+
+    kept, shared = Statistic(), Statistic()
+    shared.synchronization = tf.VariableSynchronization.AUTO
+    scoring._one_for_all(types.SimpleNamespace(non_trainable_weights=[kept, shared]))
+    assert (kept.value, shared.value) == (3.0, None)
 
 
 def test_a_batch_that_does_not_divide_among_the_replicas():

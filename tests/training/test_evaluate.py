@@ -29,6 +29,7 @@ def tiny():
     return recipe.resolve(experiments.load("g16_ln_pn:demo,variant=NANO"))
 
 
+@pytest.mark.slow  # in test_cli.py with the other modes
 @pytest.mark.once
 def test_no_weights_and_no_program_are_made_twice_in_one_command(tmp_path, monkeypatch):
     evaluations, networks, programs = [], [], []

@@ -15,7 +15,7 @@ from g16net import config as config_lib
 from g16net.config import recipe
 from g16net.errors import ConfigError, UserError
 from g16net.run import assemble, checkpoint, records
-from g16net.training import evaluate, finetune, train
+from g16net.training import evaluate, finetune
 
 SCHEDULES = json.loads((helpers.GOLDEN / "schedules.json").read_text())
 LAST = "top,block7"
@@ -35,12 +35,12 @@ def tiny(norm="ln_pn", **changes):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """`norm -> workdir` of a trained run, which is trained once."""
+    """`norm -> workdir` of a run that is as if trained, made once."""
 
     @functools.lru_cache(maxsize=None)
     def of(norm):
         workdir = tmp_path_factory.mktemp(norm)
-        train.train(tiny(norm), str(workdir))
+        helpers.untrained_run(workdir, tiny(norm))
         return workdir
 
     return of

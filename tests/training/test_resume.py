@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import Died, die, slow_with_keras3, tiny, train_until
+from helpers import Died, die, tiny, train_until
 from tensorflow import keras
 
 from g16net import compat, config
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.run
 
 EXACT = compat.KERAS3 or compat.TF_VERSION >= (2, 11)  # before, random layers have no state that could be saved
 STEPS, EPOCHS = 4, 3
-PLAIN = {}
+PLAIN = {"regularise__ema": 0.9}  # and the moments of RMSProp
 # All that a run may have to keep: moving statistics, gradients added up over passes, random draws (those by default),
 # the moments of another optimizer, and an average that goes on with every update.
 FULL = {
@@ -77,6 +77,7 @@ def full(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_dying_within_an_epoch(full, tmp_path):
     with pytest.raises(Died):
         train_until(11, die, exact(FULL, checkpoint__background=False), tmp_path)
@@ -94,7 +95,6 @@ def test_dying_at_any_step(step, whole, tmp_path):
     assert_same_run(whole, tmp_path)
 
 
-@slow_with_keras3
 @pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_a_signal_saves_the_step_and_ends_the_run(name, whole, tmp_path):
     handler = signal.getsignal(getattr(signal, name))

@@ -114,13 +114,18 @@ def test_export_equals_the_live_model_at_two_sizes(trained):
 
 
 @slow_with_keras3
-@pytest.mark.parametrize(
-    "device",
-    [
-        pytest.param({}, marks=pytest.mark.slow),
-        {"data__mixup": 0.2, "data__mix_on_device": True},
-    ],
-)
+def test_a_run_of_growing_sizes_mixes_and_is_evaluated_at_another_size(tmp_path, monkeypatch):
+    config = tiny(run__epochs=2, data__progressive=(16, 32), data__eval_size=48, eval__every_epochs=2,
+                  data__mixup=0.2, data__cutmix=0.8)  # fmt: skip
+    sizes = watched_sizes(monkeypatch)
+    figures = train.train(config, str(tmp_path))
+    assert sizes == [(0, 16), (1, 32)] and figures["images"] == 64 and figures["train_size"] == 32
+    at_48 = evaluate.evaluate(config, str(tmp_path))
+    assert at_48["size"] == 48 and at_48["loss"] == pytest.approx(figures["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", [{}, {"data__mixup": 0.2, "data__mix_on_device": True}])
 def test_a_run_trains_at_one_size_and_is_evaluated_at_another(device, tmp_path):
     config = tiny(data__train_size=32, data__eval_size=48, **device)
     figures = train.train(config, str(tmp_path))
@@ -129,10 +134,8 @@ def test_a_run_trains_at_one_size_and_is_evaluated_at_another(device, tmp_path):
     assert at_48["size"] == 48 and at_48["loss"] == pytest.approx(figures["loss"], rel=1e-5)
 
 
-@slow_with_keras3
-def test_progressive_training_changes_the_size_at_its_epochs_and_resumes(tmp_path, monkeypatch):
-    config = tiny(run__epochs=5, data__progressive=(16, 32), eval__every_epochs=5)
-    assert assemble.progressive_parts(config) == [(16, 0, 2), (32, 2, 5)]
+def watched_sizes(monkeypatch):
+    """`(first epoch, pixels)` of each stream of training images from now on, in a list."""
     sizes, batches = [], assemble.train_batches
 
     def watched(config, source, start_epoch, start_step=0, **options):
@@ -141,6 +144,18 @@ def test_progressive_training_changes_the_size_at_its_epochs_and_resumes(tmp_pat
         return data
 
     monkeypatch.setattr(assemble, "train_batches", watched)
+    return sizes
+
+
+def test_sizes_of_progressive_training_share_its_epochs():
+    config = tiny(run__epochs=5, data__progressive=(16, 32))
+    assert assemble.progressive_parts(config) == [(16, 0, 2), (32, 2, 5)]
+
+
+@pytest.mark.slow
+def test_progressive_training_changes_the_size_at_its_epochs_and_resumes(tmp_path, monkeypatch):
+    config = tiny(run__epochs=5, data__progressive=(16, 32), eval__every_epochs=5)
+    sizes = watched_sizes(monkeypatch)
     with pytest.raises(Died):
         train_until(3 * STEPS + 1, die, config, tmp_path)
     assert train.train(config, str(tmp_path))["resumed_from_epoch"] == 3
@@ -149,7 +164,7 @@ def test_progressive_training_changes_the_size_at_its_epochs_and_resumes(tmp_pat
     assert [record["step"] for record in history] == [STEPS * epoch for epoch in range(1, 6)]
 
 
-@pytest.mark.run
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(tmp_path):
     config = tiny(optim__learning_rate=1e30)
     with pytest.raises(FloatingPointError, match=r"at step [234] .*learning_rate"):
@@ -294,12 +309,23 @@ def test_mixing_on_the_device_equals_mixing_on_the_host():
     np.testing.assert_allclose(logits, network(mixed).numpy(), atol=1e-4)
 
 
-@slow_with_keras3
+def test_augmentation_changes_the_images_of_a_run_and_no_label():
+    batches = []
+    for augment in ("none", "randaugment"):
+        config = tiny(data__augment=augment, data__crop="box")
+        source = assemble.open_source_of(config, "train")
+        batches.append([part.numpy() for part in next(iter(assemble.train_batches(config, source)))])
+    (plain, labels), (images, same_labels) = batches
+    assert images.shape == plain.shape == (16, 32, 32, 3) and (images != plain).any()
+    np.testing.assert_array_equal(labels, same_labels)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
         {"data__mixup": 0.2, "data__cutmix": 0.8, "data__augment": "randaugment", "data__crop": "box"},
-        pytest.param({"data__mixup": 0.2, "data__cutmix": 0.8, "data__mix_on_device": True}, marks=pytest.mark.slow),
+        {"data__mixup": 0.2, "data__cutmix": 0.8, "data__mix_on_device": True},
     ],
 )
 def test_mixing_and_augmentation_train(changes, tmp_path):
