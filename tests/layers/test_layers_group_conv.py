@@ -85,6 +85,19 @@ def test_lowering_without_gradient_is_passed_over(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(native.library(), "g16_group_conv"), reason="for CPUs with AVX2, and a compiler")
+def test_a_layer_is_built_and_trains_where_functions_run_eagerly(monkeypatch):
+    monkeypatch.setattr(group_conv, "_works", {})
+    tf.config.run_functions_eagerly(True)
+    try:
+        layer = GroupConv2D(3, group_size=4)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(image(8)) ** 2)
+        assert np.any(tape.gradient(loss, layer.trainable_weights)[0])
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert group_conv._works
+
+
 def test_maps_in_float32_take_the_native_operation_where_it_is_faster(monkeypatch):
     assert native.convolves(tf.zeros([1, 32, 32, 32]), 16)
     assert native.convolves(tf.zeros([1, 28, 28, 32]), 16) == (native._vector == 8)
