@@ -6,8 +6,10 @@ classes and calls, which Keras 3 reads for the sake of older files. Classes of t
 more. Needs neither TensorFlow nor Keras.
 """
 
+import inspect
 import json
 import os
+import sys
 import tempfile
 import zipfile
 from typing import Any, Dict, List, Optional, Sequence
@@ -34,7 +36,6 @@ ONLY_KERAS3: Dict[str, Dict[str, Any]] = {
        for kind in ("Integer", "String")},
 }  # fmt: skip
 ONLY_KERAS2: Dict[str, Dict[str, Any]] = {
-    "Embedding": {"input_length": None},
     **{f"Conv{rank}DTranspose": {"groups": 1} for rank in (1, 2, 3)},
     **{f"{kind}Conv{rank}D": {"groups": 1} for kind in ("Depthwise", "Separable") for rank in (1, 2)},
     **{f"SpatialDropout{rank}D": {"noise_shape": None} for rank in (1, 2, 3)},
@@ -43,12 +44,14 @@ ONLY_KERAS2: Dict[str, Dict[str, Any]] = {
 # What Keras 2 writes for its own layers though nothing depends on it; Keras 3 does not know it.
 IN_VAIN = {
     "Discretization": ("trainable",),
+    "Embedding": ("input_length",),
     **{f"SeparableConv{rank}D": tuple(f"kernel_{part}" for part in ("initializer", "regularizer", "constraint"))
        for rank in (1, 2)},
     **{f"SpatialDropout{rank}D": ("trainable",) for rank in (1, 2, 3)},
 }  # fmt: skip
 # Keras 2's words, which Keras 3 reads too, for its own.
 RENAMED = {"LeakyReLU": {"negative_slope": "alpha"}}
+OPERATIONS = ("keras.src.ops", "keras.ops")  # modules of what Keras 3 makes of operators: x + 1, x[:, 0]
 # Own layers of which each generation's description is an error in the other.
 OF_ONE_GENERATION = (
     "MultiHeadAttention",
@@ -141,6 +144,12 @@ def both(described: Any) -> Any:
                           for layer in form["layers"]]  # fmt: skip
     form = {key: part for key, part in form.items() if key not in UNKNOWN or part not in (None, False)}
     form.pop("rng_type", None)  # of tf-keras: how a layer draws, which is no part of what it computes
+    operation = str(described.get("module")).startswith(OPERATIONS)
+    if operation or kind in OF_ONE_GENERATION and (_of_keras(described) or kind.endswith("OpLambda")):
+        raise ValueError(
+            f"the {kind} {form.get('name')!r} is described by tf-keras and Keras 3 in ways that exclude each other; "
+            "save such a model in the generation that reads it"
+        )
     if _of_keras(described):
         form = _common_words(kind, form)
     return {key: both(part) for key, part in dict(described, config=form).items() if key not in left_out}
@@ -154,11 +163,6 @@ def _common_words(kind, form):
     """The arguments `form` of Keras' own class `kind` without those that one generation alone has; ValueError where
     one of them has another value than its default."""
     name = form.get("name")
-    if kind in OF_ONE_GENERATION:
-        raise ValueError(
-            f"the {kind} {name!r} is described by tf-keras and Keras 3 in ways that exclude each other; save such a "
-            "model in the generation that reads it"
-        )
     if "hard_sigmoid" in (form.get("activation"), form.get("recurrent_activation")):
         raise ValueError(
             f"hard_sigmoid, of the {kind} {name!r}, is another function in tf-keras than in Keras 3; take another "
@@ -200,7 +204,21 @@ def _call(node, layer):
     (given,) = node["args"]
     tensors = given if isinstance(given, list) else [given]
     arguments = dict(node["kwargs"])
-    # Keras 3 notes what augmentations do by default, and follows the model's call; tf-keras would augment test images.
-    if _of_keras(layer) and layer["class_name"] in AUGMENTATIONS and arguments.get("training") is True:
+    # Keras 3 notes a layer's default, too, and follows the model's call all the same. tf-keras would follow the note:
+    # augmentations would be on in testing, and dropout off in training.
+    if arguments.get("training", None) is not None and arguments["training"] == _default_training(layer):
         del arguments["training"]
     return [[*tensor["config"]["keras_history"], arguments] for tensor in tensors]
+
+
+def _default_training(layer):
+    """What the described layer takes for `training` where it is not told; None for classes that nobody here knows."""
+    if _of_keras(layer):
+        return layer["class_name"] in AUGMENTATIONS
+    for name in ("keras", "tf_keras"):
+        saving = getattr(sys.modules.get(name), "saving", None)
+        found = saving and saving.get_registered_object(layer["registered_name"])
+        if found:
+            parameter = inspect.signature(found.call).parameters.get("training")
+            return parameter and parameter.default
+    return None

@@ -166,14 +166,16 @@ def warn(text: str) -> None:
 
 def keep(config: ConfigDict, workdir: str, source: Source, tested: Optional[Source] = None) -> None:
     """Writes the facts of `source`, and a digest of the evaluation split `tested`, beside the run in `workdir`, after
-    `check` has let it pass; a finished run keeps those that it has."""
+    `check` has let it pass; a finished run keeps those of its training, and is tested on what it is measured on now."""
     new = facts(config, source)
     if tested is not None and tested.contents:
         new["tested"] = {"split": tested.split, **{key: tested.contents()[key] for key in ("images", "digest")}}
     if _read(Workdir(workdir).classes) != new["classes"]:
         records.write_json(Workdir(workdir).classes, new["classes"])
     old = _read(Workdir(workdir).data)
-    if old != new and not (old and finished(config, workdir)):
+    if old and finished(config, workdir):
+        new = {**old, **({"tested": new["tested"]} if "tested" in new else {})}
+    if old != new:
         records.write_json(Workdir(workdir).data, new)
 
 

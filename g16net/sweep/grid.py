@@ -84,7 +84,10 @@ def load(experiment, assignments=(), data=""):
     for one in runs:
         if data:
             one["data"] = data
-            one["fields"] = {key: value for key, value in one["fields"].items() if key not in DATA}
+            # a set by its name may lie in a folder that a run names without a set
+            placed = data.startswith(("tfds:", "hf:")) and DATA[0] not in one["fields"]
+            replaced = DATA[:1] if placed else DATA
+            one["fields"] = {key: value for key, value in one["fields"].items() if key not in replaced}
         one["fields"] = {**one["fields"], **{key: config_lib.parse_value(key, text) for key, text in assignments}}
         _check(one, names)
         names.add(one["name"])

@@ -127,8 +127,8 @@ def settings_of(config: ConfigDict, workdir: str, size: int, start: Dict[str, An
     settings = {"size": size, **fields, **{f"start.{key}": value for key, value in start.items()}}
     if os.path.exists(files.settings):
         before_these_fields = {"optimizer": "rmsprop", "clip_norm": 0.0, "layer_decay": 1.0}
-        before_these_fields.update(_of_images(resolve.of_run(workdir) or config))
-        before_these_fields[PRECISION] = config.runtime.precision  # in which they were, nothing tells
+        run = resolve.of_run(workdir) or config
+        before_these_fields.update(_of_images(run), **{PRECISION: run.runtime.precision})
         old = {**before_these_fields, **_read_json(files.settings)}
         different = [f"{k}: {old.get(k)} -> {settings.get(k)}" for k in settings if old.get(k) != settings[k]]
         if different:

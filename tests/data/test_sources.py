@@ -288,7 +288,7 @@ def test_tfds_errors(prepared, name, split, message):
         open_source(name, split, prepared)
 
 
-@pytest.mark.parametrize("sole", ["all", "full", "train", "Training"])
+@pytest.mark.parametrize("sole", ["all", "full", "train", "Training", "seg_train"])
 def test_the_name_of_the_only_split_is_all_of_it_unless_it_says_training(sole):
     assert labels.ask(sole, {sole: None}, "here").part == ("all" if sole in ("all", "full") else "train")
     assert (

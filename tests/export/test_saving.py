@@ -288,6 +288,8 @@ def test_what_the_generations_compute_or_describe_differently_is_refused():
     with pytest.raises(ValueError, match=r"axis=\[1, 2\] of the BatchNormalization 'a' is unknown to Keras 3"):
         portable.both(layer("BatchNormalization", axis=[1, 2]))
     image = keras.Input((2,))
+    with pytest.raises(ValueError, match="described by tf-keras and Keras 3 in ways that exclude each other"):
+        portable.both({"class_name": "Functional", "config": keras.Model(image, image * 2.0).get_config()})
     inner = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)], name="inner")
     described = {"class_name": "Functional", "config": keras.Model(image, inner(image)).get_config()}
     with pytest.raises(ValueError, match="Sequential 'inner' is a model within the model"):
@@ -296,15 +298,22 @@ def test_what_the_generations_compute_or_describe_differently_is_refused():
 
 @NEW_FORMAT
 def test_dropout_that_is_always_on_stays_so(tmp_path):
-    """Monte Carlo dropout. Keras 3 notes the same argument for augmentations, which have it by default."""
+    """Monte Carlo dropout. Keras 3 notes the argument of other layers too, where it is their default."""
+
+    @keras.utils.register_keras_serializable("tests")
+    class Noisy(keras.layers.Layer):
+        def call(self, x, training=True):
+            return x
+
     image = keras.Input((8, 8, 3))
-    noisy = keras.layers.Dropout(0.5)(keras.layers.RandomFlip()(image), training=True)
+    plain = keras.layers.GaussianNoise(0.1)(keras.layers.RandomFlip()(image))
+    noisy = keras.layers.Dropout(0.5)(Noisy()(plain), training=True)
     path = str(tmp_path / "noisy.keras")
     portable.save(keras.Model(image, noisy), path)
     with zipfile.ZipFile(path) as archive:
         described = json.loads(archive.read("config.json"))["config"]["layers"]
     calls = {one["class_name"]: one["inbound_nodes"][0][0][3].get("training") for one in described[1:]}
-    assert calls == {"RandomFlip": None, "Dropout": True}
+    assert calls == {"RandomFlip": None, "GaussianNoise": None, "Noisy": None, "Dropout": True}
     images = np.ones((1, 8, 8, 3), np.float32)
     assert (np.asarray(keras.models.load_model(path)(images)) == 0).any()
 

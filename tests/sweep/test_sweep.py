@@ -83,6 +83,9 @@ def test_the_same_run_on_other_data_is_another_training(tmp_path):
         sweep.load(path, data="digits")
     named = write(tmp_path / "named.py", f"[sweep.run('a', {TINY!r}, data={str(tmp_path / 'first')!r})]")
     assert sweep.load(named, data="digits")[0]["data"] == "digits"
+    placed = write(tmp_path / "placed.py", f"[sweep.run('a', {TINY!r}, data__dir='/data/tfds')]")
+    assert sweep.load(placed, data="tfds:mnist")[0]["fields"]["data.dir"] == "/data/tfds"
+    assert "data.dir" not in sweep.load(placed, data="digits")[0]["fields"]
     fields = "data__name='folder', data__dir="
     runs = [f"sweep.run({n!r}, {TINY!r}, {fields}{str(tmp_path / folder)!r})" for n, folder in folders.items()]
     path = write(tmp_path / "fields.py", f"[{', '.join(runs)}]")

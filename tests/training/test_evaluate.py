@@ -144,7 +144,9 @@ def test_test_images_that_changed_since_the_training_are_not_the_runs_own(tmp_pa
     assert changed() == {}
 
 
-def test_the_runs_own_test_images_are_its_own_by_another_name_and_of_another_split_nothing_is_known(tmp_path):
+def test_the_runs_own_test_images_are_its_own_by_another_name_and_of_another_split_nothing_is_known(
+    tmp_path, monkeypatch
+):
     config, workdir, root = tiny(), str(tmp_path / "run"), str(tmp_path / "photos")
     for split in ("train", "val", "test"):
         class_folders(root, {"cat": 3, "dog": 4}, split)
@@ -166,6 +168,10 @@ def test_the_runs_own_test_images_are_its_own_by_another_name_and_of_another_spl
     assert changed() == {"data.dir": config.data.dir, "data.eval_split": "test"}
     config_lib.save(config, os.path.join(workdir, "config.json"))  # a run that shares the training of another
     assert changed() == {}
+    monkeypatch.setattr(run_data, "finished", lambda config, workdir: True)
+    run_data.keep(config, workdir, *assemble.open_sources(config))  # measured on it
+    config.data.eval_split = "val"
+    assert changed() == {"data.eval_split": "val"}
 
 
 def save(workdir, model, average, source):

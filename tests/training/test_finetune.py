@@ -305,6 +305,10 @@ def test_other_images_are_another_fine_tuning_and_their_figures_say_so(workdir_o
     assert finetune.finetune(config, workdir)["epochs"] == 1
     records.write_json(settings, kept)
     config.runtime.precision = "mixed_bfloat16"
+    records.write_json(settings, of_before)
+    with pytest.raises(UserError, match="runtime.precision: float32 -> mixed_bfloat16"):  # it was in the run's
+        finetune.finetune(config, workdir)
+    records.write_json(settings, kept)
     with pytest.raises(UserError, match="(?s)another fine-tuning.*runtime.precision: float32 -> mixed_bfloat16"):
         finetune.finetune(config, workdir)
     own = config_lib.load(os.path.join(workdir, "config.json")).to_dict()

@@ -45,8 +45,8 @@ def ask(split: str, found: Any, where: str, train_split: str = "") -> Asked:
         (sole,) = found
         if role(sole) in (None, TRAIN):
             trained = TRAIN if train_split == sole else train_split
-            named = split == sole and role(sole) is None
-            asked = (TRAIN if split == train_split else ALL) if named else split
+            whole = role(sole) is None and split != train_split
+            asked = (ALL if whole else TRAIN) if split == sole else split
             return Asked(sole, sole, share(asked, trained, where))
     remedy = "Name the splits: --config.data.train_split=NAME --config.data.eval_split=NAME"
     chosen = choose(split, found, where, remedy)
