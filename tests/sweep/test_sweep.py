@@ -282,10 +282,10 @@ def test_failures_are_isolated_named_and_tried_again_on_demand(tmp_path):
 
     again = sweep.sweep(path, workdir, main, jobs=2, show=shown.append)
     assert again["runs"] == summary["runs"] and again["seconds"] < 5
-    assert attempts(workdir, "good", "tuned", "bad") == [1, 1, 1]
+    assert attempts(workdir, "good", "again", "bad") == [1, 1, 1]
     again = sweep.sweep(path, workdir, main, jobs=2, retry=True, show=shown.append)
     assert [row["state"] for row in again["runs"]] == ["done", "done", "failed", "blocked"]
-    assert attempts(workdir, "good", "tuned", "bad") == [1, 1, 2]
+    assert attempts(workdir, "good", "again", "bad") == [1, 1, 2]
     assert not os.path.exists(os.path.join(workdir, "blocked"))
 
 
