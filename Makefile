@@ -28,7 +28,7 @@ demo: $(VENV)/.installed  ## trains, evaluates and exports on the embedded digit
 quick: $(VENV)/.installed  ## seconds: no process is started, nothing is trained
 	TF_USE_LEGACY_KERAS=1 $(PYTEST) -m "not slow and not run" tests
 
-test: $(VENV)/.installed  ## ten minutes: with tf-keras, then what differs with Keras 3
+test: $(VENV)/.installed  ## about twenty minutes: with tf-keras, then what differs with Keras 3
 	TF_USE_LEGACY_KERAS=1 $(PYTEST) -m "not slow" tests
 	TF_USE_LEGACY_KERAS=0 $(PYTEST) -m "not slow and not once" $(KERAS3)
 
