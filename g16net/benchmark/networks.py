@@ -184,13 +184,13 @@ def ours(config):
         name = " +".join([assemble.title(other), *changes])
         if name in found:
             raise ConfigError(f"benchmark.experiments: {text!r} is {name!r}, which is timed already; leave it out")
-        found[name] = recipe.resolve(other)
+        found[name] = recipe.resolve(other, begun=True)  # steps are timed, whatever their schedule
 
     def options(config):
         def of(precision):
             chosen = config.copy_and_resolve_references().unlock()
             chosen.runtime.precision = precision
-            return {"config": recipe.resolve(chosen)}
+            return {"config": recipe.resolve(chosen, begun=True)}
 
         return of
 

@@ -12,6 +12,7 @@ from made_data import class_folders
 
 from g16net import compat
 from g16net import config as config_lib
+from g16net.benchmark import networks
 from g16net.cli import command, environment
 from g16net.cli import main as cli
 from g16net.cli.modes import MODES
@@ -330,6 +331,7 @@ def test_what_new_trainings_alone_are_asked_is_not_asked_of_a_run_that_has_begun
     config_lib.save(stored, Workdir(workdir).config)
     config, _, _ = resolve.resolve([], None, None, workdir)
     command.check_workdir({"predict": MODES["predict"]._replace(checks=())}, config, workdir)
+    networks.check(config)
     with pytest.raises(ConfigError, match="more than run.epochs=3"):
         tiny(**changes)
 
