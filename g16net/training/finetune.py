@@ -114,21 +114,19 @@ def settle(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any]) -
     records.write_json(files.settings, settings)
 
 
-# What prepares and chooses the images, of which a run leaves some open; where they lie makes no other ones.
-OF_IMAGES = sorted(set(evaluate.OF_IMAGES) & set(recipe.FREE_KEYS) - {"data.dir"})
-PRECISION = "runtime.precision"
+# What prepares, chooses and computes the images, of which a run leaves some open; where they lie makes no other ones.
+LEFT_OPEN = [*sorted(set(evaluate.OF_IMAGES) & set(recipe.FREE_KEYS) - {"data.dir"}), "runtime.precision"]
 
 
 def settings_of(config: ConfigDict, workdir: str, size: int, start: Dict[str, Any]) -> Dict[str, Any]:
     """What this fine-tuning is, for its `settings.json`; UserError where its folder holds another one."""
     files = Workdir(workdir).finetuning(config.finetune.folder, size)
     fields = {k: v for k, v in config.finetune.to_dict().items() if k not in ("sizes", "folder", "cache_gb")}
-    fields.update(_of_images(config), **{PRECISION: config.runtime.precision})
+    fields.update(_left_open(config))
     settings = {"size": size, **fields, **{f"start.{key}": value for key, value in start.items()}}
     if os.path.exists(files.settings):
         before_these_fields = {"optimizer": "rmsprop", "clip_norm": 0.0, "layer_decay": 1.0}
-        run = resolve.of_run(workdir) or config
-        before_these_fields.update(_of_images(run), **{PRECISION: run.runtime.precision})
+        before_these_fields.update(_left_open(resolve.of_run(workdir) or config))
         old = {**before_these_fields, **_read_json(files.settings)}
         different = [f"{k}: {old.get(k)} -> {settings.get(k)}" for k in settings if old.get(k) != settings[k]]
         if different:
@@ -139,8 +137,8 @@ def settings_of(config: ConfigDict, workdir: str, size: int, start: Dict[str, An
     return settings
 
 
-def _of_images(config):
-    return {key: config[key.split(".")[0]][key.split(".")[1]] for key in OF_IMAGES}
+def _left_open(config):
+    return {key: config[key.split(".")[0]][key.split(".")[1]] for key in LEFT_OPEN}
 
 
 @runtime.in_precision
